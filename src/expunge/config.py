@@ -1,0 +1,115 @@
+"""Sections: frozen, documented parts of a recipe, read from YAML with one readable error."""
+
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from expunge.errors import RecipeError
+from expunge.registry import did_you_mean
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: immutable, closed to unknown fields, documented by field."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_default=True,
+    )
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_section(path: Path | str, section: type[AnySection]) -> AnySection:
+    """Read the YAML file at `path` into `section`; whatever is wrong is one `RecipeError`."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    try:
+        fields = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not valid YAML: {where}") from None
+    if not isinstance(fields, dict):
+        raise RecipeError(
+            f"{path} must hold named fields (key: value), not {type(fields).__name__}"
+        )
+    return parse_section(fields, section, origin=str(path))
+
+
+def parse_section(fields: Any, section: type[AnySection], *, origin: str) -> AnySection:
+    """Check `fields` against `section`; `origin` is named in the error."""
+    try:
+        return section.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {_explain(error, section)}") from None
+
+
+def _explain(error: ValidationError, section: type[Section]) -> str:
+    """Say on one line what the first faults are, the nearest right name beside an unknown one."""
+    sentences = []
+    for fault in error.errors()[:3]:
+        place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            known = _known_fields(section, fault["loc"][:-1])
+            near = did_you_mean(str(fault["loc"][-1]), known)
+            sentences.append(f"unknown field {place}.{near} Known here: {', '.join(sorted(known))}")
+        elif fault["type"] == "missing":
+            sentences.append(f"field {place} is missing")
+        else:
+            reason = fault["msg"].removeprefix("Value error, ")
+            sentences.append(f"{place}: {reason} (got {str(fault['input'])[:80]!r})")
+    more = error.error_count() - len(sentences)
+    return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
+
+
+def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section that `location` leads to."""
+    here: Any = section
+    for part in location:
+        inner = [kind for kind in _section_types(here)]
+        if not inner:
+            return []
+        fields = inner[0].model_fields
+        here = fields[part].annotation if part in fields else here
+    found = _section_types(here)
+    return sorted(found[0].model_fields) if found else []
+
+
+def _section_types(annotation: Any) -> list[type[Section]]:
+    """Every Section class inside a type such as `dict[str, Branch] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [kind for arg in typing.get_args(annotation) for kind in _section_types(arg)]
+    return []
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, refusing a key that is given twice."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{key}' is given twice", key_node.start_mark
+            )
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

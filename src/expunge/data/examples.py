@@ -1,0 +1,60 @@
+"""Examples: one prompt and the answer to be learnt, kept or forgotten; documents: plain text."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from expunge.errors import DataError
+
+_KIND_AT_END = re.compile(r"^(?P<document>.*?)\"?(?P<kind>sc|qa)\d+\"?$", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item: a prompt and its answer. A plain text is an empty prompt with the text as answer."""
+
+    id: str
+    prompt: str
+    answer: str
+    task: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`sc` (sentence completion), `qa` (question), or `""` where the id does not say."""
+        found = _KIND_AT_END.match(self.id)
+        return found["kind"] if found else ""
+
+    @property
+    def document(self) -> str:
+        """The part of the id that all items of one document share (stray quotes removed)."""
+        found = _KIND_AT_END.match(self.id)
+        return (found["document"] if found else self.id).strip('"')
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One whole text, as a membership attack reads it."""
+
+    id: str
+    text: str
+
+
+def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None:
+    """Refuse sets that share an item: what is to be forgotten cannot also be kept."""
+    kept = {(example.prompt, example.answer): example.id for example in retain}
+    for example in forget:
+        twin = kept.get((example.prompt, example.answer))
+        if twin is not None:
+            raise DataError(
+                f"forget item {example.id} and retain item {twin} are the same text; "
+                "take it out of one of the sets"
+            )
+
+
+def check_unique_ids(examples: Iterable[Example | Document], origin: str) -> None:
+    """Refuse an id that stands for two items: scores are kept by id."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(f"{origin} holds the id {example.id!r} twice; ids must be unique")
+        seen.add(example.id)

@@ -1,0 +1,38 @@
+"""The errors a user can cause, drawn as a tree; each message says what was wrong, where, and what would be right.
+
+ExpungeError
+├── RecipeError      a recipe or an option says something that cannot be
+├── DataError        a data file or an example is missing, malformed or unusable
+├── ModelError       a model, tokenizer or adapter is missing, malformed or unusable
+├── MergeError       the given models cannot be merged as asked
+├── TrainingError    a loss became NaN or infinite, or nothing moved
+└── RunError         a run folder cannot be used: another recipe's, read-only, disk full
+"""
+
+
+class ExpungeError(Exception):
+    """Something the user can put right. The command line prints it on one line and exits with 2."""
+
+
+class RecipeError(ExpungeError):
+    """A recipe or an option says something that cannot be."""
+
+
+class DataError(ExpungeError):
+    """A data file or an example is missing, malformed or unusable."""
+
+
+class ModelError(ExpungeError):
+    """A model, tokenizer or adapter is missing, malformed or unusable."""
+
+
+class MergeError(ExpungeError):
+    """The given models cannot be merged as asked."""
+
+
+class TrainingError(ExpungeError):
+    """Training cannot go on: a loss became NaN or infinite, or an adapter did not move."""
+
+
+class RunError(ExpungeError):
+    """A run folder cannot be used: it belongs to another recipe, is read-only, or the disk is full."""

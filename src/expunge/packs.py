@@ -1,0 +1,115 @@
+"""Packs: many sequences in one row, each attending to itself alone, without padding.
+
+Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from expunge.errors import ModelError
+
+PACKED_ATTENTION = "expunge_packed"
+"""The attention that models are loaded with; without `lengths` it is plain SDPA."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """B sequences laid end to end; each attends to itself alone."""
+
+    tokens: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64, from 0 in each sequence
+    lengths: tuple[int, ...]  # B lengths that sum to T
+    scored: Tensor  # (N,) index into the T tokens of the token *before* each scored one
+    targets: Tensor  # (N,) the scored tokens
+    sequence: Tensor  # (N,) which of the B sequences each belongs to
+    ids: tuple[str, ...]
+
+
+def hidden_states(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """Final hidden states of the tokens that predict the scored ones: (N, d)."""
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
+    decoder = model.get_decoder()
+    # A four-dimensional mask is passed through untouched; `lengths` is what packed attention reads.
+    unused_mask = torch.empty(1, 1, 1, 1, device=pack.tokens.device)
+    states = decoder(
+        input_ids=pack.tokens[None],
+        position_ids=pack.positions[None],
+        attention_mask=unused_mask,
+        use_cache=False,
+        lengths=pack.lengths,
+    ).last_hidden_state[0]
+    return states[pack.scored]
+
+
+def output_head(model: PreTrainedModel) -> Tensor:
+    """The weight of the output head: (V, d)."""
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ModelError("this model's output head has a bias, which packed scoring lacks")
+    return head.weight  # pyright: ignore[reportReturnType, reportOptionalMemberAccess]
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Refuse a model whose packed scores differ from its own logits, one sequence at a time.
+
+    That catches a head that is more than a matrix (soft caps, scales) and layers that mix the
+    sequences of a pack (recurrent state).
+    """
+    vocabulary = len(output_head(model))
+    tokens = [[(7 * i + 3 * k) % vocabulary for i in range(4 + k)] for k in range(2)]
+    device = next(model.parameters()).device
+    flat = torch.tensor([token for row in tokens for token in row], device=device)
+    positions = torch.tensor([i for row in tokens for i in range(len(row))], device=device)
+    lengths = tuple(len(row) for row in tokens)
+    everywhere = torch.arange(len(flat), device=device)
+    pack = Pack(flat, positions, lengths, everywhere, flat, flat, ("", ""))
+    packed = (hidden_states(model, pack) @ output_head(model).T).float()
+    alone = [model(input_ids=row[None]).logits[0].float() for row in flat.split(lengths)]
+    expected = torch.cat(alone)
+    error = (packed - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    if not error < 0.05:
+        raise ModelError(
+            f"{type(model).__name__} cannot be scored in packs: its logits differ by "
+            f"{error:.0%} from those of one sequence at a time"
+        )
+
+
+def _packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    lengths: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention within each of the packed sequences; without `lengths`, plain SDPA."""
+    if lengths is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    if options.get("sliding_window") and max(lengths) > options["sliding_window"]:
+        raise ModelError("a sequence is longer than this model's sliding window")
+    each: Callable[[Tensor], tuple[Tensor, ...]] = lambda t: t.split(lengths, dim=2)  # noqa: E731
+    parts = [
+        F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for q, k, v in zip(each(query), each(key), each(value), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

@@ -1,0 +1,211 @@
+"""Run folders: content-addressed stages, provenance, atomic writes, resume.
+
+A stage is a folder `stages/NAME-KEY`, where KEY is the hash of its recipe section, of its inputs
+and of the code's version. It is built in `NAME-KEY.partial` and renamed when complete, so a
+folder without that ending is whole, and a killed stage finds its own checkpoints again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import expunge
+from expunge.config import Section
+from expunge.errors import RunError
+
+PROVENANCE = "stage.json"
+
+
+class Run:
+    """The folder of one recipe's results."""
+
+    def __init__(self, root: Path | str, *, owner: str) -> None:
+        """Open or create `root` for the recipe called `owner`; another recipe's is refused."""
+        self.root = Path(root)
+        with _readable_errors(self.root):
+            (self.root / "stages").mkdir(parents=True, exist_ok=True)
+            mark = self.root / "run.json"
+            if mark.exists():
+                found = read_json(mark).get("recipe")
+                if found != owner:
+                    raise RunError(
+                        f"{self.root} belongs to the recipe '{found}', not to '{owner}'; "
+                        "choose another --out"
+                    )
+            else:
+                write_json(mark, {"recipe": owner})
+
+    def stage(
+        self,
+        name: str,
+        section: Section,
+        inputs: Mapping[str, str],
+        build: Callable[[Path], Any],
+    ) -> Path:
+        """The finished folder of a stage: found, or built by `build(folder)` and then sealed.
+
+        `inputs` maps a name to the hash (or stage key) of each input. `build` writes into the
+        folder it is given; what a killed build left there, it finds again.
+        """
+        key = stage_key(name, section, inputs)
+        done = self.root / "stages" / f"{name}-{key}"
+        if done.exists():
+            return done
+        partial = done.with_name(done.name + ".partial")
+        with _readable_errors(partial):
+            partial.mkdir(exist_ok=True)
+            start = time.monotonic()
+            build(partial)
+            write_json(
+                partial / PROVENANCE,
+                {
+                    "stage": name,
+                    "key": key,
+                    "section": section.model_dump(mode="json"),
+                    "inputs": dict(inputs),
+                    "wall_seconds": round(time.monotonic() - start, 2),
+                    **provenance(),
+                },
+            )
+            partial.rename(done)
+            _sync(done.parent)
+        return done
+
+
+def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
+    """Twelve hex digits that stand for a stage's recipe, inputs and code version."""
+    content = json.dumps(
+        [name, section.model_dump(mode="json"), dict(sorted(inputs.items())), expunge.__version__],
+        sort_keys=True,
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def provenance() -> dict[str, Any]:
+    """What ran: versions, commit, hardware, peak memory of this process so far."""
+    import transformers
+
+    return {
+        "expunge": expunge.__version__,
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+` where it is modified."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=10", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """One hash over the names and contents of a folder's files (provenance left out)."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != PROVENANCE):
+        digest.update(f"{path.relative_to(folder)}:{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a broken one is a `RunError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not valid JSON: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, for no reader could take it."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; on success it is synced and takes the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _readable_errors(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+
+
+@contextlib.contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a `RunError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        where = error.filename or path
+        raise RunError(f"cannot write {where}: {_REASONS[error.errno]}") from None

@@ -1,0 +1,144 @@
+"""The one primitive: a packed forward pass to per-token log-probabilities, shifted and masked.
+
+Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
+Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from expunge.packs import Pack, hidden_states, output_head
+
+BLOCK = 512
+"""Scored tokens whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the scored tokens of B sequences (float32, natural logs)."""
+
+    token_logps: Tensor  # (N,)
+    sequence: Tensor  # (N,) index of the sequence each token belongs to
+    count: int  # B
+    token_kl: Tensor | None = None  # (N,) KL(reference || current), where asked for
+
+    @property
+    def lengths(self) -> Tensor:
+        """Scored tokens of each sequence: (B,)."""
+        return self.sum_by_sequence(torch.ones_like(self.token_logps))
+
+    @property
+    def logps(self) -> Tensor:
+        """Log-probability of each whole sequence, the sum over its tokens: (B,)."""
+        return self.sum_by_sequence(self.token_logps)
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean negative log-likelihood a token, of each sequence: (B,)."""
+        return -self.logps / self.lengths
+
+    def sum_by_sequence(self, values: Tensor) -> Tensor:
+        """Sum per-token `values` (N,) over each sequence: (B,)."""
+        return values.new_zeros(self.count).index_add(0, self.sequence, values)
+
+    def span(self, start: int, stop: int) -> "Scores":
+        """The scores of sequences start..stop-1 alone."""
+        inside = (self.sequence >= start) & (self.sequence < stop)
+        kl = None if self.token_kl is None else self.token_kl[inside]
+        return Scores(self.token_logps[inside], self.sequence[inside] - start, stop - start, kl)
+
+
+def score(model: PreTrainedModel, pack: Pack, *, reference_states: Tensor | None = None) -> Scores:
+    """Forward `pack` once; per-token log-probs, and KL to the reference if its states are given.
+
+    `reference_states` (N, d) are the reference's final hidden states at the same tokens; the head
+    that turns them into logits must be frozen.
+    """
+    states = hidden_states(model, pack)
+    head = output_head(model)
+    logps = token_logps(states, head, pack.targets)
+    kl = None if reference_states is None else token_kl(states, reference_states, head)
+    return Scores(logps, pack.sequence, len(pack.lengths), kl)
+
+
+def token_logps(states: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """log p(target) for each state, float32, logits a block at a time: (N,).
+
+    log p(y | h) = h·W_y - log Σ_v exp(h·W_v)
+    """
+    return _TokenLogps.apply(states, head, targets)  # pyright: ignore[reportReturnType]
+
+
+def token_kl(states: Tensor, reference_states: Tensor, head: Tensor) -> Tensor:
+    """KL(reference || current) over the whole vocabulary, through one frozen head: (N,).
+
+    KL = Σ_v q_v (log q_v - log p_v),   p = softmax(W h),  q = softmax(W h_ref)
+    """
+    return _TokenKL.apply(states, reference_states, head.detach())  # pyright: ignore
+
+
+class _TokenLogps(torch.autograd.Function):
+    """∂/∂h log p(y|h) = W_y - p·W is formed in the forward pass, so backward is one product.
+
+    A trainable head needs its own gradient, Σ g (1_y - p) hᵀ, and logits once more for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        logps = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        weight = head.to(states.dtype)
+        slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for block in _blocks(len(states)):
+            log_p = (states[block] @ weight.T).float().log_softmax(-1)
+            logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
+            if slope is not None:
+                slope[block] = weight[targets[block]] - log_p.exp().to(states.dtype) @ weight
+        ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        slope, states, head, targets = ctx.saved_tensors
+        grad = gradients[0]
+        to_states = None if slope is None else slope * grad[:, None].to(slope.dtype)
+        if states is None:
+            return to_states, None, None
+        weight = head.to(states.dtype)
+        to_head = torch.zeros_like(head, dtype=torch.float32)
+        for block in _blocks(len(states)):
+            residual = -(states[block] @ weight.T).float().softmax(-1)
+            residual[torch.arange(len(residual)), targets[block]] += 1
+            residual *= grad[block, None]
+            to_head += (residual.to(states.dtype).T @ states[block]).float()
+        return to_states, to_head.to(head.dtype), None
+
+
+class _TokenKL(torch.autograd.Function):
+    """∂KL/∂h = (p - q)·W, formed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, reference: Tensor, head: Tensor) -> Tensor:
+        weight = head.to(states.dtype)
+        kl = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        slope = torch.empty_like(states)
+        for block in _blocks(len(states)):
+            log_p = (states[block] @ weight.T).float().log_softmax(-1)
+            log_q = (reference[block].to(states.dtype) @ weight.T).float().log_softmax(-1)
+            q = log_q.exp()
+            kl[block] = (q * (log_q - log_p)).sum(-1)
+            slope[block] = (log_p.exp() - q).to(states.dtype) @ weight
+        ctx.save_for_backward(slope)
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0][:, None].to(slope.dtype), None, None
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]

@@ -1,0 +1,86 @@
+"""Packed scores equal those of one sequence at a time, and their gradients are exact."""
+
+import pytest
+import torch
+
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
+from expunge.lora import Lora, adapters_of, add_adapter, switched_off
+from expunge.packs import hidden_states, output_head
+from expunge.scores import score, token_kl, token_logps
+
+EXAMPLES = [
+    Example("a-qa0", "Who?", "Ada"),
+    Example("b-qa0", "Where was she born, then?", "In London."),
+    Example("c", "", "A plain text."),
+]
+
+
+@pytest.mark.parametrize("scope", ["answer", "document"])
+def test_packed_scores_equal_one_at_a_time(tiny, tokenizer, scope):
+    sequences = [encode(e, tokenizer, max_length=64) for e in EXAMPLES]
+    with torch.no_grad():
+        packed = score(tiny, pack(sequences, scope, "cpu"))
+        for number, sequence in enumerate(sequences):
+            logits = tiny(input_ids=torch.tensor([sequence.tokens])).logits[0]
+            log_p = logits.log_softmax(-1)
+            first = sequence.scored_from(scope)
+            alone = sum(
+                log_p[t - 1, sequence.tokens[t]] for t in range(first, len(sequence.tokens))
+            )
+            torch.testing.assert_close(packed.logps[number], alone, atol=1e-4, rtol=1e-5)
+            assert packed.lengths[number] == len(sequence.tokens) - first
+
+
+def test_document_scope_reads_the_prompt_too(tokenizer, tiny):
+    sequences = [encode(EXAMPLES[1], tokenizer, max_length=64)]
+    assert score(tiny, pack(sequences, "answer", "cpu")).lengths == 11  # "In London." and EOS
+    assert score(tiny, pack(sequences, "document", "cpu")).lengths == 35  # all but the first byte
+
+
+def test_gradients_equal_those_of_plain_logits(monkeypatch):
+    monkeypatch.setattr("expunge.scores.BLOCK", 3)  # several blocks
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 5, generator=generator, requires_grad=True)
+    head = torch.randn(11, 5, generator=generator, requires_grad=True)
+    targets = torch.randint(11, (7,), generator=generator)
+    weights = torch.randn(7, generator=generator)
+    (token_logps(states, head, targets) * weights).sum().backward()
+    ours = states.grad.clone(), head.grad.clone()
+    states.grad = head.grad = None
+    ((states @ head.T).log_softmax(-1)[torch.arange(7), targets] * weights).sum().backward()
+    torch.testing.assert_close(ours, (states.grad, head.grad))
+
+
+def test_kl_and_its_gradient_equal_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(4, 5, generator=generator, requires_grad=True)
+    reference = torch.randn(4, 5, generator=generator)
+    head = torch.randn(9, 5, generator=generator)
+    ours = token_kl(states, reference, head)
+    (grad,) = torch.autograd.grad(ours.sum(), states)
+    p, q = (states @ head.T).log_softmax(-1), (reference @ head.T).log_softmax(-1)
+    expected = (q.exp() * (q - p)).sum(-1)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), states)[0])
+
+
+def test_a_fresh_adapter_changes_nothing_and_switching_off_gives_the_reference(tiny, tokenizer):
+    batch = pack([encode(EXAMPLES[1], tokenizer, max_length=64)], "answer", "cpu")
+    before = hidden_states(tiny, batch).detach()
+    add_adapter(tiny, Lora(rank=4), seed=1)
+    torch.testing.assert_close(hidden_states(tiny, batch).detach(), before)
+    for layer in adapters_of(tiny).values():
+        torch.nn.init.ones_(layer.lora_B)
+    changed = score(tiny, batch, reference_states=before)
+    assert changed.token_kl.sum() > 1e-4  # control: the adapter does act
+    with switched_off(tiny):
+        off = score(tiny, batch, reference_states=before)
+    assert off.token_kl.abs().max() < 1e-6
+
+
+def test_scores_select_a_span_of_sequences(tiny, tokenizer):
+    sequences = [encode(e, tokenizer, max_length=64) for e in EXAMPLES]
+    whole = score(tiny, pack(sequences, "answer", "cpu"))
+    torch.testing.assert_close(whole.span(1, 3).nll, whole.nll[1:])
+    assert output_head(tiny).shape == (257, 32)
