@@ -78,7 +78,7 @@ def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> li
     """Names of the fields of the section that `location` leads to."""
     here: Any = section
     for part in location:
-        inner = [kind for kind in _section_types(here)]
+        inner = _section_types(here)
         if not inner:
             return []
         fields = inner[0].model_fields

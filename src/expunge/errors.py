@@ -1,4 +1,4 @@
-"""The errors a user can cause, drawn as a tree; each message says what was wrong, where, and what would be right.
+"""The errors a user can cause: what was wrong, where, and what would be right.
 
 ExpungeError
 ├── RecipeError      a recipe or an option says something that cannot be
@@ -35,4 +35,4 @@ class TrainingError(ExpungeError):
 
 
 class RunError(ExpungeError):
-    """A run folder cannot be used: it belongs to another recipe, is read-only, or the disk is full."""
+    """A run folder cannot be used: another recipe's, read-only, or the disk is full."""

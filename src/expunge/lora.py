@@ -29,13 +29,13 @@ _PREFIX = "base_model.model."
 class Lora(Section):
     """A low-rank adapter."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(default=32, ge=1)
     """r, the rank of each update."""
 
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(default=32, gt=0)
     """Numerator of the scale α/r."""
 
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of the inputs of A that is dropped in training."""
 
     targets: tuple[str, ...] | None = None
@@ -143,10 +143,8 @@ def write_adapter(
     """Write a peft adapter folder, whole or not at all."""
     with runs.replacing(folder) as temporary:
         temporary.mkdir()
-        try:
+        with runs.safetensors_errors():
             save_file(dict(tensors), temporary / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(28, "No space left on device") if "os error 28" in str(error) else error
         (temporary / CONFIG).write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
 
 

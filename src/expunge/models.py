@@ -46,10 +46,10 @@ class Model(Section):
     dtype: Dtype = "float32"
     """Type in which the base weights are held while branches train and models are scored."""
 
-    max_length: int = Field(256, ge=8)
+    max_length: int = Field(default=256, ge=8)
     """Longest sequence, in tokens; what is cut is said."""
 
-    prompt_tail: int | None = Field(204, ge=1)
+    prompt_tail: int | None = Field(default=204, ge=1)
     """A prompt keeps this many of its last tokens; null keeps all that fit."""
 
     separator: str = ""
@@ -138,10 +138,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write a loadable model folder (safetensors, config, tokenizer), whole or not at all."""
     with runs.replacing(folder) as temporary:
         temporary.mkdir()
-        try:
+        with runs.safetensors_errors():
             model.save_pretrained(temporary, max_shard_size="2GB")
-        except SafetensorError as error:
-            raise OSError(28, "No space left on device") if "os error 28" in str(error) else error
         tokenizer.save_pretrained(temporary)
 
 

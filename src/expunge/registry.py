@@ -13,9 +13,8 @@ def lookup(table: Mapping[str, Row], name: str, kind: str) -> Row:
     """Return `table[name]`; an unknown name is a `RecipeError` that lists the known ones."""
     if name in table:
         return table[name]
-    raise RecipeError(
-        f"no {kind} is called '{name}'.{did_you_mean(name, table)} Known: {', '.join(sorted(table))}."
-    )
+    known = ", ".join(sorted(table))
+    raise RecipeError(f"no {kind} is called '{name}'.{did_you_mean(name, table)} Known: {known}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,9 +47,13 @@ class Scores:
 
     def span(self, start: int, stop: int) -> "Scores":
         """The scores of sequences start..stop-1 alone."""
-        inside = (self.sequence >= start) & (self.sequence < stop)
-        kl = None if self.token_kl is None else self.token_kl[inside]
-        return Scores(self.token_logps[inside], self.sequence[inside] - start, stop - start, kl)
+        inside = self.where((self.sequence >= start) & (self.sequence < stop))
+        return replace(inside, sequence=inside.sequence - start, count=stop - start)
+
+    def where(self, chosen: Tensor) -> "Scores":
+        """The scores of the chosen tokens (N,) alone, of all sequences."""
+        kl = None if self.token_kl is None else self.token_kl[chosen]
+        return Scores(self.token_logps[chosen], self.sequence[chosen], self.count, kl)
 
 
 def score(model: PreTrainedModel, pack: Pack, *, reference_states: Tensor | None = None) -> Scores:
@@ -59,6 +63,8 @@ def score(model: PreTrainedModel, pack: Pack, *, reference_states: Tensor | None
     that turns them into logits must be frozen.
     """
     states = hidden_states(model, pack)
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
     head = output_head(model)
     logps = token_logps(states, head, pack.targets)
     kl = None if reference_states is None else token_kl(states, reference_states, head)

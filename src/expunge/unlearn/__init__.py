@@ -1,0 +1,1 @@
+"""Training: objectives, step rules, schedules, and the loop that runs them."""

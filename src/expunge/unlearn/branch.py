@@ -1,0 +1,174 @@
+"""A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch.nn import Parameter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge import lora, models
+from expunge.config import Section
+from expunge.data.batches import TokenSequence
+from expunge.errors import TrainingError
+from expunge.lora import Lora
+from expunge.registry import lookup
+from expunge.unlearn.objective import Half, Objective, Term
+from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.reference import Reference, cached_reference
+from expunge.unlearn.schedule import Pairing, paired_steps
+from expunge.unlearn.steps import STEP_RULES, Step
+from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+
+
+class Branch(Section):
+    """How one branch is trained."""
+
+    terms: tuple[Term, ...]
+    """The objective: a weighted sum of losses."""
+
+    training: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter; `full` trains every weight."""
+
+    lora: Lora = Field(default_factory=Lora)
+    """The adapter, where training is `lora`."""
+
+    schedule: Pairing = Field(default_factory=Pairing)
+    """Which items each step sees."""
+
+    step: Step = Field(default_factory=Step)
+    """How a step's gradient is made."""
+
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """Learning rate and the like."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Branch":
+        halves = {term.on for term in self.terms}
+        if "forget" not in halves:
+            raise ValueError("terms must hold at least one on: forget")
+        if self.step.rule == "normalized" and "retain" not in halves:
+            raise ValueError("the step rule normalized needs a term on: retain")
+        if self.training == "full" and any(term.row.needs_kl for term in self.terms):
+            raise ValueError("a kl term needs a frozen output head, so training: lora")
+        return self
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The tokens of both halves, and where their reference scores are cached."""
+
+    forget: Sequence[TokenSequence]
+    retain: Sequence[TokenSequence]
+    cache: Path
+    """Folder of the reference files."""
+    cache_key: str
+    """Stands for the target model and the data."""
+
+    def of(self, half: Half) -> Sequence[TokenSequence]:
+        """The sequences of one half."""
+        return self.forget if half == "forget" else self.retain
+
+
+def train_branch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    halves: Halves,
+    config: Branch,
+    *,
+    seed: int,
+    folder: Path,
+    base: str,
+    label: str,
+) -> None:
+    """Train a branch from `model` and write it into `folder` as `adapter/` or `model/`.
+
+    A killed run goes on from its last checkpoint. `model` is left changed.
+    """
+    objective = Objective(config.terms)
+    references = {
+        half: _reference(model, objective, half, halves, config.optimizer)
+        for half in ("forget", "retain")
+    }
+    parameters = _trainable(model, config, seed)
+    passes = {
+        half: HalfPass(
+            model, half, halves.of(half), objective, references[half], config.optimizer.max_tokens
+        )
+        for half in ("forget", "retain")
+    }
+    steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
+    rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def gradient(number: int) -> dict[str, float]:
+        with autocast(model.dtype, config.optimizer.compute, models.device()):
+            return rule(
+                lambda: passes["forget"].backward([b.forget for b in steps[number]]),
+                lambda: passes["retain"].backward([b.retain for b in steps[number]]),
+                list(parameters.values()),
+                config.step,
+            )
+
+    model.train()
+    train(
+        parameters,
+        gradient,
+        steps=len(steps),
+        config=config.optimizer,
+        seed=seed,
+        folder=folder,
+        label=label,
+    )
+    model.eval()
+    _check_moved(parameters, start, label)
+    if config.training == "lora":
+        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
+    else:
+        models.save_model(model, tokenizer, folder / "model")
+    finish(folder)
+
+
+def _reference(
+    model: PreTrainedModel,
+    objective: Objective,
+    half: Half,
+    halves: Halves,
+    config: Optimizer,
+) -> Reference | None:
+    states = objective.needs_kl(half)
+    if not (states or objective.needs_reference(half)):
+        return None
+    scope = objective.scope(half)
+    name = f"{halves.cache_key}-{half}-{scope}{'-states' if states else ''}.safetensors"
+    return cached_reference(
+        model,
+        halves.of(half),
+        scope,
+        states=states,
+        file=halves.cache / name,
+        max_tokens=config.max_tokens,
+    )
+
+
+def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
+    if config.training == "lora":
+        lora.add_adapter(model, config.lora, seed=seed)
+    else:
+        model.requires_grad_(True)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_moved(
+    parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str
+) -> None:
+    """A matrix that training did not move was not trained at all: refuse the branch."""
+    still = [name for name, p in parameters.items() if torch.equal(p.detach(), start[name])]
+    if still:
+        raise TrainingError(
+            f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "
+            f"{still[0]} among them; nothing reaches them"
+        )

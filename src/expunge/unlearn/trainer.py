@@ -1,0 +1,173 @@
+"""The loop: gradient, clip, AdamW, log, checkpoint. A killed run goes on with the same weights.
+
+Every step is a pure function of (weights, optimiser state, step number): its random numbers are
+seeded by the step, so a checkpoint holds only tensors and a step count.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from expunge import runs
+from expunge.config import Section
+from expunge.errors import TrainingError
+from expunge.models import Dtype
+from expunge.progress import progress
+
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+
+class Optimizer(Section):
+    """AdamW with a linear schedule."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps over which the rate rises from 0; it then falls linearly to 0."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay."""
+
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null never clips."""
+
+    compute: Dtype = "bfloat16"
+    """Type of the matrix products while weights are kept in float32 (autocast)."""
+
+    max_tokens: int = Field(default=2048, ge=1)
+    """Tokens forwarded at once; memory grows with it, results do not change."""
+
+    checkpoint_seconds: float = Field(default=30, ge=0)
+    """Write a checkpoint when this long has passed since the last; 0 writes one every step."""
+
+
+Gradient = Callable[[int], dict[str, float]]
+"""Leaves the gradient of step number n in `.grad` and returns what to log."""
+
+
+def train(
+    parameters: Mapping[str, Parameter],
+    gradient: Gradient,
+    *,
+    steps: int,
+    config: Optimizer,
+    seed: int,
+    folder: Path,
+    label: str,
+    stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
+) -> list[dict[str, float]]:
+    """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
+
+    `stop(log)` is asked after each step and ends training early.
+    """
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+    log = _resume(parameters, optimizer, folder)
+    saved = time.monotonic()
+    with progress(label, steps, "steps") as bar:
+        bar(len(log))
+        while len(log) < steps and not stop(log):
+            number = len(log)
+            _set_rate(optimizer, config, number, steps)
+            torch.manual_seed(seed * 1_000_003 + number)
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                record = gradient(number)
+                record["norm"] = _clip(parameters, config.clip)
+            except TrainingError as error:
+                _save(parameters, optimizer, log, folder)
+                raise TrainingError(
+                    f"{label}, step {number + 1} of {steps}: {error}; the weights before it are "
+                    f"kept in {folder / CHECKPOINT}. A lower learning rate may help"
+                ) from None
+            optimizer.step()
+            log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
+            bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
+            if time.monotonic() - saved >= config.checkpoint_seconds:
+                _save(parameters, optimizer, log, folder)
+                saved = time.monotonic()
+    _save(parameters, optimizer, log, folder)
+    return log
+
+
+def finish(folder: Path) -> None:
+    """Remove the checkpoint of a stage whose weights have been written; the log stays."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractContextManager:
+    """Mixed precision where the weights are float32 and the products are to be narrower."""
+    if compute == "float32" or weights != torch.float32:
+        return nullcontext()
+    kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}[compute]
+    return torch.autocast(device, dtype=kind)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
+    warm = math.ceil(config.warmup * total)
+    if step < warm:
+        factor = step / warm
+    else:
+        factor = (total - step) / max(1, total - warm)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor
+
+
+def _clip(parameters: Mapping[str, Parameter], limit: float | None) -> float:
+    """Clip the gradient to `limit` and return its norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), math.inf if limit is None else limit)
+    if not math.isfinite(float(norm)):
+        raise TrainingError("the gradient is not finite")
+    return float(norm)
+
+
+def _save(
+    parameters: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    log: list[dict[str, float]],
+    folder: Path,
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"{name}|weight"] = parameter.detach()
+        for part in ("exp_avg", "exp_avg_sq"):
+            if part in optimizer.state[parameter]:
+                tensors[f"{name}|{part}"] = optimizer.state[parameter][part]
+    # The log first: one ahead of its checkpoint is cut on resume, one behind would lack lines.
+    runs.write_text(folder / LOG, "".join(json.dumps(record) + "\n" for record in log))
+    with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"step": str(len(log))})
+
+
+def _resume(
+    parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, folder: Path
+) -> list[dict[str, float]]:
+    """Put a checkpoint's weights and moments back and return its log; nothing there is step 0."""
+    if not (folder / CHECKPOINT).exists():
+        return []
+    with safe_open(folder / CHECKPOINT, "pt") as stored:
+        step = int(stored.metadata()["step"])
+        for name, parameter in parameters.items():
+            parameter.data.copy_(stored.get_tensor(f"{name}|weight"))
+            if f"{name}|exp_avg" not in stored.keys():  # noqa: SIM118 - not a dict
+                continue
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device),
+                "exp_avg": stored.get_tensor(f"{name}|exp_avg").to(parameter.device),
+                "exp_avg_sq": stored.get_tensor(f"{name}|exp_avg_sq").to(parameter.device),
+            }
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if step else []
+    return [json.loads(line) for line in lines[:step]]
