@@ -27,8 +27,8 @@ class Section(BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def read_section(path: Path | str, section: type[AnySection]) -> AnySection:
-    """Read the YAML file at `path` into `section`; whatever is wrong is one `RecipeError`."""
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The named fields of a YAML file; a missing or broken one is a `RecipeError`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def read_section(path: Path | str, section: type[AnySection]) -> AnySection:
         raise RecipeError(
             f"{path} must hold named fields (key: value), not {type(fields).__name__}"
         )
-    return parse_section(fields, section, origin=str(path))
+    return fields
 
 
 def parse_section(fields: Any, section: type[AnySection], *, origin: str) -> AnySection:

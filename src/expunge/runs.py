@@ -85,6 +85,12 @@ class Run:
         return done
 
 
+    def provenance(self) -> list[dict[str, Any]]:
+        """What every finished stage of this folder says of itself, in the order they ended."""
+        found = [read_json(path) for path in (self.root / "stages").glob(f"*[!l]/{PROVENANCE}")]
+        return sorted(found, key=lambda stage: stage["finished"])
+
+
 def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
     """Twelve hex digits that stand for a stage's recipe, inputs and code version."""
     content = json.dumps(
@@ -109,8 +115,13 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": now(),
     }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def git_commit() -> str | None:

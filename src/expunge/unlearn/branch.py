@@ -83,10 +83,12 @@ def train_branch(
     folder: Path,
     base: str,
     label: str,
+    deadline: float | None = None,
 ) -> None:
     """Train a branch from `model` and write it into `folder` as `adapter/` or `model/`.
 
-    A killed run goes on from its last checkpoint. `model` is left changed.
+    A killed run goes on from its last checkpoint. `model` is left changed. A `deadline` (a time
+    of `time.monotonic`) shortens the schedule to the steps that fit before it.
     """
     objective = Objective(config.terms)
     references = {
@@ -122,6 +124,7 @@ def train_branch(
         seed=seed,
         folder=folder,
         label=label,
+        deadline=deadline,
     )
     model.eval()
     _check_moved(parameters, start, label)

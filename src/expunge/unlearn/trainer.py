@@ -49,7 +49,8 @@ class Optimizer(Section):
     """Tokens forwarded at once; memory grows with it, results do not change."""
 
     checkpoint_seconds: float = Field(default=30, ge=0)
-    """Write a checkpoint when this long has passed since the last; 0 writes one every step."""
+    """Write a checkpoint when this long has passed since the last, or longer where writing is
+    slow, so that it takes at most a twentieth of the time; 0 writes one every step."""
 
 
 Gradient = Callable[[int], dict[str, float]]
@@ -66,20 +67,26 @@ def train(
     folder: Path,
     label: str,
     stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
+    deadline: float | None = None,
 ) -> list[dict[str, float]]:
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
-    `stop(log)` is asked after each step and ends training early.
+    `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
+    `time.monotonic`) the schedule is shortened to the steps that the time allows.
     """
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     log = _resume(parameters, optimizer, folder)
-    saved = time.monotonic()
+    saver = _Saver(config.checkpoint_seconds)
+    clock = _Clock(deadline, len(log))
     with progress(label, steps, "steps") as bar:
         bar(len(log))
         while len(log) < steps and not stop(log):
             number = len(log)
+            steps = clock.affordable(number, steps)
+            if number >= steps:
+                break
             _set_rate(optimizer, config, number, steps)
             torch.manual_seed(seed * 1_000_003 + number)
             optimizer.zero_grad(set_to_none=True)
@@ -94,11 +101,12 @@ def train(
                 ) from None
             optimizer.step()
             log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
+            with (folder / LOG).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(log[-1]) + "\n")
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
-            if time.monotonic() - saved >= config.checkpoint_seconds:
-                _save(parameters, optimizer, log, folder)
-                saved = time.monotonic()
-    _save(parameters, optimizer, log, folder)
+            if saver.due():
+                with saver:
+                    _save(parameters, optimizer, log, folder)
     return log
 
 
@@ -115,12 +123,45 @@ def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractConte
     return torch.autocast(device, dtype=kind)
 
 
+class _Clock:
+    """How many steps a deadline allows, from the time that the steps so far took."""
+
+    def __init__(self, deadline: float | None, first: int) -> None:
+        self.deadline = deadline
+        self.first = first
+        self.start = time.monotonic()
+
+    def affordable(self, number: int, steps: int) -> int:
+        """The least of `steps` and those that fit; `number` steps are done."""
+        now = time.monotonic()
+        if self.deadline is None or (number == self.first and now < self.deadline):
+            return steps
+        seconds = (now - self.start) / max(1, number - self.first)
+        return min(steps, number + max(0, int((self.deadline - now) / seconds)))
+
+
+class _Saver:
+    """When to write a checkpoint: at an interval, and never more than a twentieth of the time."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.last = self.start = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.last >= self.interval
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.last = time.monotonic()
+        if self.interval:
+            self.interval = max(self.interval, 20 * (self.last - self.start))
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
     warm = math.ceil(config.warmup * total)
-    if step < warm:
-        factor = step / warm
-    else:
-        factor = (total - step) / max(1, total - warm)
+    factor = step / warm if step < warm else (total - step) / max(1, total - warm)
     for group in optimizer.param_groups:
         group["lr"] = config.lr * factor
 
@@ -145,8 +186,6 @@ def _save(
         for part in ("exp_avg", "exp_avg_sq"):
             if part in optimizer.state[parameter]:
                 tensors[f"{name}|{part}"] = optimizer.state[parameter][part]
-    # The log first: one ahead of its checkpoint is cut on resume, one behind would lack lines.
-    runs.write_text(folder / LOG, "".join(json.dumps(record) + "\n" for record in log))
     with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"step": str(len(log))})
@@ -155,8 +194,12 @@ def _save(
 def _resume(
     parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, folder: Path
 ) -> list[dict[str, float]]:
-    """Put a checkpoint's weights and moments back and return its log; nothing there is step 0."""
+    """Put a checkpoint's weights and moments back and return its log; nothing there is step 0.
+
+    The log is written step by step, so it is ahead of the checkpoint and is cut to it.
+    """
     if not (folder / CHECKPOINT).exists():
+        (folder / LOG).unlink(missing_ok=True)
         return []
     with safe_open(folder / CHECKPOINT, "pt") as stored:
         step = int(stored.metadata()["step"])
@@ -169,5 +212,6 @@ def _resume(
                 "exp_avg": stored.get_tensor(f"{name}|exp_avg").to(parameter.device),
                 "exp_avg_sq": stored.get_tensor(f"{name}|exp_avg_sq").to(parameter.device),
             }
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines() if step else []
-    return [json.loads(line) for line in lines[:step]]
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:step] if step else []
+    runs.write_text(folder / LOG, "".join(line + "\n" for line in lines))
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,167 @@
+"""Commands: read, run, print. No logic."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from expunge import doctor as examination
+from expunge import pipeline, report
+from expunge.data.synthetic import Synthetic, synthesize
+from expunge.errors import ExpungeError
+from expunge.methods import method_rows, methods_table
+from expunge.recipe import Recipe, load_recipe, with_model
+
+app = typer.Typer(
+    help="Remove chosen content from a language model, keep everything else, and prove both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML; see recipes/.")]
+OutDir = Annotated[Path, typer.Option("--out", help="The run folder.")]
+ModelPath = Annotated[
+    str | None,
+    typer.Option("--model", help="Start from this Hugging Face id, folder or GGUF file instead."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="This seed instead of the recipe's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: OutDir,
+    model: ModelPath = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Run every stage of RECIPE; what is finished in the run folder is not done again."""
+    folders = _pipeline(recipe, out, model, seed).run()
+    _print_reports(list(folders.values()), as_json)
+
+
+@app.command()
+def tune(recipe: RecipePath, out: OutDir, model: ModelPath = None, as_json: Json = False) -> None:
+    """Make the target: the model that has memorised both halves."""
+    _print_folder("target", _pipeline(recipe, out, model, None).target.base, as_json)
+
+
+@app.command()
+def unlearn(
+    recipe: RecipePath,
+    out: OutDir,
+    model: ModelPath = None,
+    seed: Seed = None,
+    branch: Annotated[str | None, typer.Option(help="Only this branch.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the branches."""
+    for name, weights in _pipeline(recipe, out, model, seed).branches(branch).items():
+        _print_folder(name, weights.adapter or weights.base, as_json)
+
+
+@app.command()
+def merge(
+    recipe: RecipePath, out: OutDir, model: ModelPath = None, seed: Seed = None, as_json: Json = False
+) -> None:
+    """Merge the branches."""
+    for name, weights in _pipeline(recipe, out, model, seed).merges().items():
+        _print_folder(name, weights.adapter or weights.base, as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipePath, out: OutDir, model: ModelPath = None, seed: Seed = None, as_json: Json = False
+) -> None:
+    """Score every model of the recipe and write the report."""
+    folders = _pipeline(recipe, out, model, seed).run()
+    _print_reports(list(folders.values()), as_json)
+
+
+@app.command(name="report")
+def print_report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+) -> None:
+    """Print the results of a finished run."""
+    _print_reports(report.result_folders(run), as_json)
+
+
+@data.command(name="synthesize")
+def synthesize_data(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+    as_json: Json = False,
+) -> None:
+    """Write LUME-shaped synthetic forget, retain, member, non-member and neutral sets."""
+    out.mkdir(parents=True, exist_ok=True)
+    counts = synthesize(Synthetic(seed=seed), out)
+    typer.echo(json.dumps(counts) if as_json else _lines(counts))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List every method: losses, step rules, merges, metrics."""
+    if as_json:
+        typer.echo(json.dumps(method_rows(), indent=1))
+    else:
+        report.console().print(methods_table())
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="Say what of this recipe fits.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, and what of a recipe fits on it."""
+    facts = examination.examine(load_recipe(recipe) if recipe else None)
+    typer.echo(json.dumps(facts, indent=1) if as_json else _lines(facts))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@app.command(hidden=True)
+def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
+    """Regenerate docs/methods.md and docs/results.md."""
+    report.write_docs(method_rows(), check=check)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except ExpungeError as error:
+        print(f"expunge: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _pipeline(
+    recipe: Path, out: Path, model: str | None, seed: int | None
+) -> pipeline.Pipeline:
+    read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
+    return pipeline.Pipeline(with_model(read, model) if model else read, out)
+
+
+def _print_reports(folders: list[Path], as_json: bool) -> None:
+    for folder in folders:
+        if as_json:
+            typer.echo((folder / "results.json").read_text(encoding="utf-8"))
+        else:
+            report.print_results(folder)
+
+
+def _print_folder(name: str, folder: Path, as_json: bool) -> None:
+    typer.echo(json.dumps({name: str(folder)}) if as_json else f"{name}: {folder}")
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())

@@ -1,0 +1,344 @@
+"""The stages of a recipe in order, each a folder: data, target, branches, merges, evaluation.
+
+    original ──tune──▶ target ──train──▶ branches ──merge──▶ merged ──evaluate──▶ report
+"""
+
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge import lora, models, runs
+from expunge.config import Section, parse_section
+from expunge.data.batches import TokenSequence, encode
+from expunge.data.examples import Document, Example, check_disjoint
+from expunge.data.sources import Source, read_documents, read_examples, source_hash
+from expunge.data.synthetic import synthesize
+from expunge.errors import DataError
+from expunge.evaluate.mmlu import read_mmlu
+from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.merge.adapters import merge_adapters
+from expunge.recipe import Recipe, load_recipe
+from expunge.registry import lookup
+from expunge.report.page import write_report
+from expunge.report.results import Results
+from expunge.unlearn.branch import Halves, train_branch
+from expunge.unlearn.tune import tune
+
+RecipeLike = Recipe | Path | str | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model on disk: a base folder, and perhaps an adapter on it."""
+
+    base: Path
+    adapter: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """What the stage that made these weights wrote."""
+        return self.adapter or self.base
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Everything the recipe's data section names."""
+
+    forget: list[Example]
+    retain: list[Example]
+    members: list[Document]
+    nonmembers: list[Document]
+    neutral: list[Example]
+
+
+class Pipeline:
+    """The stages of one recipe in one folder. Each is computed once, with what it needs."""
+
+    def __init__(self, recipe: RecipeLike, out: Path | str) -> None:
+        self.recipe = load_recipe(recipe)
+        self.folder = runs.Run(out, owner=self.recipe.name)
+
+    def run(self) -> dict[int, Path]:
+        """Every stage for every seed; the folder of each seed's report."""
+        return {seed: self.report(seed) for seed in self.recipe.seeds}
+
+    # --- data -------------------------------------------------------------------------------
+
+    @cached_property
+    def sets(self) -> Sets:
+        """The examples and documents, read and checked."""
+        data = self._data
+        assert data.forget is not None
+        assert data.retain is not None
+        forget, retain = read_examples(data.forget), read_examples(data.retain)
+        check_disjoint(forget, retain)
+        known = {example.document for example in forget}
+        members = read_documents(data.members, only=known) if data.members else []
+        nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
+        _check_apart(members, nonmembers)
+        neutral = read_examples(data.neutral) if data.neutral else []
+        return Sets(forget, retain, members, nonmembers, neutral)
+
+    @cached_property
+    def _data(self) -> Any:
+        """The data section, with synthetic sets written and named as sources."""
+        data = self.recipe.data
+        if data.synthetic is None:
+            return data
+        config = data.synthetic
+        folder = self.folder.stage("data", config, {}, lambda work: synthesize(config, work))
+        names = ("forget", "retain", "members", "nonmembers", "neutral")
+        sources = {name: Source(path=str(folder / f"{name}.jsonl")) for name in names}
+        return data.model_copy(update={"synthetic": None, **sources})
+
+    @cached_property
+    def _data_hashes(self) -> dict[str, str]:
+        return {name: source_hash(source) for name, source in self._data if source is not None}
+
+    # --- models -----------------------------------------------------------------------------
+
+    @cached_property
+    def original(self) -> Weights:
+        """The model that the recipe starts from."""
+        return Weights(models.resolve(self.recipe.model.path, self.recipe.model.revision))
+
+    @cached_property
+    def _original_hash(self) -> str:
+        return runs.hash_folder(self.original.base)
+
+    @cached_property
+    def target(self) -> Weights:
+        """The model that knows both halves: tuned, or the original itself."""
+        config = self.recipe.tune
+        if config is None:
+            return self.original
+
+        def build(work: Path) -> None:
+            model, tokenizer = self._load(self.original, full=True)
+            sets = self.sets
+            items = self._encode([*sets.forget, *sets.retain], tokenizer)
+            neutral = self._encode(sets.neutral, tokenizer)
+            tune(model, tokenizer, items, neutral, config, folder=work)
+
+        done = self.folder.stage("target", config, self._training_inputs, build)
+        return Weights(done / "model")
+
+    def branch(self, name: str, seed: int) -> Weights:
+        """One unlearned branch of the target."""
+        config = self.recipe.branches[name]
+
+        def build(work: Path) -> None:
+            full = config.training == "full"
+            model, tokenizer = self._load(self.target, full=full)
+            sets = self.sets
+            halves = Halves(
+                forget=self._encode(sets.forget, tokenizer),
+                retain=self._encode(sets.retain, tokenizer),
+                cache=self.folder.root / "cache",
+                cache_key=self._target_key,
+            )
+            train_branch(
+                model,
+                tokenizer,
+                halves,
+                config,
+                seed=seed,
+                folder=work,
+                base=str(self.target.base),
+                label=f"{name} (seed {seed})",
+            )
+
+        inputs = {"target": self._target_key, "seed": str(seed)}
+        done = self.folder.stage(name, config, inputs, build)
+        if config.training == "full":
+            return Weights(done / "model")
+        return Weights(self.target.base, done / "adapter")
+
+    def merge(self, name: str, seed: int) -> Weights:
+        """One merge of branches."""
+        config = self.recipe.merges[name]
+        branches = [self.branch(branch, seed) for branch in self.recipe.merged_branches(name)]
+        adapters = [branch.adapter for branch in branches if branch.adapter is not None]
+
+        def build(work: Path) -> None:
+            made = merge_adapters(adapters, config, work / config.output, base=self.target.base)
+            runs.write_json(work / "merge.json", made)
+
+        inputs = {str(number): adapter.parent.name for number, adapter in enumerate(adapters)}
+        done = self.folder.stage(name, config, inputs, build)
+        if config.output == "model":
+            return Weights(done / "model")
+        return Weights(self.target.base, done / "adapter")
+
+    def branches(self, only: str | None = None) -> dict[str, Weights]:
+        """Every branch of the first seed, or only one."""
+        if only is not None:
+            lookup(self.recipe.branches, only, "branch of this recipe")
+        names = [only] if only else list(self.recipe.branches)
+        return {name: self.branch(name, self.recipe.seeds[0]) for name in names}
+
+    def merges(self) -> dict[str, Weights]:
+        """Every merge of the first seed."""
+        return {name: self.merge(name, self.recipe.seeds[0]) for name in self.recipe.merges}
+
+    def models(self, seed: int) -> Iterator[tuple[str, Weights]]:
+        """Every model of the results, in the order they are made."""
+        if self.recipe.tune is not None:
+            yield "original", self.original
+        yield "target", self.target
+        for name in self.recipe.branches:
+            yield name, self.branch(name, seed)
+        for name in self.recipe.merges:
+            yield name, self.merge(name, seed)
+
+    # --- results ----------------------------------------------------------------------------
+
+    def evaluate(self, name: str, weights: Weights) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The scores of one model, and a row for each item."""
+        config = self.recipe.evaluate
+
+        def build(work: Path) -> None:
+            model, tokenizer = self._load(weights)
+            sets = self.sets
+            questions = read_mmlu(config.mmlu) if config.mmlu else None
+            data = EvaluationData(
+                sets.forget, sets.retain, sets.members, sets.nonmembers, sets.neutral, questions
+            )
+            how = self.recipe.model
+            entry, items = evaluate(
+                model,
+                tokenizer,
+                data,
+                config,
+                max_length=how.max_length,
+                prompt_tail=how.prompt_tail,
+                separator=how.separator,
+            )
+            runs.write_json(work / "scores.json", entry)
+            lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            runs.write_text(work / "items.jsonl", "".join(lines))
+
+        inputs = {
+            "base": self._weights_key(weights.base),
+            "adapter": self._weights_key(weights.adapter) if weights.adapter else "",
+            "model": self.recipe.model.model_dump_json(exclude={"path", "revision"}),
+            **self._data_hashes,
+        }
+        done = self.folder.stage(f"evaluate-{name}", config, inputs, build)
+        lines = (done / "items.jsonl").read_text(encoding="utf-8").splitlines()
+        return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]
+
+    def report(self, seed: int) -> Path:
+        """Evaluate every model of one seed and write results.json, report.md and report.html."""
+        entries, items = {}, {}
+        for name, weights in self.models(seed):
+            entries[name], items[name] = self.evaluate(name, weights)
+        root = self.folder.root
+        folder = root if len(self.recipe.seeds) == 1 else root / f"seed-{seed}"
+        folder.mkdir(exist_ok=True)
+        results = parse_section(
+            {
+                "recipe": self.recipe.name,
+                "seed": seed,
+                "commit": runs.git_commit(),
+                "created": runs.now(),
+                "models": entries,
+                "stages": self.folder.provenance(),
+            },
+            Results,
+            origin="results",
+        )
+        text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        write_report(results, items, folder, recipe_text=text)
+        return folder
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    @property
+    def _training_inputs(self) -> dict[str, str]:
+        how = self.recipe.model.model_dump_json(exclude={"path", "revision", "dtype"})
+        return {"model": self._original_hash, "encoding": how, **self._data_hashes}
+
+    @cached_property
+    def _target_key(self) -> str:
+        """Stands for the target's weights, the data and how they are read."""
+        section = self.recipe.tune or Section()
+        inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype}
+        return runs.stage_key("target", section, inputs)
+
+    def _weights_key(self, folder: Path) -> str:
+        """A stage's own name where the folder is a stage's, else the hash of its content."""
+        inside = folder.parent.parent == self.folder.root / "stages"
+        return folder.parent.name if inside else runs.hash_folder(folder)
+
+    def _load(
+        self, weights: Weights, *, full: bool = False
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        gc.collect()
+        dtype = "float32" if full else self.recipe.model.dtype
+        model = models.load_model(weights.base, dtype=dtype)
+        tokenizer = models.load_tokenizer(weights.base, model)
+        if weights.adapter is not None:
+            lora.load_adapter(model, weights.adapter)
+        return model, tokenizer
+
+    def _encode(
+        self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+    ) -> list[TokenSequence]:
+        how = self.recipe.model
+        return [
+            encode(
+                example,
+                tokenizer,
+                max_length=how.max_length,
+                prompt_tail=how.prompt_tail,
+                separator=how.separator,
+            )
+            for example in examples
+        ]
+
+
+def _check_apart(members: list[Document], nonmembers: list[Document]) -> None:
+    seen = {document.text: document.id for document in members}
+    for document in nonmembers:
+        if document.text in seen:
+            raise DataError(
+                f"non-member {document.id} is the same text as member {seen[document.text]}"
+            )
+
+
+# --- the public surface: a recipe in, a folder or numbers out -----------------------------------
+
+
+def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
+    """Run every stage of a recipe; returns the folder of each seed's report."""
+    return Pipeline(recipe, out).run()
+
+
+def tune_target(recipe: RecipeLike, out: Path | str) -> Path:
+    """Make the target of a recipe; returns its folder."""
+    return Pipeline(recipe, out).target.base
+
+
+def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> dict[str, Path]:
+    """Train the branches of a recipe (or one of them) for its first seed; returns their folders."""
+    return {name: w.folder for name, w in Pipeline(recipe, out).branches(branch).items()}
+
+
+def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
+    """Merge the branches of a recipe for its first seed; returns the merges' folders."""
+    return {name: w.folder for name, w in Pipeline(recipe, out).merges().items()}
+
+
+def evaluate_models(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
+    """Score every model of a recipe for its first seed; returns each one's scores."""
+    pipeline = Pipeline(recipe, out)
+    models_of = pipeline.models(pipeline.recipe.seeds[0])
+    return {name: pipeline.evaluate(name, weights)[0] for name, weights in models_of}

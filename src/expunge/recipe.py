@@ -1,0 +1,122 @@
+"""The whole recipe: each stage's Section, defined beside its code, composed here."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from expunge.config import Section, parse_section, read_yaml
+from expunge.data.sources import Source
+from expunge.data.synthetic import Synthetic
+from expunge.evaluate.suite import Evaluate
+from expunge.merge.adapters import Merge
+from expunge.models import Model
+from expunge.unlearn.branch import Branch
+from expunge.unlearn.tune import Tune
+
+
+class Data(Section):
+    """What is forgotten, what is kept, and what the membership attack compares."""
+
+    synthetic: Synthetic | None = None
+    """Write synthetic sets instead of reading any."""
+
+    forget: Source | None = None
+    """Items to forget."""
+
+    retain: Source | None = None
+    """Items to keep."""
+
+    members: Source | None = None
+    """Whole documents of the forget set; those that `forget` leaves out are left out too."""
+
+    nonmembers: Source | None = None
+    """Documents of the same distribution that no model has seen."""
+
+    neutral: Source | None = None
+    """Texts of neither set, to keep the target a language model while it memorises."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Data":
+        given = {"forget", "retain"} & {k for k, v in self if v is not None}
+        if self.synthetic is None and len(given) < 2:
+            raise ValueError("give forget and retain, or synthetic")
+        if self.synthetic is not None and any(v for k, v in self if k != "synthetic"):
+            raise ValueError("synthetic writes every set itself; give no other source beside it")
+        if (self.members is None) != (self.nonmembers is None):
+            raise ValueError("members and nonmembers go together")
+        return self
+
+
+class Recipe(Section):
+    """All stages of a run: data, tune, branches, merges, evaluation."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """What the run folder and the results are labelled with."""
+
+    model: Model = Field(default_factory=Model)
+    """Where it starts."""
+
+    data: Data
+    """The sets."""
+
+    tune: Tune | None = None
+    """How the target is made; null where the model already knows both sets."""
+
+    branches: dict[str, Branch]
+    """The unlearned versions to train, by name."""
+
+    merges: dict[str, Merge] = Field(default_factory=dict)
+    """How branches become one model, by name; each takes `of`, or every branch in order."""
+
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    """What is measured."""
+
+    seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
+    """Each seed trains, merges and evaluates anew from the same target."""
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "Recipe":
+        names = ["original", "target", *self.branches, *self.merges]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"'{twice[0]}' names two models of the results")
+        for name, merge in self.merges.items():
+            for branch in merge.of or ():
+                if branch not in self.branches:
+                    known = ", ".join(self.branches)
+                    raise ValueError(f"merge '{name}' names the branch '{branch}'. Known: {known}")
+            if any(b.training == "full" for b in self.merged_branches(name).values()):
+                raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds holds a number twice")
+        return self
+
+    def merged_branches(self, merge: str) -> dict[str, Branch]:
+        """The branches that a merge takes, in its order."""
+        return {name: self.branches[name] for name in self.merges[merge].of or self.branches}
+
+
+def load_recipe(
+    recipe: "Recipe | Path | str | dict[str, Any]", **changes: Any
+) -> Recipe:
+    """A recipe from a YAML file, a mapping, or itself, with whole sections replaced by `changes`.
+
+    A file without `name` is called after the file.
+    """
+    if isinstance(recipe, Recipe):
+        fields = recipe.model_dump(exclude_unset=True)
+    elif isinstance(recipe, dict):
+        fields = dict(recipe)
+    else:
+        fields = {"name": Path(recipe).stem.lower(), **read_yaml(recipe)}
+    fields.update(changes)
+    origin = "recipe" if isinstance(recipe, Recipe | dict) else str(recipe)
+    return parse_section(fields, Recipe, origin=origin)
+
+
+def with_model(recipe: Recipe, path: str) -> Recipe:
+    """The same recipe, started from another model."""
+    model = parse_section({**recipe.model.model_dump(), "path": path}, Model, origin="--model")
+    return recipe.model_copy(update={"model": model})
+

@@ -1,0 +1,208 @@
+"""Branches and tuning on the tiny model: what moves, what is kept, what a killed run ends with."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
+from expunge.errors import TrainingError
+from expunge.lora import adapters_of, load_adapter
+from expunge.scores import score
+from expunge.unlearn import trainer
+from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.objective import Objective, Term
+from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.tune import Tune, tune
+
+FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]
+RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_folder, tokenizer):
+    """The tiny model after memorising both halves, and their tokens."""
+    from expunge.models import load_model
+
+    model = load_model(tiny_folder)
+    items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
+    config = Tune(
+        epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"}
+    )
+    tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
+    return model, items
+
+
+def branch(**changes) -> Branch:
+    return Branch.model_validate(
+        {
+            "terms": [
+                {"on": "forget", "loss": "hinge", "options": {"target": 4.0}},
+                {"on": "retain", "loss": "nll"},
+                {"on": "retain", "loss": "kl", "scope": "document"},
+            ],
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+            "schedule": {"epochs": 15, "micro_batch": 1, "accumulation": 3},
+            "optimizer": {"lr": 2e-2, "compute": "float32", "checkpoint_seconds": 0},
+            **changes,
+        }
+    )
+
+
+def halves(items, folder) -> Halves:
+    return Halves(items[:3], items[3:], folder / "cache", "key")
+
+
+def answer_nll(model, items):
+    with torch.no_grad():
+        return score(model, pack(items, "answer", "cpu")).nll
+
+
+def run(tuned, tokenizer, folder, config=None, items=None):
+    model = copy.deepcopy(tuned[0])
+    train_branch(
+        model,
+        tokenizer,
+        halves(items or tuned[1], folder.parent),
+        config or branch(),
+        seed=1,
+        folder=folder,
+        base="tiny",
+        label="strong",
+    )
+    return model
+
+
+def test_a_branch_forgets_one_half_and_keeps_the_other(tuned, tokenizer, tmp_path):
+    before = answer_nll(*tuned)
+    assert before.max() < 0.5  # control: it was there
+    folder = tmp_path / "strong"
+    folder.mkdir()
+    model = run(tuned, tokenizer, folder)
+    after = answer_nll(model, tuned[1])
+    assert after[:3].min() > 2
+    assert after[3:].max() < 1  # control: the other half is still there
+    loaded = copy.deepcopy(tuned[0])
+    load_adapter(loaded, folder / "adapter")
+    torch.testing.assert_close(answer_nll(loaded, tuned[1]), after)
+    assert not (folder / trainer.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("rule", ["joint", "normalized"])
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_every_matrix_moves(tuned, tokenizer, tmp_path, rule, training):
+    terms = [{"on": "forget", "loss": "npo"}, {"on": "retain", "loss": "nll"}]
+    config = branch(terms=terms, training=training, step={"rule": rule},
+                    schedule={"epochs": 3, "accumulation": 3})
+    folder = tmp_path / "b"
+    folder.mkdir()
+    model = run(tuned, tokenizer, folder, config)
+    if training == "lora":
+        assert len(adapters_of(model)) == 14  # seven linear layers in each of two blocks
+        assert all(layer.lora_B.abs().sum() > 0 for layer in adapters_of(model).values())
+    else:
+        for (name, new), old in zip(
+            model.named_parameters(), tuned[0].parameters(), strict=True
+        ):
+            assert not torch.equal(new, old), name
+
+
+def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
+    tuned, tokenizer, tmp_path, monkeypatch
+):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run(tuned, tokenizer, whole)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    steps = iter(range(100))
+    original = trainer._clip
+
+    def stop_at_some(parameters, limit):
+        if next(steps) in (2, 7):
+            raise KeyboardInterrupt
+        return original(parameters, limit)
+
+    monkeypatch.setattr(trainer, "_clip", stop_at_some)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tuned, tokenizer, broken)
+    run(tuned, tokenizer, broken)
+    name = "adapter/adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    assert (whole / trainer.LOG).read_text() == (broken / trainer.LOG).read_text()
+    assert len((whole / trainer.LOG).read_text().splitlines()) == 15
+
+
+def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_before(
+    tuned, tokenizer, tmp_path, monkeypatch
+):
+    folder = tmp_path / "b"
+    folder.mkdir()
+    real = HalfPass._score
+    calls = iter(range(100))
+
+    def poisoned(self, chosen):
+        current, reference, inside = real(self, chosen)
+        if self.half == "forget" and next(calls) == 2:
+            current.token_logps.data[current.sequence == 1] = float("nan")
+        return current, reference, inside
+
+    monkeypatch.setattr(HalfPass, "_score", poisoned)
+    with pytest.raises(TrainingError, match=r"strong, step 3 of 15: .*nan at item f\d-qa0;"):
+        run(tuned, tokenizer, folder)
+    kept = load_file(folder / trainer.CHECKPOINT)
+    assert all(bool(torch.isfinite(t).all()) for t in kept.values())
+    assert len((folder / trainer.LOG).read_text().splitlines()) == 2
+
+
+def test_a_matrix_that_nothing_reaches_is_an_error(tuned, tokenizer, tmp_path):
+    config = branch(
+        terms=[{"on": "forget", "loss": "hinge", "options": {"target": -9.0}}],
+        optimizer={"lr": 1e-3, "weight_decay": 0},
+    )
+    with pytest.raises(TrainingError, match="did not move"):
+        folder = tmp_path / "b"
+        folder.mkdir()
+        run(tuned, tokenizer, folder, config)
+
+
+def test_how_micro_batches_are_packed_does_not_change_the_gradient(tuned):
+    model, items = copy.deepcopy(tuned[0]), tuned[1]
+    model.requires_grad_(True)
+    objective = Objective((Term(on="retain", loss="nll"),))
+    grads = []
+    for limit in (10_000, 1):
+        model.zero_grad()
+        HalfPass(model, "retain", items, objective, None, limit).backward([(0, 1), (2,), (3, 4)])
+        grads.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-4)
+
+
+def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):
+    """An answer term beside a document term gives what it gives alone."""
+    model, items = tuned
+    alone = Objective((Term(on="retain", loss="nll"),))
+    beside = Objective(
+        (Term(on="retain", loss="nll"), Term(on="retain", loss="nll_sequence", scope="document"))
+    )
+    records = []
+    for objective in (alone, beside):
+        model.requires_grad_(True)
+        records.append(HalfPass(model, "retain", items, objective, None, 999).backward([(0, 1)]))
+        model.zero_grad()
+    assert records[0]["retain.nll"] == pytest.approx(records[1]["retain.nll"], rel=1e-5)
+    assert records[1]["retain.nll_sequence"] > records[1]["retain.nll"]
+
+
+def test_the_log_says_what_each_step_did(tuned, tokenizer, tmp_path):
+    folder = tmp_path / "b"
+    folder.mkdir()
+    run(tuned, tokenizer, folder, branch(step={"rule": "normalized", "fade_below": 1.0}))
+    first = json.loads((folder / trainer.LOG).read_text().splitlines()[0])
+    assert first["step"] == 1
+    assert first["share"] == 1.0
+    assert {"forget.hinge", "retain.nll", "retain.kl", "norm.forget", "lr"} <= set(first)
