@@ -11,7 +11,7 @@ _KIND_AT_END = re.compile(r"^(?P<document>.*?)\"?(?P<kind>sc|qa)\d+\"?$", re.DOT
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One item: a prompt and its answer. A plain text is an empty prompt with the text as answer."""
+    """One item: a prompt and its answer. A plain text is an answer to an empty prompt."""
 
     id: str
     prompt: str
