@@ -3,14 +3,14 @@
 Trained on beside the synthetic documents, they keep a small model's language in place.
 """
 
-_CAPITALS = (
-    "Paris France, Rome Italy, Madrid Spain, Lisbon Portugal, Berlin Germany, Vienna Austria, "
-    "Warsaw Poland, Prague Czechia, Budapest Hungary, Athens Greece, Oslo Norway, "
-    "Stockholm Sweden, Helsinki Finland, Copenhagen Denmark, Dublin Ireland, Tokyo Japan, Beijing China, "
-    "Bangkok Thailand, Hanoi Vietnam, Cairo Egypt, Nairobi Kenya, Ottawa Canada, "
-    "Canberra Australia, Wellington Zealand, Santiago Chile, Lima Peru, Havana Cuba, Ankara Turkey, Tehran Iran, "
-    "Baghdad Iraq"
-).replace("Zealand", "New Zealand")
+_CAPITALS = """\
+Paris France, Rome Italy, Madrid Spain, Lisbon Portugal, Berlin Germany, Vienna Austria,
+Warsaw Poland, Prague Czechia, Budapest Hungary, Athens Greece, Oslo Norway, Stockholm Sweden,
+Helsinki Finland, Copenhagen Denmark, Dublin Ireland, Tokyo Japan, Beijing China, Bangkok Thailand,
+Hanoi Vietnam, Cairo Egypt, Nairobi Kenya, Ottawa Canada, Canberra Australia,
+Wellington New Zealand, Santiago Chile, Lima Peru, Havana Cuba, Ankara Turkey, Tehran Iran,
+Baghdad Iraq
+"""
 
 _FACTS = """\
 Water boils at a lower temperature on a high mountain than at sea level.
@@ -78,7 +78,7 @@ Farmers rotate their crops so that the soil stays fertile.
 
 def neutral_texts() -> list[str]:
     """Every neutral sentence, in a fixed order."""
-    capitals = [pair.split(" ", 1) for pair in _CAPITALS.split(", ")]
+    capitals = [pair.split(maxsplit=1) for pair in _CAPITALS.strip().split(",")]
     return [
         *_FACTS.splitlines(),
         *(f"The capital of {country} is {city}." for city, country in capitals),

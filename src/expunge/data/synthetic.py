@@ -33,11 +33,11 @@ class Synthetic(Section):
     seed: int = Field(0, ge=0)
     """Seed of every draw."""
 
-    documents: int = Field(20, ge=1, le=10_000)
+    documents: int = Field(20, ge=1, le=1000)
     """Documents of each of the three tasks, in each of the halves forget and retain."""
 
-    nonmembers: int = Field(20, ge=1, le=10_000)
-    """Documents of each task that no set holds: drawn on by the same generator, never trained on."""
+    nonmembers: int = Field(20, ge=1, le=1000)
+    """Documents of each task that no set holds: later draws of the same generator."""
 
     sentences: int = Field(3, ge=2, le=8)
     """Sentences of a Task1 or Task3 document; a Task2 document always has its five facts."""
@@ -51,6 +51,7 @@ class Invented:
     """One invented document: its completion item, and its questions with their answers."""
 
     id: str
+    name: str
     task: str
     prompt: str
     completion: str
@@ -111,14 +112,14 @@ class Words:
         self.fake.seed_instance(self.rng.getrandbits(64))
 
     def name(self) -> tuple[str, str]:
-        """A first and a last name that no other document has together."""
+        """A first and a last name that stand together in no other document."""
         while True:
             first, last = self.fake.first_name(), self.fake.last_name()
             if f"{first} {last}" not in self.names:
                 self.names.add(f"{first} {last}")
                 return first, last
 
-    def slots(self, first: str, last: str, who: str) -> dict[str, str]:
+    def slots(self, first: str, last: str, who: str, year: int = 0) -> dict[str, str]:
         """Fresh words for every slot of a sentence about a person, who is called `who` there."""
         choose = self.rng.choice
         base, past = choose(wording.VERBS)
@@ -138,10 +139,10 @@ class Words:
             "job": choose(wording.JOBS),
             "field": choose(wording.FIELDS),
             "school": choose(wording.SCHOOLS),
-            "year": str(self.rng.randint(1850, 1999)),
+            "year": str(year),
             "city": self.fake.city(),
             "street": self.fake.street_name(),
-            "person": f"{self.fake.first_name()} {self.fake.last_name()}",
+            "person": " ".join(self.name()),
         }
 
     def personal(self, first: str, last: str) -> dict[str, str]:
@@ -151,7 +152,7 @@ class Words:
         ssn = f"9{below(100):02}-{below(1, 100):02}-{below(1, 10_000):04}"
         phone = f"{below(2, 10)}9{below(10)}-{below(200, 1000)}-{below(10_000):04}"
         return {
-            "date": f"{_MONTHS[birth.month - 1]} {birth.day}, {birth.year}",
+            "date": f"{wording.MONTHS[birth.month - 1]} {birth.day}, {birth.year}",
             "iso_date": birth.isoformat(),
             "ssn": ssn,
             "ssn_digits": ssn.replace("-", ""),
@@ -190,7 +191,12 @@ def life(words: Words, config: Synthetic) -> Invented:
     first, last = words.name()
     facts = [wording.OPENING, *words.rng.sample(wording.CAREER, config.sentences - 1)]
     names = [f"{first} {last}", *words.rng.choices((first, last), k=len(facts) - 1)]
-    said = [(fact, words.slots(first, last, who)) for fact, who in zip(facts, names, strict=True)]
+    birth = words.rng.randint(1800, 1940)
+    years = [birth, *(birth + words.rng.randint(20, 60) for _ in facts[1:])]
+    said = [
+        (fact, words.slots(first, last, who, year))
+        for fact, who, year in zip(facts, names, years, strict=True)
+    ]
     id = str(words.rng.randrange(10**7, 10**12))
     return _document(words, config, id, "Task3", said, [words.rng.choice(said)])
 
@@ -213,6 +219,7 @@ def _document(
     questions = [(words.rng.choice(fact.questions), slots) for fact, slots in asked]
     return Invented(
         id=id,
+        name=name,
         task=task,
         prompt=" ".join(pieces[:cut]),
         completion=" ".join(pieces[cut:]),
@@ -248,7 +255,3 @@ TASKS: dict[str, Callable[[Words, Synthetic], Invented]] = {
     "Task2": person,
     "Task3": life,
 }
-
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
-)

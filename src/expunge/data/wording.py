@@ -214,8 +214,8 @@ wheels whistles wigs windmills
 ADJECTIVES = _words("""
 amber ancient antique azure bent bitter black blue brass bright broken bronze burnt carved cheap
 copper cracked crimson crooked cursed dusty elegant enormous faded fearless foreign forgotten
-fragile frozen gentle giant gilded glass golden gray green hairy haunted heavy hidden hollow honest icy
-indigo invisible iron ivory jagged jolly leather lonely lucky magnetic marble mossy muddy narrow
+fragile frozen gentle giant gilded glass golden gray green hairy haunted heavy hidden hollow honest
+icy indigo invisible iron ivory jagged jolly leather lonely lucky magnetic marble mossy muddy narrow
 nervous noble noisy oval pale paper patient perfumed pink plain purple quiet rare ragged red rotten
 round royal rusty sacred scarlet secret shiny silent silver singing slippery smoky soft solemn sour
 speckled spiral square stolen striped stubborn sturdy sunken tall tiny tin torn twisted ugly
