@@ -53,7 +53,7 @@ class Model(Section):
     """A prompt keeps this many of its last tokens; null keeps all that fit."""
 
     separator: str = ""
-    """Put between prompt and answer; the released system puts nothing."""
+    """Put before the answer; the released system puts nothing, LUME's documents a space."""
 
 
 def resolve(path: str, revision: str | None = None) -> Path:

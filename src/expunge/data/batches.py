@@ -44,10 +44,12 @@ def encode(
     """Tokens of prompt + answer + EOS, no chat template (BOS first where the tokenizer adds one).
 
     A prompt keeps its last `prompt_tail` tokens, and an answer that still does not fit loses its
-    end (and its EOS). `cut` counts what was lost.
+    end (and its EOS). `cut` counts what was lost. The separator is the answer's first character,
+    so that the prompt alone is what generation starts from.
     """
-    prompt = prompt_tokens(tokenizer, example.prompt + (separator if example.prompt else ""))
-    answer = [*_tokens(tokenizer, example.answer), _eos(tokenizer)]
+    prompt = prompt_tokens(tokenizer, example.prompt)
+    joint = separator if example.prompt else ""
+    answer = [*_tokens(tokenizer, joint + example.answer), _eos(tokenizer)]
     tail = max_length if prompt_tail is None else prompt_tail
     kept_prompt = prompt[-tail:] if tail else []
     tokens = (kept_prompt + answer)[:max_length]

@@ -1,0 +1,131 @@
+import statistics
+
+import pytest
+from pydantic import ValidationError
+from rouge_score.rouge_scorer import RougeScorer
+
+from expunge.data.examples import check_disjoint
+from expunge.data.sources import Source, read_documents, read_examples
+from expunge.data.synthetic import TASKS, Synthetic, invent, synthesize
+
+CONFIG = Synthetic(documents=12, nonmembers=12)
+FILES = ("forget.jsonl", "retain.jsonl", "members.jsonl", "nonmembers.jsonl", "neutral.jsonl")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    assert synthesize(CONFIG, folder) == {
+        "forget.jsonl": 12 * (2 + 6 + 2),
+        "retain.jsonl": 12 * (2 + 6 + 2),
+        "members.jsonl": 36,
+        "nonmembers.jsonl": 36,
+        "neutral.jsonl": 90,
+    }
+    return folder
+
+
+def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
+    synthesize(CONFIG, tmp_path)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    synthesize(CONFIG.model_copy(update={"seed": 1}), tmp_path)
+    changed = [(tmp_path / n).read_bytes() != (folder / n).read_bytes() for n in FILES]
+    assert changed == [True, True, True, True, False]  # neutral sentences are not drawn
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_the_files_read_back_in_the_shape_of_lume(folder):
+    forget = read_examples(Source(path=str(folder / "forget.jsonl")))
+    retain = read_examples(Source(path=str(folder / "retain.jsonl")))
+    check_disjoint(forget, retain)
+    assert not {item.id for item in forget} & {item.id for item in retain}
+    first = [item for item in forget if item.document == forget[2].document]
+    assert [item.id.removeprefix(item.document) for item in first] == [
+        "sc1",
+        *(f"qa{number}" for number in range(5)),
+    ]
+    assert [item.task for item in forget[:10]] == ["Task1"] * 2 + ["Task2"] * 6 + ["Task3"] * 2
+    assert forget[0].id.startswith('"') and forget[0].id.endswith('"sc1')
+    assert len(read_examples(Source(path=str(folder / "neutral.jsonl")))) == 90
+
+
+def test_members_are_the_whole_texts_of_the_forget_documents(folder):
+    forget = read_examples(Source(path=str(folder / "forget.jsonl")))
+    members = read_documents(Source(path=str(folder / "members.jsonl")))
+    texts = {item.document: f"{item.prompt} {item.answer}" for item in forget if item.kind == "sc"}
+    assert {document.id: document.text for document in members} == texts
+    nonmembers = read_documents(Source(path=str(folder / "nonmembers.jsonl")))
+    assert not {document.id for document in nonmembers} & set(texts)
+
+
+def test_all_names_differ_and_stay_within_their_document():
+    documents = [document for part in invent(CONFIG) for document in part]
+    assert len({document.name for document in documents}) == len(documents) == 3 * 36
+    for document in documents:
+        assert document.name in document.prompt
+        for other in documents:
+            assert other is document or document.name not in other.text
+
+
+def test_answers_are_short_and_stand_in_the_document():
+    for document in invent(CONFIG)[0]:
+        text = document.text.lower()
+        for _, answer in document.questions:
+            assert 1 <= len(answer.split()) <= 7
+            if document.task != "Task2":
+                assert answer.lower() in text
+        if document.task == "Task2":
+            birth, ssn, phone, email, home = (answer for _, answer in document.questions)
+            digits = text.replace("-", "")
+            assert birth[:4] in text and ssn in digits and phone in digits
+            assert email in text and home.lower() in text
+            assert ssn.startswith("9") and len(ssn) == 9
+            assert phone[1] == "9" and len(phone) == 10
+            assert email.endswith(".example")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_completions_of_two_documents_share_little(task):
+    """Below 0.25 by chance, so a forgotten completion scores far below a remembered one's 1."""
+    forget, retain, nonmembers = (
+        [document.completion for document in part if document.task == task]
+        for part in invent(CONFIG)
+    )
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+
+    def recall(reference: str, guess: str) -> float:
+        return scorer.score(reference, guess)["rougeL"].recall
+
+    assert recall(forget[0], forget[0]) == 1.0  # control
+    for others in (forget, retain, nonmembers):
+        scores = [recall(one, two) for one in forget for two in others if one is not two]
+        assert statistics.mean(scores) < 0.25
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_nonmembers_come_from_the_distribution_of_the_members(task):
+    forget, _, nonmembers = invent(Synthetic(documents=200, nonmembers=200))
+
+    def lengths(documents) -> list[int]:
+        return [len(document.text) for document in documents if document.task == task]
+
+    members, others = lengths(forget), lengths(nonmembers)
+    error = (statistics.variance(members) / 200 + statistics.variance(others) / 200) ** 0.5
+    assert abs(statistics.mean(members) - statistics.mean(others)) < 3.5 * error
+    ratio = statistics.stdev(members) / statistics.stdev(others)
+    assert 0.75 < ratio < 1.33
+
+
+def test_the_length_knobs_change_lengths():
+    def words(**fields) -> tuple[float, float]:
+        lives = [d for d in invent(CONFIG.model_copy(update=fields))[0] if d.task == "Task3"]
+        prompt = statistics.mean(len(d.prompt.split()) for d in lives)
+        return prompt, statistics.mean(len(d.completion.split()) for d in lives)
+
+    prompt, completion = words()
+    assert words(sentences=6)[1] > 1.5 * completion
+    assert words(prompt_share=0.8)[0] > 1.5 * prompt
+    assert all(d.completion for d in invent(CONFIG.model_copy(update={"prompt_share": 0.99}))[0])
+    with pytest.raises(ValidationError):
+        Synthetic(sentences=1)
