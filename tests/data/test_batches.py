@@ -32,7 +32,7 @@ def text_of(tokenizer, sequence: TokenSequence) -> tuple[str, str]:
         ({"max_length": 7}, "abcdef", "x", 2),
         ({"max_length": 6}, "def", "xy$", 3),  # no room for an answer: half goes to the prompt
         ({"max_length": 4}, "ef", "xy", 5),
-        ({"max_length": 10, "separator": "-"}, "abcdef-", "xy$", 0),
+        ({"max_length": 10, "separator": "-"}, "abcdef", "-xy$", 0),
     ],
 )
 def test_a_long_example_is_cut_by_rule(tokenizer, limits, prompt, answer, cut):
