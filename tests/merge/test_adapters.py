@@ -1,6 +1,5 @@
 """Branches in, one adapter or one model out: exact where it can be, honest where it cannot."""
 
-import json
 import re
 import shutil
 
@@ -299,5 +298,6 @@ def test_a_base_that_does_not_fit_is_named(branches, tiny_folder, tmp_path):
     (damaged / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
         merge_adapters(branches, config, out, base=damaged)
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        merge_adapters(branches, config, out, base=tmp_path)
     assert not out.exists()
-    assert json.loads((tiny_folder / "config.json").read_text())["tie_word_embeddings"]

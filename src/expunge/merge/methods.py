@@ -47,11 +47,11 @@ def combine(
         total = weighted.sum(0)
         return total / each.abs().sum() if normalize else total
     votes = weighted if vote == "weighted" else sparse
-    elected = torch.where(votes.sum(0) >= 0, 1.0, -1.0)  # (*S)
-    agrees = votes.sign() == elected  # (M, *S); a zero agrees with nobody
+    elected = (votes.sum(0) >= 0).to(votes.dtype) * 2 - 1  # (*S), +1 or -1
+    agrees = (votes * elected > 0).to(votes.dtype)  # (M, *S); a zero agrees with nobody
     share = agrees * each.abs() if normalize else agrees  # (M, *S)
-    divisor = share.sum(0)  # (*S)
-    return (weighted * agrees).sum(0) / torch.where(divisor > 0, divisor, 1)
+    least = torch.finfo(share.dtype).tiny  # where nobody agrees, 0 / least = 0
+    return (weighted * agrees).sum(0) / share.sum(0).clamp_min(least)  # (*S)
 
 
 def tensor_rng(seed: int, name: str) -> torch.Generator:
@@ -81,10 +81,11 @@ def keep_largest(delta: Tensor, density: float, rng: torch.Generator) -> Tensor:
     magnitude = delta.abs().flatten()  # (n,)
     place = delta.numel() - keep
     threshold = float(np.partition(magnitude.cpu().numpy(), place)[place])
-    kept = magnitude > threshold
+    kept = magnitude >= threshold
     equal = (magnitude == threshold).nonzero().flatten()
-    kept[equal[: keep - int(kept.sum())]] = True
-    return delta * kept.view_as(delta)
+    surplus = int(kept.count_nonzero()) - keep
+    kept[equal[len(equal) - surplus :]] = False
+    return torch.where(kept.view_as(delta), delta, 0)
 
 
 def drop_at_random(delta: Tensor, density: float, rng: torch.Generator) -> Tensor:
@@ -94,8 +95,8 @@ def drop_at_random(delta: Tensor, density: float, rng: torch.Generator) -> Tenso
 
     Source: DARE, arXiv:2311.03099.
     """
-    kept = torch.rand(delta.shape, generator=rng) < density
-    return delta * kept.to(delta.device) / density
+    kept = (torch.rand(delta.shape, generator=rng) < density).to(delta)
+    return delta * kept / density
 
 
 def truncated(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

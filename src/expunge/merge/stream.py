@@ -43,18 +43,20 @@ def add(weight: Tensor, delta: Tensor, stored: Stored) -> Tensor:
     """W + ΔW in float32, rounded to the type of `weight`: (out, in)."""
     merged = (weight.float() + delta).to(weight.dtype)
     nonzero = delta != 0
-    stored.nonzero += int(nonzero.sum())
-    stored.changed += int((nonzero & (merged != weight)).sum())
+    stored.nonzero += int(nonzero.count_nonzero())
+    stored.changed += int((nonzero & (merged != weight)).count_nonzero())
     return merged
 
 
 def check_fits(base: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Refuse layers that the base lacks or holds in another shape or an unfit type."""
+    if not (base / "config.json").is_file():
+        raise ModelError(f"{base} holds no config.json, so it is not a model folder")
+    config = runs.read_json(base / "config.json")
     tensors: dict[str, Any] = {}
     for shard in _shards(base):
         with shard.open("rb") as file:
             tensors |= _read_header(file, shard)[1]
-    config = runs.read_json(base / "config.json")
     for layer, shape in shapes.items():
         entry = tensors.get(f"{layer}.weight")
         if entry is None:
