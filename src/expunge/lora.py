@@ -5,9 +5,11 @@ Dimensions: r rank, (out, in) the shape of a linear layer. ΔW = scale · B A, A
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,14 @@ from expunge.registry import did_you_mean
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_BEYOND_LORA = (
+    *("use_dora", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication"),
+    *("trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora", "velora_config"),
+    *("alora_invocation_tokens", "monteclora_config", "arrow_config", "kasa_config"),
+)
+"""Options of peft whose update is not scale · B A."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of peft after which the adapter belongs to another base."""
 
 
 class Lora(Section):
@@ -148,8 +158,11 @@ def write_adapter(
         (temporary / CONFIG).write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, object]]:
-    """Factors (A, B) by layer name, and the config, of a peft LoRA folder."""
+def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
+    """Factors (A, B) by layer name, and the config, of a peft LoRA folder.
+
+    A folder whose update is more than scale · B A is refused: part of it would be lost.
+    """
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no {CONFIG}, so it is not an adapter folder")
     if not (folder / WEIGHTS).is_file():
@@ -157,6 +170,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[s
     config = runs.read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} is a {config.get('peft_type')} adapter, not LoRA")
+    for option in _BEYOND_LORA:
+        if config.get(option) not in (None, False, "none", [], {}):
+            raise ModelError(
+                f"{folder} has {option}: {config[option]}; only plain LoRA (scale · B A) is read"
+            )
+    if str(config.get("init_lora_weights")).startswith(_CHANGES_BASE):
+        raise ModelError(
+            f"{folder} was initialised by {config['init_lora_weights']}, which changed its base; "
+            "save it with peft's path_initial_model_for_weight_conversion to make it plain LoRA"
+        )
     factors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -173,11 +196,32 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[s
     return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in factors.items()}, config
 
 
+def adapter_scales(
+    folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], config: Mapping[str, Any]
+) -> dict[str, float]:
+    """The scale of each layer: α/r, or α/√r for rsLoRA, with α and r by layer where so given.
+
+    Source: peft (patterns match a layer name or its ending); rsLoRA, arXiv:2312.03732.
+    """
+    scales = {}
+    for name, (a, b) in factors.items():
+        rank = _by_pattern(config.get("rank_pattern"), name, config.get("r"))
+        alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
+        if a.dim() != 2 or b.dim() != 2 or not rank == a.shape[0] == b.shape[1]:
+            raise ModelError(
+                f"{folder}: {name} should have rank {rank} by its {CONFIG}, but its factors are "
+                f"A {tuple(a.shape)}, B {tuple(b.shape)}"
+            )
+        if not isinstance(alpha, int | float) or not alpha > 0:
+            raise ModelError(f"{folder}: lora_alpha must be a positive number, not {alpha!r}")
+        scales[name] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scales
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the adapter of a peft folder on `model`, for scoring or for more training."""
     factors, config = read_adapter(folder)
-    rank, alpha = config["r"], config["lora_alpha"]
-    lora = Lora(rank=rank, alpha=alpha, dropout=0.0)  # pyright: ignore
+    scales = adapter_scales(folder, factors, config)
     model.requires_grad_(False)
     for name, (a, b) in factors.items():
         try:
@@ -189,10 +233,19 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             b.shape[0],
         ):
             raise ModelError(f"{folder}: {name} does not have the shape of the model's layer")
-        layer = LoraLinear(base, lora)
+        rank = a.shape[0]
+        layer = LoraLinear(base, Lora(rank=rank, alpha=scales[name] * rank, dropout=0.0))
         layer.lora_A.data.copy_(a)
         layer.lora_B.data.copy_(b)
         _replace(model, name, layer)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """The value of the first pattern that `name` is or ends in, as peft reads it."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
 
 
 def _target_names(model: PreTrainedModel, lora: Lora) -> list[str]:

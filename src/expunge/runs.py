@@ -182,6 +182,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _readable_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _sync(temporary)
             temporary.replace(path)

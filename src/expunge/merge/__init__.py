@@ -1,0 +1,1 @@
+"""Merge branches: the mathematics (methods), adapters in, an adapter or a model out."""

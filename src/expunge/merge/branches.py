@@ -1,0 +1,91 @@
+"""The branches of a merge: adapter folders read, checked, and their deltas formed layer by layer.
+
+Dimensions: M branches, r rank, (out, in) the shape of a linear layer, A (r, in), B (out, r).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expunge.errors import MergeError
+from expunge.lora import adapter_scales, read_adapter
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One adapter: float32 factors and scale by layer."""
+
+    folder: Path
+    factors: dict[str, tuple[Tensor, Tensor]]
+    scales: dict[str, float]
+    base: str
+
+    def delta(self, layer: str) -> Tensor:
+        """ΔW = scale · B A of one layer, in float32: (out, in)."""
+        a, b = self.factors[layer]
+        return (self.scales[layer] * b) @ a
+
+    def rank(self, layer: str) -> int:
+        """r of one layer."""
+        return len(self.factors[layer][0])
+
+    def shape(self, layer: str) -> tuple[int, int]:
+        """(out, in) of one layer."""
+        a, b = self.factors[layer]
+        return b.shape[0], a.shape[1]
+
+
+def read_branches(folders: Sequence[Path]) -> list[Branch]:
+    """Read adapter folders that can be merged: same layers, same shapes, all numbers finite."""
+    if not folders:
+        raise MergeError("a merge needs at least one branch, and none was given")
+    branches = [_read_branch(Path(folder)) for folder in folders]
+    first = branches[0]
+    for other in branches[1:]:
+        for one, two in ((first, other), (other, first)):
+            missing = sorted(one.factors.keys() - two.factors.keys())
+            if missing:
+                raise MergeError(
+                    f"{two.folder} does not adapt {missing[0]}, which {one.folder} does; "
+                    "branches must adapt the same layers"
+                )
+        for layer in first.factors:
+            if first.shape(layer) != other.shape(layer):
+                raise MergeError(
+                    f"{layer} is {first.shape(layer)} in {first.folder} but {other.shape(layer)} "
+                    f"in {other.folder}; branches must come from the same base"
+                )
+    return branches
+
+
+def same_ranks(branches: Sequence[Branch]) -> None:
+    """Refuse branches whose factors differ in shape."""
+    for layer in branches[0].factors:
+        ranks = [branch.rank(layer) for branch in branches]
+        if len(set(ranks)) > 1:
+            raise MergeError(
+                f"the branches have ranks {', '.join(map(str, ranks))} at {layer}, so their "
+                "factors cannot be merged entry by entry; say space: delta"
+            )
+
+
+def _read_branch(folder: Path) -> Branch:
+    factors, config = read_adapter(folder)
+    if not factors:
+        raise MergeError(f"{folder} adapts no layer")
+    for layer, (a, b) in factors.items():
+        for which, tensor in (("lora_A", a), ("lora_B", b)):
+            if not torch.isfinite(tensor).all():
+                raise MergeError(f"{folder}: {layer}.{which} holds NaN or infinite numbers")
+    return Branch(
+        folder=folder,
+        factors={
+            layer: (factors[layer][0].float(), factors[layer][1].float())
+            for layer in sorted(factors)
+        },
+        scales=adapter_scales(folder, factors, config),
+        base=str(config.get("base_model_name_or_path") or ""),
+    )

@@ -1,0 +1,303 @@
+"""Branches in, one adapter or one model out: exact where it can be, honest where it cannot."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from expunge.config import parse_section
+from expunge.errors import MergeError, ModelError, RecipeError
+from expunge.lora import LoraLinear, adapter_scales, load_adapter, read_adapter
+from expunge.merge.adapters import Merge, apply_deltas, merge_adapters, merged_deltas
+from expunge.merge.methods import METHODS, combine
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def delta_of(folder):
+    factors, config = read_adapter(folder)
+    scales = adapter_scales(folder, factors, config)
+    return {name: scales[name] * b @ a for name, (a, b) in factors.items()}
+
+
+def assert_close(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("space", ["factors", "delta"])
+def test_one_branch_at_full_density_comes_back_unchanged(branches, method, space):
+    config = Merge(method=method, density=1.0, space=space)
+    assert_close(dict(merged_deltas(branches[:1], config)), delta_of(branches[0]))
+
+
+def test_the_delta_space_merge_is_the_method_on_whole_deltas(branches):
+    ours = dict(merged_deltas(branches, Merge(method="ties", density=0.5, space="delta")))
+    one, two = map(delta_of, branches)
+    for name in one:
+        options = {"weights": [1, 1], "density": 0.5}
+        stack = torch.stack([one[name], two[name]])
+        expected = combine(stack, METHODS["ties"], torch.Generator(), **options)
+        torch.testing.assert_close(ours[name], expected)
+
+
+def test_merging_factors_is_not_merging_deltas(branches):
+    factors = dict(merged_deltas(branches, Merge(space="factors")))
+    deltas = dict(merged_deltas(branches, Merge(space="delta")))
+    one = torch.cat([factors[name].flatten() for name in factors])
+    two = torch.cat([deltas[name].flatten() for name in factors])
+    assert torch.cosine_similarity(one, two, dim=0) < 0.9
+    assert (one - two).norm() > 0.3 * two.norm()
+
+
+def test_an_adapter_of_a_sum_is_exact_by_concatenation(branches, tmp_path):
+    config = Merge(method="linear", weights=(0.5, -2.0), space="delta", normalize=True)
+    report = merge_adapters(branches, config, tmp_path / "out")
+    assert report["truncation_error"] is None
+    one, two = map(delta_of, branches)
+    expected = {name: (0.5 * one[name] - 2.0 * two[name]) / 2.5 for name in one}
+    assert_close(delta_of(tmp_path / "out"), expected)
+
+
+def test_truncation_is_reported_as_it_is(branches, tmp_path):
+    config = Merge(space="delta", rank=3)
+    report = merge_adapters(branches, config, tmp_path / "out")
+    exact, kept = dict(merged_deltas(branches, config)), delta_of(tmp_path / "out")
+    lost = sum((exact[name] - kept[name]).square().sum() for name in exact) ** 0.5
+    norm = sum(delta.square().sum() for delta in exact.values()) ** 0.5
+    assert report["truncation_error"] == pytest.approx(float(lost / norm), rel=1e-4)
+    assert 0.1 < report["truncation_error"] < 1
+    wider = merge_adapters(branches, Merge(space="delta"), tmp_path / "wider")
+    assert 0 < wider["truncation_error"] < report["truncation_error"]
+
+
+def test_the_report_gives_size_and_direction(branches, tmp_path):
+    config = Merge(method="linear", weights=(1.0, 0.0), space="delta")
+    report = merge_adapters(branches, config, tmp_path / "out")
+    one, two = (torch.cat([d.flatten() for d in delta_of(b).values()]) for b in branches)
+    assert report["layers"] == 14
+    assert report["norm"] == pytest.approx(float(one.norm()), rel=1e-4)
+    cosine = float(torch.cosine_similarity(one, two, dim=0))
+    assert report["cosine"] == pytest.approx([1.0, cosine], abs=1e-5)
+    assert report["storage_survival"] is None
+
+
+@pytest.mark.parametrize("space", ["factors", "delta"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_merged_model_is_base_plus_delta(
+    branches, tiny, tiny_folder, tmp_path, tokens, space, sharded
+):
+    base = tiny_folder
+    if sharded:
+        base = tmp_path / "sharded"
+        tiny_model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        tiny_model.save_pretrained(base, max_shard_size="40KB")
+        assert len(list(base.glob("*.safetensors"))) > 1
+    config = Merge(space=space, output="model")
+    out = tmp_path / "out"
+    report = merge_adapters(branches, config, out, base=base)
+    assert {p.name for p in out.iterdir()} == {p.name for p in base.iterdir()}
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(out)(input_ids=tokens).logits
+        before = tiny(input_ids=tokens).logits
+        with apply_deltas(tiny, merged_deltas(branches, config)):
+            ours = tiny(input_ids=tokens).logits
+        after = tiny(input_ids=tokens).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (ours - before).abs().max() > 0.01  # control
+    assert torch.equal(after, before)
+    assert report["storage_survival"] > 0.99
+
+
+def test_tensors_that_no_branch_adapts_keep_their_bytes(make_branch, tiny_folder, tmp_path):
+    branch = make_branch(7, targets=("q_proj",), layers=(1,))
+    out = tmp_path / "out"
+    merge_adapters([branch], Merge(output="model"), out, base=tiny_folder)
+    old, new = (load_file(folder / "model.safetensors") for folder in (tiny_folder, out))
+    assert old.keys() == new.keys()
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    assert changed == ["model.layers.1.self_attn.q_proj.weight"]
+
+
+def test_storage_survival_counts_what_bfloat16_keeps(branches, tiny_folder, tmp_path):
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_folder).bfloat16().save_pretrained(base)
+    survival = {}
+    for weight in (1.0, 1e-4):
+        config = Merge(method="linear", weights=(weight, 0.0), output="model", space="delta")
+        out = tmp_path / f"out-{weight}"
+        survival[weight] = merge_adapters(branches, config, out, base=base)["storage_survival"]
+        old, new = (load_file(f / "model.safetensors") for f in (base, out))
+        deltas = dict(merged_deltas(branches, config))
+        changed = sum(int((old[f"{n}.weight"] != new[f"{n}.weight"]).sum()) for n in deltas)
+        nonzero = sum(int((d != 0).sum()) for d in deltas.values())
+        assert survival[weight] == pytest.approx(changed / nonzero)
+        assert all(t.dtype == torch.bfloat16 for t in new.values())
+    assert survival[1.0] > 0.9
+    assert survival[1e-4] < 0.2
+
+
+def test_deltas_reach_beneath_an_adapter_and_leave_when_interrupted(branches, tiny):
+    config = Merge()
+    load_adapter(tiny, branches[0])
+    layer = tiny.get_submodule("model.layers.0.mlp.up_proj")
+    assert isinstance(layer, LoraLinear)
+    before = layer.base.weight.clone()
+    with pytest.raises(KeyboardInterrupt), apply_deltas(tiny, merged_deltas(branches, config)):
+        assert not torch.equal(layer.base.weight, before)
+        raise KeyboardInterrupt
+    assert torch.equal(layer.base.weight, before)
+
+
+@every_method
+def test_the_order_of_tensors_in_a_file_changes_nothing(branches, edited, tmp_path, method):
+    turned = [shutil.copytree(b, tmp_path / b.name) for b in branches]
+    for folder in turned:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        kept = {k: tensors[k].clone() for k in reversed(tensors)}
+        save_file(kept, folder / "adapter_model.safetensors")
+    config = Merge(method=method, space="delta")
+    one, two = (dict(merged_deltas(b, config)) for b in (branches, turned))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_branches_of_unlike_rank_merge_in_delta_space_alone(branches, make_branch, tmp_path):
+    mixed = [branches[0], make_branch(3, rank=2)]
+    with pytest.raises(MergeError, match=r"ranks 4, 2 at .* say space: delta"):
+        merge_adapters(mixed, Merge(), tmp_path / "out")
+    merge_adapters(mixed, Merge(space="delta", method="linear"), tmp_path / "out")
+    one, two = map(delta_of, mixed)
+    assert_close(delta_of(tmp_path / "out"), {name: one[name] + two[name] for name in one})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "tise"}, "no merge method is called 'tise'. Did you mean 'ties'?"),
+        ({"density": 0}, "density: Input should be greater than 0"),
+        ({"density": 1.2}, "density: Input should be less than or equal to 1"),
+        ({"weights": [0, 0]}, "weights must be finite and not all zero"),
+        ({"weights": [1, float("nan")]}, "weights must be finite"),
+        ({"normalize": True}, "normalize needs space: delta"),
+        ({"rank": 8}, "rank needs space: delta and output: adapter"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        parse_section(fields, Merge, origin="recipe.yaml")
+
+
+def one_name(tensors):
+    return next(iter(tensors))
+
+
+def without_a_layer(tensors):
+    return {k: t for k, t in tensors.items() if "layers.1.mlp.up_proj" not in k}
+
+
+def with_nan(tensors):
+    tensors[one_name(tensors)][0, 0] = float("nan")
+    return tensors
+
+
+def wider(tensors):
+    key = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    return {**tensors, key: torch.zeros(4, 33)}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "error", "message"),
+    [
+        (without_a_layer, {}, MergeError, r"branch-9 does not adapt model\.layers\.1\.mlp\.up_pr"),
+        (with_nan, {}, MergeError, r"branch-9: model\.layers\.\S+\.lora_A holds NaN"),
+        (wider, {}, MergeError, r"up_proj is \(48, 32\) in .* but \(48, 33\) in .*branch-9"),
+        (None, {"use_dora": True}, ModelError, "branch-9 has use_dora: True"),
+        (None, {"bias": "lora_only"}, ModelError, "branch-9 has bias: lora_only"),
+        (None, {"modules_to_save": ["lm_head"]}, ModelError, "branch-9 has modules_to_save"),
+        (None, {"init_lora_weights": "pissa"}, ModelError, "initialised by pissa"),
+        (None, {"r": 5}, ModelError, "branch-9: .* should have rank 5"),
+        (None, {"lora_alpha": None}, ModelError, "branch-9: lora_alpha must be a positive number"),
+        (None, {"peft_type": "IA3"}, ModelError, "branch-9 is a IA3 adapter"),
+    ],
+)
+def test_a_branch_that_cannot_be_merged_is_named(
+    branches, make_branch, edited, tmp_path, change, config, error, message
+):
+    bad = edited(make_branch(9), change, **config)
+    with pytest.raises(error, match=message):
+        merge_adapters([branches[0], bad], Merge(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_asked_for_must_fit_what_was_given(branches, tiny, tiny_folder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(MergeError, match="at least one branch"):
+        merge_adapters([], Merge(), out)
+    with pytest.raises(MergeError, match="3 weights were given for 2 branches"):
+        merge_adapters(branches, Merge(weights=(1, 1, 1)), out)
+    with pytest.raises(MergeError, match="needs the base model"):
+        merge_adapters(branches, Merge(output="model"), out)
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
+        merge_adapters([tiny_folder], Merge(), out)
+    with (
+        pytest.raises(MergeError, match="which the model does not have"),
+        apply_deltas(tiny, [("model.layers.7.mlp", torch.zeros(1))]),
+    ):
+        pass
+    with (
+        pytest.raises(MergeError, match=r"does not have the shape \(1,\)"),
+        apply_deltas(tiny, [("model.layers.1.mlp.up_proj", torch.zeros(1))]),
+    ):
+        pass
+    with (
+        pytest.raises(MergeError, match="shares its weight"),
+        apply_deltas(tiny, [("lm_head", torch.zeros(257, 32))]),
+    ):
+        pass
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(MergeError, match="exists and is not empty"):
+        merge_adapters(branches, Merge(), out)
+
+
+def test_a_base_that_does_not_fit_is_named(branches, tiny_folder, tmp_path):
+    def broken(name, change):
+        base = shutil.copytree(tiny_folder, tmp_path / name)
+        tensors = load_file(base / "model.safetensors")
+        change(tensors)
+        save_file(tensors, base / "model.safetensors")
+        return base
+
+    key = "model.layers.0.mlp.up_proj.weight"
+    config, out = Merge(output="model"), tmp_path / "out"
+    cases = {
+        rf"lacks {key}": lambda tensors: tensors.pop(key),
+        r"up_proj is \(48, 32\) in the branches but \(2, 2\)": lambda tensors: tensors.update(
+            {key: torch.zeros(2, 2)}
+        ),
+        r"stores \S+up_proj.weight as I8": lambda tensors: tensors.update(
+            {key: torch.zeros(48, 32, dtype=torch.int8)}
+        ),
+    }
+    for number, (message, change) in enumerate(cases.items()):
+        with pytest.raises(MergeError, match=message):
+            merge_adapters(branches, config, out, base=broken(f"base-{number}", change))
+    damaged = broken("damaged", lambda tensors: None)
+    whole = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match="is damaged: it ends within"):
+        merge_adapters(branches, config, out, base=damaged)
+    (damaged / "model.safetensors").write_bytes(whole[:100])
+    with pytest.raises(ModelError, match="its header cannot be read"):
+        merge_adapters(branches, config, out, base=damaged)
+    (damaged / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+        merge_adapters(branches, config, out, base=damaged)
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        merge_adapters(branches, config, out, base=tmp_path)
+    assert not out.exists()
