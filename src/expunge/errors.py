@@ -6,6 +6,7 @@ ExpungeError
 ├── ModelError       a model, tokenizer or adapter is missing, malformed or unusable
 ├── MergeError       the given models cannot be merged as asked
 ├── TrainingError    a loss became NaN or infinite, or nothing moved
+├── EvaluationError  a metric cannot be computed: an item it cannot place, a score that is NaN
 └── RunError         a run folder cannot be used: another recipe's, read-only, disk full
 """
 
@@ -32,6 +33,10 @@ class MergeError(ExpungeError):
 
 class TrainingError(ExpungeError):
     """Training cannot go on: a loss became NaN or infinite, or an adapter did not move."""
+
+
+class EvaluationError(ExpungeError):
+    """A metric cannot be computed: an item it cannot place, a score that is NaN."""
 
 
 class RunError(ExpungeError):

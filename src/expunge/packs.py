@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -33,8 +33,12 @@ class Pack:
     ids: tuple[str, ...]
 
 
-def hidden_states(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Final hidden states of the tokens that predict the scored ones: (N, d)."""
+def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None) -> Tensor:
+    """Final hidden states of the tokens that predict the scored ones: (N, d).
+
+    A `cache` receives the pack's keys and values. What it already holds is a prefix that every
+    sequence of the pack continues; positions then count on from the prefix.
+    """
     if model.config._attn_implementation != PACKED_ATTENTION:
         raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
     decoder = model.get_decoder()
@@ -44,7 +48,8 @@ def hidden_states(model: PreTrainedModel, pack: Pack) -> Tensor:
         input_ids=pack.tokens[None],
         position_ids=pack.positions[None],
         attention_mask=unused_mask,
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
         lengths=pack.lengths,
     ).last_hidden_state[0]
     return states[pack.scored]
@@ -94,21 +99,39 @@ def _packed_attention(
     lengths: tuple[int, ...] | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Causal attention within each of the packed sequences; without `lengths`, plain SDPA."""
+    """Causal attention within each of the packed sequences; without `lengths`, plain SDPA.
+
+    Keys beyond the queries are a cached prefix that every sequence sees whole.
+    """
     if lengths is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    if options.get("sliding_window") and max(lengths) > options["sliding_window"]:
+    if options.get("sliding_window") and _longest(key, query, lengths) > options["sliding_window"]:
         raise ModelError("a sequence is longer than this model's sliding window")
     each: Callable[[Tensor], tuple[Tensor, ...]] = lambda t: t.split(lengths, dim=2)  # noqa: E731
-    parts = [
-        F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    shared = query.shape[1] != key.shape[1]
+    prefix = key.shape[2] - query.shape[2]
+    first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
+    parts = []
+    for q, k, v in zip(
+        each(query), each(key[:, :, prefix:]), each(value[:, :, prefix:]), strict=True
+    ):
+        mask = None
+        if prefix:
+            k, v = torch.cat([first_keys, k], dim=2), torch.cat([first_values, v], dim=2)
+            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(prefix)
+        parts.append(
+            F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=not prefix, scale=scaling, enable_gqa=shared
+            )
         )
-        for q, k, v in zip(each(query), each(key), each(value), strict=True)
-    ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
+    """Tokens that the last query of the longest sequence looks back on, itself included."""
+    return max(lengths) + key.shape[2] - query.shape[2]
 
 
 AttentionInterface.register(PACKED_ATTENTION, _packed_attention)

@@ -1,0 +1,292 @@
+"""Greedy generation for many prompts at once, with a cache of slots that are refilled as rows end.
+
+Dimensions: R live rows of S slots, C columns of the cache (one a token), d width, V vocabulary.
+Prompts are read in packs, without padding. Each row then writes at its own column, and a mask
+hides the columns beyond it, so rows of any length share a step, a waiting prompt can take the
+slot of a finished one, and a padding token never exists.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import CacheLayerMixin
+
+from expunge.errors import EvaluationError
+from expunge.packs import Pack, hidden_states, output_head
+from expunge.progress import progress
+
+MAX_BATCH = 64
+"""Rows decoded at once. Each holds a cache of the longest prompt and answer: for SmolLM2 in
+bfloat16, 64 rows of 500 tokens take 0.7 GB."""
+
+PACK_TOKENS = 4096
+"""Prompt tokens read in one forward pass."""
+
+EARLIEST_STOP = 48
+"""New tokens after which, and after every as many more, `settled` is asked."""
+
+Settled = Callable[[int, list[int]], bool]
+"""(prompt number, new tokens) → whether no further token can change what is measured."""
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    max_batch: int = MAX_BATCH,
+    settled: Settled | None = None,
+    label: str = "generate",
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, token by token, without its end-of-text token.
+
+    A row ends at end of text, at `max_new_tokens`, or where `settled` says so. `settled` exists
+    because a destroyed model never ends its text: whoever knows the metrics may cut what cannot
+    change them, never before EARLIEST_STOP tokens, which is the text that collapse measures read.
+    """
+    check_prompts(model, prompts, max_new_tokens)
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
+    rows = _Rows(model, tokenizer, min(max_batch, len(prompts)), settled, max_new_tokens)
+    with progress(label, len(prompts), "prompts") as bar:
+        while waiting or rows.live:
+            free = rows.slots - len(rows.live)
+            if waiting and (free >= max(1, rows.slots // 8) or not rows.live):
+                joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                bar(rows.join(joining, prompts))
+            if rows.live:
+                bar(rows.step())
+    return [rows.done[i] for i in range(len(prompts))]
+
+
+def fit_prompts(
+    prompts: Sequence[Sequence[int]], model: PreTrainedModel, max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """The prompts with room for the answer, cut from the left; and how many had to be cut."""
+    room = context_length(model) - max_new_tokens
+    if room < 1:
+        raise EvaluationError(
+            f"max_new_tokens is {max_new_tokens}, but the model's context holds only "
+            f"{context_length(model)} tokens, prompt included"
+        )
+    return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
+
+
+def end_pack(sequences: Sequence[Sequence[int]], device: torch.device, start: int = 0) -> Pack:
+    """A pack read at the last token of each sequence; positions count from `start`."""
+    lengths = tuple(map(len, sequences))
+    tokens = torch.tensor([token for tokens in sequences for token in tokens], device=device)
+    places = [start + i for length in lengths for i in range(length)]
+    ends = torch.tensor(lengths, device=device).cumsum(0) - 1
+    owner = torch.arange(len(lengths), device=device)
+    positions = torch.tensor(places, device=device)
+    return Pack(tokens, positions, lengths, ends, tokens[ends], owner, ("",) * len(lengths))
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model's positions reach."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+
+def check_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse an empty prompt, and one that leaves no room for its answer."""
+    longest = context_length(model)
+    window = getattr(model.config, "sliding_window", None)
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise EvaluationError(f"prompt {number} holds no token, so nothing can continue it")
+        total = len(prompt) + max_new_tokens
+        if total > longest:
+            raise EvaluationError(
+                f"prompt {number} and {max_new_tokens} new tokens exceed the model's context of "
+                f"{longest}; fit_prompts cuts prompts to fit"
+            )
+        if window and total > window:
+            raise EvaluationError(
+                f"prompt {number} and {max_new_tokens} new tokens exceed the model's sliding "
+                f"window of {window}, which generation does not imitate"
+            )
+
+
+@dataclass
+class _Row:
+    """One prompt that is being continued; its next token is the last of `new`."""
+
+    number: int
+    length: int  # tokens in the cache
+    new: list[int]
+
+
+@dataclass
+class _Frontier:
+    """Where the current step writes, shared by every layer's slots."""
+
+    columns: Tensor  # (R,)
+    width: int  # columns that the step reads
+
+
+class _Slots(CacheLayerMixin):
+    """Keys and values of S rows, (S, H, C, d); a step writes one column of each live row."""
+
+    def __init__(self, keys: Tensor, values: Tensor, frontier: _Frontier) -> None:
+        super().__init__()
+        self.keys, self.values, self.frontier = keys, values, frontier
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the columns were made when the first prompts were read."""
+
+    def get_seq_length(self) -> int:
+        """Columns that a step reads."""
+        return self.frontier.width
+
+    def get_max_length(self) -> int:
+        """Columns that were made."""
+        assert self.keys is not None
+        return self.keys.shape[2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that a mask covers, from the first."""
+        return self.frontier.width, 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write each row's new column; return the live rows' columns."""
+        live, width = len(key_states), self.frontier.width
+        assert self.keys is not None
+        assert self.values is not None
+        rows, columns = torch.arange(live, device=key_states.device), self.frontier.columns
+        self.keys[rows, :, columns] = key_states[:, :, 0]
+        self.values[rows, :, columns] = value_states[:, :, 0]
+        return self.keys[:live, :, :width], self.values[:live, :, :width]
+
+
+@dataclass
+class _Rows:
+    """The live rows, at the front of the slots, and what has been finished."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    slots: int
+    settled: Settled | None
+    max_new_tokens: int
+    live: list[_Row] = field(default_factory=list)
+    done: dict[int, list[int]] = field(default_factory=dict)
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        self.ends = end_tokens(self.model, self.tokenizer)
+        self.device = next(self.model.parameters()).device
+        self.frontier = _Frontier(torch.empty(0), 0)
+
+    def join(self, numbers: list[int], prompts: Sequence[Sequence[int]]) -> int:
+        """Read the given prompts (longest first) into free slots; returns how many ended at once.
+
+        Columns are made for the first prompt to join, which is the longest of all.
+        """
+        columns = len(prompts[numbers[0]]) + self.max_new_tokens
+        group: list[int] = []
+        before = len(self.live)
+        for number in numbers:
+            if group and sum(len(prompts[i]) for i in [*group, number]) > PACK_TOKENS:
+                self._read(group, prompts, columns)
+                group = []
+            group.append(number)
+        self._read(group, prompts, columns)
+        return self._retire(first=before)
+
+    def step(self) -> int:
+        """One more token for every live row; returns how many rows ended."""
+        lengths = torch.tensor([row.length for row in self.live], device=self.device)  # (R,)
+        width = max(row.length for row in self.live) + 1
+        self.frontier.columns, self.frontier.width = lengths, width
+        hidden = torch.arange(width, device=self.device) > lengths[:, None]  # (R, width)
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+        mask = mask.masked_fill(hidden, float("-inf"))[:, None, None]  # (R, 1, 1, width)
+        tokens = torch.tensor([[row.new[-1]] for row in self.live], device=self.device)
+        states = (
+            self.model.get_decoder()(
+                input_ids=tokens,
+                position_ids=lengths[:, None],
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state[:, 0]  # (R, d)
+        )
+        for row, token in zip(self.live, self._likeliest(states), strict=True):
+            row.length += 1
+            row.new.append(token)
+        return self._retire()
+
+    def _read(self, numbers: list[int], prompts: Sequence[Sequence[int]], columns: int) -> None:
+        """Forward the prompts as one pack, and copy each one's keys and values to a slot."""
+        packed = DynamicCache()
+        pack = end_pack([prompts[i] for i in numbers], self.device)
+        states = hidden_states(self.model, pack, packed)
+        if self.cache is None:
+            self.cache = self._empty_cache(packed, columns)
+        start = 0
+        for number, token in zip(numbers, self._likeliest(states), strict=True):
+            length, slot = len(prompts[number]), len(self.live)
+            for source, target in zip(packed.layers, self.cache.layers, strict=True):
+                target.keys[slot, :, :length] = source.keys[0, :, start : start + length]  # pyright: ignore
+                target.values[slot, :, :length] = source.values[0, :, start : start + length]  # pyright: ignore
+            self.live.append(_Row(number, length, [token]))
+            start += length
+
+    def _empty_cache(self, like: DynamicCache, columns: int) -> Cache:
+        layers = []
+        for layer in like.layers:
+            _, heads, _, width = layer.keys.shape  # pyright: ignore
+            shape = (self.slots, heads, columns, width)
+            # Zeros, for a masked column is still multiplied, and 0 · NaN would be NaN.
+            layers.append(
+                _Slots(layer.keys.new_zeros(shape), layer.values.new_zeros(shape), self.frontier)  # pyright: ignore
+            )
+        return Cache(layers=layers)
+
+    def _likeliest(self, states: Tensor) -> list[int]:
+        head = output_head(self.model)
+        return (states @ head.T.to(states.dtype)).float().argmax(-1).tolist()
+
+    def _retire(self, first: int = 0) -> int:
+        """Take out the rows that ended, from slot `first` on; the last row moves to the gap."""
+        ended = 0
+        for slot in reversed(range(first, len(self.live))):
+            row = self.live[slot]
+            if row.new[-1] in self.ends:
+                row.new.pop()
+            elif len(row.new) < self.max_new_tokens and not self._is_settled(row):
+                continue
+            self.done[row.number] = row.new
+            last = len(self.live) - 1
+            if slot != last:
+                self.live[slot] = self.live[last]
+                for layer in self.cache.layers:  # pyright: ignore[reportOptionalMemberAccess]
+                    layer.keys[slot] = layer.keys[last]  # pyright: ignore
+                    layer.values[slot] = layer.values[last]  # pyright: ignore
+            self.live.pop()
+            ended += 1
+        return ended
+
+    def _is_settled(self, row: _Row) -> bool:
+        return (
+            self.settled is not None
+            and len(row.new) % EARLIEST_STOP == 0
+            and self.settled(row.number, row.new)
+        )
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a text: the tokenizer's, and those of the model's generation settings."""
+    settings = getattr(model.generation_config, "eos_token_id", None)
+    listed = settings if isinstance(settings, list) else [settings]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)  # pyright: ignore

@@ -1,0 +1,290 @@
+"""The whole evaluation of one model: generate once, score everything, keep every item."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge.config import Section
+from expunge.data.batches import encode, prompt_tokens
+from expunge.data.examples import Document, Example
+from expunge.errors import EvaluationError
+from expunge.evaluate import collapse, semeval
+from expunge.evaluate.generate import MAX_BATCH, context_length, fit_prompts, generate
+from expunge.evaluate.membership import document_nll, mia, sequence_nll
+from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
+from expunge.packs import output_head
+
+
+class Evaluate(Section):
+    """What is measured, and how thoroughly."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest generation, in tokens; the official scores allow 256."""
+
+    max_batch: int = Field(MAX_BATCH, ge=1)
+    """Prompts continued at once; fewer need less memory."""
+
+    generate_limit: int | None = Field(None, ge=1)
+    """Items generated for each of the twelve terms, a seeded sample; null generates all."""
+
+    document_tokens: int = Field(2048, ge=2)
+    """Longest document the membership test reads, in tokens, where the context allows it."""
+
+    mmlu: Mmlu | None = None
+    """Which MMLU questions are asked; null asks none, and leaves the final score null."""
+
+    partial: bool = False
+    """Take the task aggregate over the terms that have items, where others have none."""
+
+    resamples: int = Field(2000, ge=1)
+    """Bootstrap draws behind each interval."""
+
+    seed: int = 0
+    """Draws the sample of items and the bootstrap."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a model is evaluated on; whatever is empty is not measured."""
+
+    forget: Sequence[Example] = ()
+    retain: Sequence[Example] = ()
+    members: Sequence[Document] = ()
+    nonmembers: Sequence[Document] = ()
+    neutral: Sequence[Document] = collapse.NEUTRAL
+    mmlu: Sequence[Question] = ()
+
+
+@dataclass
+class _Item:
+    """One example and what came of it."""
+
+    half: str
+    example: Example
+    tokens: list[int] | None = None  # None where the sample left it out
+    generation: str | None = None
+    score: float | None = None
+    nll: float | None = None
+    complete: bool = field(default=True)  # False where generation was cut once its score was sure
+
+    @property
+    def term(self) -> str:
+        return f"{self.half}/{self.example.task}/{self.example.kind}"
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationData,
+    config: Evaluate,
+    *,
+    max_length: int,
+    prompt_tail: int | None,
+    separator: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The entry of results.json, and one row for each given item, in the order given.
+
+    `max_length` and `prompt_tail` cut only where the answers' losses are measured, as training
+    does; a prompt is generated from whole, and documents are read up to `document_tokens`.
+    """
+    items = [_Item("forget", e) for e in data.forget] + [_Item("retain", e) for e in data.retain]
+    for item in items:
+        _check(item.example)
+    sequences = [
+        encode(
+            item.example,
+            tokenizer,
+            max_length=max_length,
+            prompt_tail=prompt_tail,
+            separator=separator,
+        )
+        for item in items
+    ]
+    for item, nll in zip(items, sequence_nll(model, sequences, label="score answers"), strict=True):
+        item.nll = nll
+    losses = _document_losses(model, tokenizer, data, config)
+    cut = _generate_items(model, tokenizer, items, config, separator)
+    neutral = _neutral_windows(model, tokenizer, data.neutral, config)
+    mmlu = answer_mmlu(model, tokenizer, data.mmlu, config.mmlu) if config.mmlu else None
+    entry = {
+        "semeval": _semeval(items, losses, mmlu, config),
+        "collapse": collapse.judge(
+            _windows(items, tokenizer) | {"neutral": neutral},
+            known=collapse.frequent_words(
+                [i.example.prompt + " " + i.example.answer for i in items]
+            ),
+            neutral_nll=semeval.mean(losses["neutral"]),
+            vocabulary_size=len(output_head(model)),
+            letters=mmlu and mmlu["letters"],
+        ),
+        "nll": {name: semeval.mean(values) for name, values in losses.items()}
+        | {h: semeval.mean([i.nll for i in items if i.half == h]) for h in semeval.HALVES},  # pyright: ignore
+        "prompts_cut": cut,
+    }
+    return entry, [_row(item) for item in items]
+
+
+def _check(example: Example) -> None:
+    """Refuse, before anything is computed, an item that could not be scored."""
+    semeval.item_score(example, "")
+    if not example.prompt:
+        raise EvaluationError(f"item {example.id!r} has no prompt, so nothing can be generated")
+
+
+def _document_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationData,
+    config: Evaluate,
+) -> dict[str, list[float]]:
+    length = min(config.document_tokens, context_length(model))
+    return {
+        name: document_nll(model, tokenizer, documents, length)
+        for name, documents in (
+            ("members", data.members),
+            ("nonmembers", data.nonmembers),
+            ("neutral", data.neutral),
+        )
+    }
+
+
+def _generate_items(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[_Item],
+    config: Evaluate,
+    separator: str,
+) -> int:
+    """Generate and score the sampled items, in place; returns how many prompts were cut."""
+    chosen = _sample(items, config)
+    raw = [prompt_tokens(tokenizer, item.example.prompt + separator) for item in chosen]
+    prompts, cut = fit_prompts(raw, model, config.max_new_tokens)
+
+    def settled(number: int, tokens: list[int]) -> bool:
+        """A wrong answer stays wrong; a completion is done once its recall is 1."""
+        item, text = chosen[number], decode(tokenizer, tokens)
+        if item.example.kind == "qa":
+            sure = semeval.settled_question(item.example.answer, text)
+        else:
+            sure = semeval.completion_score(item.example.answer, text) == 1.0
+        item.complete = not sure
+        return sure
+
+    found = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        max_batch=config.max_batch,
+        settled=settled,
+    )
+    for item, tokens in zip(chosen, found, strict=True):
+        item.tokens, item.generation = tokens, decode(tokenizer, tokens)
+        item.score = semeval.item_score(item.example, item.generation)
+    return cut
+
+
+def _sample(items: Sequence[_Item], config: Evaluate) -> list[_Item]:
+    """At most `generate_limit` items of each term, drawn by seed, in their order."""
+    if config.generate_limit is None:
+        return list(items)
+    chosen: set[int] = set()
+    for term in semeval.TERMS:
+        numbers = [i for i, item in enumerate(items) if item.term == term]
+        rng = np.random.default_rng([config.seed, zlib.crc32(term.encode())])
+        chosen.update(rng.permutation(numbers)[: config.generate_limit].astype(int).tolist())
+    return [item for i, item in enumerate(items) if i in chosen]
+
+
+def _neutral_windows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    config: Evaluate,
+) -> list[collapse.Window]:
+    raw = [prompt_tokens(tokenizer, document.text) for document in documents]
+    prompts, _ = fit_prompts(raw, model, collapse.WINDOW)
+    found = generate(
+        model, tokenizer, prompts, max_new_tokens=collapse.WINDOW, max_batch=config.max_batch
+    )
+    return [collapse.Window(decode(tokenizer, tokens), tokens) for tokens in found]
+
+
+def _windows(
+    items: Sequence[_Item], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[collapse.Window]]:
+    """What the collapse measures read, by group; only completions are judged."""
+    groups: dict[str, list[collapse.Window]] = {
+        name: [] for name in ("retain", "retain_questions", "forget", "forget_questions")
+    }
+    for item in items:
+        if item.tokens is not None:
+            tokens = item.tokens[: collapse.WINDOW]
+            name = item.half + ("_questions" if item.example.kind == "qa" else "")
+            groups[name].append(collapse.Window(decode(tokenizer, tokens), tokens))
+    return groups
+
+
+def _semeval(
+    items: Sequence[_Item],
+    losses: dict[str, list[float]],
+    mmlu: dict[str, Any] | None,
+    config: Evaluate,
+) -> dict[str, Any]:
+    scores = {
+        term: [i.score for i in items if i.term == term and i.score is not None]
+        for term in semeval.TERMS
+    }
+    terms = {term: semeval.mean(values) for term, values in scores.items()}
+    task = semeval.task_aggregate(terms, partial=config.partial)
+    membership = None
+    if losses["members"] or losses["nonmembers"]:
+        membership = mia(
+            losses["members"],
+            losses["nonmembers"],
+            seed=config.seed,
+            resamples=config.resamples,
+        )
+    return {
+        "terms": terms,
+        "counts": {term: len(values) for term, values in scores.items()},
+        "given": {term: sum(i.term == term for i in items) for term in semeval.TERMS},
+        "intervals": semeval.intervals(
+            scores, seed=config.seed, resamples=config.resamples, partial=config.partial
+        ),
+        "task_aggregate": task,
+        "partial": config.partial and None in terms.values(),
+        "mia": membership,
+        "mmlu": mmlu,
+        "final": semeval.final(task, _part(membership, "score"), _part(mmlu, "accuracy")),
+    }
+
+
+def _part(result: dict[str, Any] | None, name: str) -> float | None:
+    return None if result is None else result[name]
+
+
+def _row(item: _Item) -> dict[str, Any]:
+    return {
+        "id": item.example.id,
+        "half": item.half,
+        "task": item.example.task,
+        "kind": item.example.kind,
+        "prompt": item.example.prompt,
+        "truth": item.example.answer,
+        "generation": item.generation,
+        "score": item.score,
+        "tokens": None if item.tokens is None else len(item.tokens),
+        "complete": item.complete,
+        "nll": item.nll,
+    }
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of generated tokens, special ones dropped; nothing is the empty string."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)) if tokens else ""

@@ -1,0 +1,105 @@
+"""Generation: as one by one, whatever the batch."""
+
+import pytest
+import torch
+
+from expunge.errors import EvaluationError
+from expunge.evaluate import generate as generation
+from expunge.evaluate.generate import EARLIEST_STOP, fit_prompts, generate
+
+
+@pytest.fixture
+def lively(tiny):
+    """The tiny model with larger weights: its text varies with the prompt, and sometimes ends."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.25)
+    return tiny
+
+
+def prompts(count=23):
+    rng = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 40, (count,), generator=rng).tolist()
+    return [torch.randint(1, 257, (n,), generator=rng).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def plainly(model, prompt, new):
+    """Greedy without cache, batch or packing: the definition."""
+    tokens = list(prompt)
+    for _ in range(new):
+        token = int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+        if token == 0:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+def with_end_at(model, token):
+    """Make `token` an end of text too, so that rows end at different times."""
+    model.generation_config.eos_token_id = [0, token]
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 8, 64])
+def test_any_batch_gives_the_definition_token_for_token(lively, tokenizer, max_batch):
+    texts = prompts()
+    expected = [plainly(lively, prompt, 20) for prompt in texts]
+    assert len({tuple(text) for text in expected}) > 15  # control: the texts do differ
+    assert generate(lively, tokenizer, texts, max_new_tokens=20, max_batch=max_batch) == expected
+
+
+def test_rows_that_end_leave_and_others_take_their_slots(lively, tokenizer):
+    texts = prompts()
+    whole = generate(lively, tokenizer, texts, max_new_tokens=20)
+    end = whole[0][4]
+    expected = [text[: text.index(end)] if end in text else text for text in whole]
+    assert expected != whole
+    with_end_at(lively, end)
+    assert generate(lively, tokenizer, texts, max_new_tokens=20, max_batch=4) == expected
+
+
+def test_prompts_read_in_several_packs_give_the_same(lively, tokenizer, monkeypatch):
+    expected = generate(lively, tokenizer, prompts(), max_new_tokens=6)
+    monkeypatch.setattr(generation, "PACK_TOKENS", 50)
+    assert generate(lively, tokenizer, prompts(), max_new_tokens=6) == expected
+
+
+def test_nothing_to_generate_is_nothing(tiny, tokenizer):
+    assert generate(tiny, tokenizer, []) == []
+
+
+def test_a_text_that_ends_at_once_is_empty(lively, tokenizer):
+    first = plainly(lively, [5, 6, 7], 1)[0]
+    with_end_at(lively, first)
+    assert generate(lively, tokenizer, [[5, 6, 7]], max_new_tokens=9) == [[]]
+
+
+def test_a_settled_row_stops_but_never_before_the_earliest_stop(lively, tokenizer):
+    asked = []
+
+    def settled(number, tokens):
+        asked.append(len(tokens))
+        return number == 0
+
+    found = generate(lively, tokenizer, [[5, 6], [9]], max_new_tokens=100, settled=settled)
+    whole = generate(lively, tokenizer, [[5, 6], [9]], max_new_tokens=100)
+    assert [len(text) for text in whole] == [100, 100]  # control
+    assert found == [whole[0][:EARLIEST_STOP], whole[1]]
+    assert min(asked) == EARLIEST_STOP
+
+
+def test_a_prompt_too_long_keeps_its_end_and_is_counted(tiny):
+    fitted, cut = fit_prompts([list(range(600)), [1, 2]], tiny, 12)
+    assert fitted == [list(range(100, 600)), [1, 2]]
+    assert cut == 1
+
+
+def test_what_cannot_be_generated_is_refused(tiny, tokenizer):
+    with pytest.raises(EvaluationError, match="prompt 1 holds no token"):
+        generate(tiny, tokenizer, [[1], []])
+    with pytest.raises(EvaluationError, match="context of 512"):
+        generate(tiny, tokenizer, [[1] * 300])
+    with pytest.raises(EvaluationError, match="holds only 512"):
+        fit_prompts([[1]], tiny, 512)

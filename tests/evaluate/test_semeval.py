@@ -1,0 +1,114 @@
+"""The official scores, by hand."""
+
+import pytest
+
+from expunge.data.examples import Example
+from expunge.errors import EvaluationError
+from expunge.evaluate.semeval import (
+    TERMS,
+    completion_score,
+    final,
+    intervals,
+    item_score,
+    knowledge_score,
+    settled_question,
+    task_aggregate,
+    terms,
+)
+
+
+@pytest.mark.parametrize(
+    ("truth", "generation", "score"),
+    [
+        ("the cat sat on the mat", "the cat sat on the mat", 1.0),
+        ("the cat sat on the mat", "the cat lay on a mat and slept", 4 / 6),  # the cat on mat
+        ("he was running fast", "he runs", 2 / 4),  # stemmed: runs = running
+        ("one two three", "three two one", 1 / 3),  # in order
+        ("one two three", "", 0.0),
+        ("short", "a long text that is short too", 1.0),  # recall: more text costs nothing
+    ],
+)
+def test_completion_is_rouge_l_recall_of_stems(truth, generation, score):
+    assert completion_score(truth, generation) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("generation", "score"),
+    [(" 1969-12-21\n", 1), ("1969-12-21.", 0), ("1969-12-21 and more", 0), ("", 0), ("NaN", 0)],
+)
+def test_knowledge_is_the_whole_answer_or_nothing(generation, score):
+    assert knowledge_score("1969-12-21", generation) == score
+    assert knowledge_score("PARIS", " paris ") == 1
+
+
+def example(name, task="Task1", answer="yes it is"):
+    return Example(name, "prompt", answer, task)
+
+
+def test_terms_are_means_and_what_was_not_measured_is_none():
+    examples = [example("asc1"), example('"b"sc2'), example("aqa0", answer="Yes"), example("bqa1")]
+    found = terms(examples, ["yes", "it is", "yes", "no"], "forget")
+    assert found["forget/Task1/sc"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert found["forget/Task1/qa"] == 0.5
+    assert found["forget/Task2/sc"] is None
+    assert set(found) == {term for term in TERMS if term.startswith("forget")}
+
+
+def test_an_item_without_a_kind_or_a_task_is_refused_by_name():
+    with pytest.raises(EvaluationError, match="item 'plain' says neither"):
+        item_score(example("plain"), "")
+    with pytest.raises(EvaluationError, match="'asc1' has the task 'Task9'"):
+        item_score(example("asc1", task="Task9"), "")
+
+
+def full(forget, retain):
+    return {term: forget if term.startswith("forget") else retain for term in TERMS}
+
+
+def test_the_aggregate_is_the_harmonic_mean_with_forgetting_turned_round():
+    assert task_aggregate(full(0.0, 1.0)) == 1
+    # six times 1 - 0.5 and six times 0.25: 12 / (6/0.5 + 6/0.25)
+    assert task_aggregate(full(0.5, 0.25)) == pytest.approx(12 / 36)
+    assert task_aggregate(full(0.0, 1.0) | {"retain/Task2/qa": 0.0}) == 0
+    assert task_aggregate(full(0.0, 1.0) | {"forget/Task2/qa": 1.0}) == 0
+
+
+def test_a_missing_term_is_no_score_unless_a_partial_one_is_asked_for():
+    board = full(0.5, 0.5) | {"retain/Task3/qa": None}
+    assert task_aggregate(board) is None
+    assert task_aggregate(board, partial=True) == pytest.approx(0.5)
+    assert task_aggregate(dict.fromkeys(TERMS), partial=True) is None
+
+
+def test_the_final_score_needs_all_three():
+    assert final(0.9, 0.6, 0.3) == pytest.approx(0.6)
+    assert final(0.9, None, 0.3) is None
+    assert final(0.0, 0.9, 0.3) == pytest.approx(0.4)
+
+
+def test_intervals_hold_the_value_and_are_reproducible():
+    scores = {term: [0.0, 1.0] * 20 for term in TERMS}
+    found = intervals(scores, seed=0, resamples=200)
+    half = found["forget/Task1/sc"]
+    assert half is not None
+    assert 0.3 < half["low"] < 0.5 < half["high"] < 0.7
+    aggregate = found["task_aggregate"]
+    assert aggregate is not None
+    assert aggregate["low"] < 0.5
+    assert found == intervals(scores, seed=0, resamples=200)
+    assert intervals({}, seed=0, resamples=5)["task_aggregate"] is None
+
+
+@pytest.mark.parametrize("text", ["", " Par", "Paris", "PARIS\n ", "Pari\ufffd"])
+def test_a_possible_answer_is_not_settled(text):
+    assert not settled_question("Paris", text)
+
+
+@pytest.mark.parametrize("text", ["Paris.", "London", "The", "Paris\n\nWhat"])
+def test_a_wrong_answer_is_settled(text):
+    assert settled_question("Paris", text)
+
+
+def test_a_final_sigma_settles_nothing():
+    truth = "ΟΔΟΣΑ"
+    assert not settled_question(truth, "ΟΔΟΣ")  # lower() writes its last letter ς, then σ

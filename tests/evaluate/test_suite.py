@@ -1,0 +1,106 @@
+"""The whole evaluation of the tiny model."""
+
+import json
+
+import pytest
+
+from expunge.data.examples import Document, Example
+from expunge.errors import EvaluationError
+from expunge.evaluate.mmlu import Mmlu, Question
+from expunge.evaluate.semeval import TERMS
+from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+
+CONFIG = Evaluate(max_new_tokens=8, resamples=20, mmlu=Mmlu(shots=0))
+
+
+def examples(half, count=2):
+    return [
+        Example(f"{half}{task}-{n}{kind}{n}", f"{half} {task} {kind} {n}", f"answer {n}", task)
+        for task in ("Task1", "Task2", "Task3")
+        for kind in ("sc", "qa")
+        for n in range(count)
+    ]
+
+
+def documents(name):
+    return [Document(f"{name}{n}", f"{name} text {n} " * 3) for n in range(3)]
+
+
+DATA = EvaluationData(
+    forget=examples("forget"),
+    retain=examples("retain", 3),
+    members=documents("in"),
+    nonmembers=documents("out"),
+    neutral=documents("neutral"),
+    mmlu=[Question("s", "test", f"q{n}", ("a", "b", "c", "d"), n % 4) for n in range(4)],
+)
+
+
+def run(model, tokenizer, data=DATA, config=CONFIG):
+    return evaluate(model, tokenizer, data, config, max_length=64, prompt_tail=32, separator="")
+
+
+def test_every_part_is_measured_and_every_item_has_its_row(tiny, tokenizer):
+    entry, rows = run(tiny, tokenizer)
+    assert [row["id"] for row in rows] == [e.id for e in [*DATA.forget, *DATA.retain]]
+    assert all(isinstance(row["generation"], str) for row in rows)
+    semeval = entry["semeval"]
+    assert tuple(semeval["terms"]) == TERMS
+    assert None not in semeval["terms"].values()
+    assert semeval["counts"] == {t: 2 if t.startswith("forget") else 3 for t in TERMS}
+    assert semeval["task_aggregate"] == 0  # the tiny model knows no answer
+    parts = [semeval["task_aggregate"], semeval["mia"]["score"], semeval["mmlu"]["accuracy"]]
+    assert semeval["final"] == pytest.approx(sum(parts) / 3)
+    assert entry["collapse"]["collapsed"]  # an untrained model writes noise
+    assert all(value > 0 for value in entry["nll"].values())
+    json.dumps([entry, rows], allow_nan=False)
+
+
+def test_batch_size_changes_nothing(tiny, tokenizer):
+    one = run(tiny, tokenizer, config=CONFIG.model_copy(update={"max_batch": 1}))[1]
+    many = run(tiny, tokenizer)[1]
+    for name in ("id", "generation", "score", "tokens"):
+        assert [row[name] for row in one] == [row[name] for row in many]
+
+
+def test_what_is_not_given_is_null_not_zero(tiny, tokenizer):
+    data = EvaluationData(retain=DATA.retain[:3])
+    entry, rows = run(tiny, tokenizer, data, CONFIG.model_copy(update={"mmlu": None}))
+    semeval = entry["semeval"]
+    assert len(rows) == 3
+    assert semeval["terms"]["retain/Task1/sc"] is not None
+    assert semeval["terms"]["forget/Task1/sc"] is None
+    for part in ("task_aggregate", "mia", "mmlu", "final"):
+        assert semeval[part] is None
+    assert entry["nll"]["members"] is None
+
+
+def test_a_sample_keeps_every_row_and_states_its_counts(tiny, tokenizer):
+    config = CONFIG.model_copy(update={"generate_limit": 1})
+    entry, rows = run(tiny, tokenizer, config=config)
+    assert len(rows) == len(DATA.forget) + len(DATA.retain)
+    assert sum(row["generation"] is not None for row in rows) == 12
+    assert set(entry["semeval"]["counts"].values()) == {1}
+    assert sum(entry["semeval"]["given"].values()) == len(rows)
+
+
+def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer, monkeypatch):
+    config = CONFIG.model_copy(update={"max_new_tokens": 120})
+    entry, rows = run(tiny, tokenizer, config=config)
+    assert not all(row["complete"] for row in rows)
+    monkeypatch.setattr("expunge.evaluate.generate.EARLIEST_STOP", 1000)
+    whole, slow = run(tiny, tokenizer, config=config)
+    assert sum(row["tokens"] for row in slow) > sum(row["tokens"] for row in rows)
+    assert whole == entry
+
+
+def test_an_item_that_cannot_be_scored_is_refused_before_any_work(tiny, tokenizer):
+    broken = EvaluationData(forget=[Example("plain", "a", "b", "Task1")])
+    with pytest.raises(EvaluationError, match="'plain'"):
+        run(tiny, tokenizer, broken)
+    empty = EvaluationData(forget=[Example("asc1", "", "b", "Task1")])
+    with pytest.raises(EvaluationError, match="'asc1' has no prompt"):
+        run(tiny, tokenizer, empty)
+    one_sided = EvaluationData(members=documents("in"))
+    with pytest.raises(EvaluationError, match="no non-member"):
+        run(tiny, tokenizer, one_sided)
