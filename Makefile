@@ -24,13 +24,13 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_architecture.py
-	$(BIN)/python -m expunge.report.docs --check
+	$(BIN)/expunge docs --check
 
 bench: $(READY)
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python $$script; done
 
 docs: $(READY)
-	$(BIN)/python -m expunge.report.docs
+	$(BIN)/expunge docs
 
 setup: $(READY)
 

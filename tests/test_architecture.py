@@ -17,7 +17,7 @@ PACKAGE = Path(expunge.__file__).parent
 ORDER = [
     *("errors", "registry", "config", "progress", "runs", "packs", "models", "lora", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
-    *("report", "recipe", "pipeline", "semeval", "cli"),
+    *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),
 ]
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))

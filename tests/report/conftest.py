@@ -28,7 +28,15 @@ def results() -> Results:
             "models": {
                 "linear": model(0.4, 0.5, final=0.244, collapsed=False),
                 "merged": model(0.05, 0.95, auc=0.5, final=0.81, collapsed=False, repetition=0.125),
-                "strong": model(0.0, 0.1, auc=0.1, final=0.4321, collapsed=True, repetition=0.875),
+                "strong": model(
+                    0.0,
+                    0.1,
+                    auc=0.1,
+                    final=0.4321,
+                    collapsed=True,
+                    repetition=0.875,
+                    reasons=["retain: looping"],
+                ),
                 "target": model(1.0, 0.99, auc=0.89, collapsed=False),
                 "original": {},
             },

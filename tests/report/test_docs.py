@@ -1,12 +1,12 @@
 """The generated documents: methods from docstrings, results from rows."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
 from expunge.errors import RunError
-from expunge.report import docs
 from expunge.report.board import add_rows
+from expunge.report.docs import write_docs
 from expunge.report.methods_page import Description, describe, method_row, method_rows, methods_page
 from expunge.report.results_page import results_page
 
@@ -54,8 +54,7 @@ def test_a_docstring_is_taken_apart():
 def test_a_row_takes_from_its_table_then_from_its_function():
     row = method_row("npo", "forget losses", Loss(npo, needs_reference=True, test="test_limits"))
     assert (row.needs, row.test) == ("reference", "test_limits")
-    assert row.source.startswith("Zhang") and row.fidelity == "per token | not per sequence."
-    assert method_row("bare", "k", bare).fidelity == "as published"
+    assert row.source.startswith("Zhang") and row.differs == "per token | not per sequence."
 
     @dataclass(frozen=True)
     class Merge:
@@ -71,7 +70,7 @@ def test_methods_stand_under_their_kind():
     first, second = page.index("## Forget losses"), page.index("## Masks")
     assert first < page.index("| `npo` |") < page.index("L = -(2/β)") < second
     assert second < page.index("| `bare` | Only a sentence. |")
-    assert "per token \\| not" in page
+    assert "Differs: per token | not per sequence." in page
     assert "No methods yet" in methods_page([]) and "No methods yet" not in page
 
 
@@ -115,20 +114,19 @@ def test_a_destroyed_system_has_no_final_in_the_docs():
     assert "**COLLAPSED** in 1 of 2 seeds" in line_of(results_page(rows), "strong")
 
 
-def test_stale_documents_are_found_and_written(tmp_path, monkeypatch, capsys):
-    (tmp_path / "docs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert docs.main(["--check"]) == 1 and docs.main([]) == 0
-    assert docs.main(["--check"]) == 0  # control: written ones are not stale
-    capsys.readouterr()
-    add_rows(tmp_path / "docs" / "results.json", [row("merged", 1)])
-    assert docs.main(["--check"]) == 1
-    assert capsys.readouterr().out.strip() == "docs/results.md is stale: run make docs"
-    assert [path.name for path in docs.write_documents(tmp_path / "docs")] == ["results.md"]
+def test_stale_documents_are_found_and_written(tmp_path):
+    methods = [asdict(row) for row in method_rows({"masks": {"bare": bare}})]
+    with pytest.raises(RunError, match=r"stale: .*methods\.md, .*results\.md; run make docs"):
+        write_docs(methods, check=True, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert len(write_docs(methods, folder=tmp_path)) == 2
+    assert write_docs(methods, check=True, folder=tmp_path) == []  # control: now they are not
+    add_rows(tmp_path / "results.json", [row("merged", 1)])
+    with pytest.raises(RunError, match=r"stale: [^,]*results\.md; run"):
+        write_docs(methods, check=True, folder=tmp_path)
+    assert [path.name for path in write_docs(methods, folder=tmp_path)] == ["results.md"]
 
 
-def test_a_missing_docs_folder_is_a_run_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert docs.main(["--check"]) == 2 and "no folder docs" in capsys.readouterr().err
-    with pytest.raises(RunError):
-        docs.stale_documents(tmp_path / "docs")
+def test_a_missing_docs_folder_is_a_run_error(tmp_path):
+    with pytest.raises(RunError, match="there is no folder"):
+        write_docs([], folder=tmp_path / "docs")

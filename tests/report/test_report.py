@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from expunge.errors import RunError
-from expunge.report import read_results
+from expunge.report import print_results, read_results, result_folders
 from expunge.report.page import SHOWN, groups, html_page, write_report
 from expunge.report.results import Results
 from expunge.report.tables import column_names, lines, markdown, markdown_table, results_table
@@ -51,7 +51,7 @@ def test_what_is_not_measured_is_a_dash_and_zero_is_a_zero(results):
 
 def test_a_sample_says_that_it_is_one(results):
     content = results.model_dump()
-    content["models"]["merged"]["semeval"]["mmlu"] = {"accuracy": 0.25, "n": 570, "sampled": 10}
+    content["models"]["merged"]["semeval"]["mmlu"] = {"accuracy": 0.25, "n": 570, "sampled": True}
     content["models"]["target"]["semeval"]["mmlu"] = {"accuracy": 0.25, "n": 14042}
     found = cells(Results.model_validate(content), "MMLU ↑")
     assert (found["merged"], found["before"]) == ("0.250 (n=570)", "0.250")
@@ -107,6 +107,25 @@ def test_the_files_are_written_and_read_back(results, items, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.md", "results.json"]
     assert read_results(folder / "results.json") == results
     assert "forgot what it should, and kept the rest" in (folder / "report.md").read_text("utf-8")
+
+
+def test_an_item_that_was_not_generated_is_not_shown(results, items):
+    (row,) = items["merged"]
+    unseen = row | {"id": "7sc1", "generation": None, "score": None}
+    (group,) = groups(results, {"merged": [row, unseen]})
+    assert group.count == 1 and group.examples[0].id == row["id"]
+
+
+def test_a_finished_run_is_printed(results, items, tmp_path):
+    with pytest.raises(RunError, match="there are no results in"):
+        result_folders(tmp_path)
+    for seed in (1, 2):
+        write_report(results, items, tmp_path / f"seed-{seed}")
+    folders = result_folders(tmp_path)
+    assert [folder.name for folder in folders] == ["seed-1", "seed-2"]
+    out = io.StringIO()
+    print_results(folders[0], Console(file=out, width=200))
+    assert "final ↑" in out.getvalue() and verdict(results)[0] in out.getvalue()
 
 
 def test_a_folder_that_cannot_be_written_is_a_run_error(results, tmp_path):

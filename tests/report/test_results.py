@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(results, tmp_path):
 def test_what_is_not_measured_is_null(results):
     bare = results.model_dump(mode="json")["models"]["original"]
     assert bare["semeval"]["mia"] is None and bare["semeval"]["final"] is None
-    assert bare["collapse"] == {"collapsed": None}
+    assert bare["collapse"] == {"collapsed": None, "reasons": []}
     assert set(bare["nll"].values()) == {None}
     assert "0" not in json.dumps(bare)
 

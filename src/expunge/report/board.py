@@ -52,8 +52,11 @@ class BoardRow(Section):
     mmlu: Share | None = None
     """MMLU accuracy."""
 
-    mmlu_sampled: int | None = None
-    """Questions taken from each subject; null means all of them."""
+    mmlu_sampled: bool | None = None
+    """True where only a sample of each subject was asked."""
+
+    partial: bool = False
+    """True where the aggregate is over fewer than twelve terms."""
 
     final: Share | None = None
     """Mean of task aggregate, MIA score and MMLU."""
@@ -143,6 +146,7 @@ def _row(results: Results, name: str, model: ModelResults, board: str) -> BoardR
         mia_high=mia.high,
         mmlu=mmlu.accuracy,
         mmlu_sampled=mmlu.sampled,
+        partial=model.semeval.partial,
         final=model.semeval.final,
         collapsed=model.collapse.collapsed,
         forget_sc=mean_term(model.semeval, "forget", "sc"),

@@ -43,8 +43,11 @@ class MethodRow:
     equation: str = ""
     notes: str = ""
     source: str = ""
-    fidelity: str = "as published"
-    """`as published`, or where the code departs from its source."""
+    fidelity: str = ""
+    """exact, as-released quirk, adapted, inspired or own."""
+
+    differs: str = ""
+    """Where the code departs from its source."""
 
     needs: str = ""
     """What it needs beside the forget set."""
@@ -77,8 +80,8 @@ def method_row(
     """The row of `name`: what its table says, filled up from the docstring of its function.
 
     The function is `row` itself, its `fn`, or `function` where the table names none. Of the row's
-    own fields `source`, `fidelity`, `needs`, `cost` and `test` are read, and as needs every field
-    `needs_*` that is true.
+    own fields `source`, `fidelity`, `differs`, `needs`, `cost` and `test` are read, and as needs
+    every field `needs_*` that is true.
     """
     function = row if inspect.isfunction(row) else getattr(row, "fn", None) or function
     said = describe(function) if function else Description("")
@@ -89,7 +92,8 @@ def method_row(
         equation=said.equation,
         notes=said.notes,
         source=getattr(row, "source", "") or said.source,
-        fidelity=getattr(row, "fidelity", "") or said.differs or "as published",
+        fidelity=getattr(row, "fidelity", ""),
+        differs=getattr(row, "differs", "") or said.differs,
         needs=_needs(row),
         cost=getattr(row, "cost", ""),
         test=getattr(row, "test", ""),
@@ -111,7 +115,7 @@ def methods_page(rows: Iterable[MethodRow]) -> str:
         body = [_cells(row) for row in methods]
         table = markdown(_COLUMNS, body, text_columns=len(_COLUMNS))
         parts.append(f"## {kind[:1].upper()}{kind[1:]}\n\n{table}")
-        parts.extend(_section(row) for row in methods if row.equation or row.notes)
+        parts.extend(_section(row) for row in methods if row.equation or row.notes or row.differs)
     if len(parts) == 1:
         parts.append("No methods yet.\n")
     return "\n".join(parts)
@@ -133,7 +137,8 @@ def _cells(row: MethodRow) -> list[str]:
 def _section(row: MethodRow) -> str:
     equation = f"\n```\n{row.equation}\n```\n" if row.equation else ""
     notes = f"\n{row.notes}\n" if row.notes else ""
-    return f"### {row.name}\n{equation}{notes}"
+    differs = f"\nDiffers: {row.differs}\n" if row.differs else ""
+    return f"### {row.name}\n{equation}{notes}{differs}"
 
 
 def _needs(row: Any) -> str:

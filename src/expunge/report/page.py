@@ -19,7 +19,7 @@ SHOWN = 12
 """Items of each term on the page, evenly spread; the run folder has them all."""
 
 Items = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Model name to rows {id, half, task, kind, prompt, truth, generation, score}."""
+"""Model name to rows {id, half, task, kind, prompt, truth, generation, score}; more is ignored."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def groups(results: Results, items: Items) -> list[Group]:
     by_term: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for model in results.ordered_models():
         for row in items.get(model, ()):
+            if row["generation"] is None:  # outside the sample that was generated
+                continue
             place = (row["half"], row["id"])
             by_term[f"{row['half']}/{row['task']}/{row['kind']}"].setdefault(place, row)
             answers[place].append((model, row["generation"], _score(row.get("score"))))

@@ -44,6 +44,16 @@ class Mia(Section):
     """Documents scored, members and non-members together."""
 
 
+class Interval(Section):
+    """A 95 % bootstrap interval."""
+
+    low: Finite
+    """Lower end."""
+
+    high: Finite
+    """Upper end."""
+
+
 class Mmlu(Section):
     """General knowledge, by questions with four options."""
 
@@ -58,8 +68,8 @@ class Mmlu(Section):
     n: int | None = None
     """Questions asked."""
 
-    sampled: int | None = None
-    """Questions taken from each subject; null means all of them."""
+    sampled: bool | None = None
+    """True where only a sample of each subject was asked."""
 
     shots: int | None = None
     """Worked examples before each question."""
@@ -72,13 +82,19 @@ class Semeval(Section):
     """HALF/TASK/KIND to its mean score, as generated (the forget terms are not inverted)."""
 
     counts: dict[str, int | None] = Field(default_factory=dict)
-    """Items behind each term."""
+    """Items scored for each term."""
 
-    intervals: dict[str, tuple[Finite, Finite] | None] = Field(default_factory=dict)
-    """Bootstrap interval [low, high] of each term."""
+    given: dict[str, int | None] = Field(default_factory=dict)
+    """Items that there are for each term; more than were scored where a sample was."""
+
+    intervals: dict[str, Interval | None] = Field(default_factory=dict)
+    """Bootstrap interval of each term and of `task_aggregate`."""
 
     task_aggregate: Share | None = None
     """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
+
+    partial: bool = False
+    """True where the aggregate is over fewer than twelve terms."""
 
     mia: Mia | None = None
     """Membership inference."""
@@ -98,6 +114,9 @@ class Collapse(Section):
     collapsed: bool | None = None
     """True for a destroyed model, whatever it scores."""
 
+    reasons: tuple[str, ...] = ()
+    """Which limits were crossed, in words."""
+
 
 class Nll(Section):
     """Mean negative log-likelihood a token, in nats."""
@@ -111,6 +130,12 @@ class Nll(Section):
     neutral: Finite | None = None
     """Over ordinary text."""
 
+    forget: Finite | None = None
+    """Over the answers of the forget half."""
+
+    retain: Finite | None = None
+    """Over the answers of the retain half."""
+
 
 class ModelResults(Section):
     """What was measured on one model."""
@@ -122,7 +147,10 @@ class ModelResults(Section):
     """Whether the model is destroyed, and the measures that say so."""
 
     nll: Nll = Nll()
-    """How likely the model finds three kinds of text."""
+    """How likely the model finds each kind of text."""
+
+    prompts_cut: int | None = None
+    """Prompts that were longer than the context, and were cut from the left."""
 
 
 class Results(Section):

@@ -58,7 +58,8 @@ _HEAD = """\
 Each figure is the mean over the seeds ± their standard deviation; behind an AUC stands its
 [bootstrap interval], the outermost ends over the seeds. MIA score = 1 - 2 |AUC - 0.5|; final =
 mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of the final score of a model
-that no longer writes language, whatever it scored. – means not measured.
+that no longer writes language, whatever it scored. A partial aggregate is over fewer than twelve
+terms. – means not measured.
 """
 
 _MEASURES = ("task_aggregate", "mia_score", "mia_auc", "mmlu", "final")
@@ -88,10 +89,10 @@ def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
         name,
         _listed(rows, "seed"),
         *(_spread(rows, measure) for measure in _MEANS),
-        _spread(rows, "task_aggregate"),
+        _spread(rows, "task_aggregate") + _marked(rows, "partial"),
         _spread(rows, "mia_score"),
         _spread(rows, "mia_auc") + _interval(rows),
-        _spread(rows, "mmlu") + (" (sample)" if any(r.get("mmlu_sampled") for r in rows) else ""),
+        _spread(rows, "mmlu") + _marked(rows, "mmlu_sampled", "sample"),
         _final(rows),
         number(paper),
         _listed(rows, "recipe"),
@@ -108,6 +109,11 @@ def _spread(rows: list[Row], measure: str) -> str:
     if len(values) > 1:
         text += f" ± {number(stdev(values))}"
     return text if len(values) == len(rows) else f"{text} ({len(values)} of {len(rows)} seeds)"
+
+
+def _marked(rows: list[Row], field: str, word: str = "") -> str:
+    """A word in brackets where any row has the flag `field`."""
+    return f" ({word or field})" if any(row.get(field) for row in rows) else ""
 
 
 def _interval(rows: list[Row]) -> str:

@@ -44,7 +44,7 @@ def lines(results: Results) -> list[Line]:
             line(term_label(term), lambda model, term=term: _term(model, term), number == 0)
             for number, term in enumerate(_terms(results))
         ),
-        line("task aggregate ↑", lambda model: number(model.semeval.task_aggregate), True),
+        line("task aggregate ↑", _aggregate, True),
         line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
         line("MIA AUC interval", _mia_interval),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
@@ -122,6 +122,11 @@ def _term(model: ModelResults, term: str) -> str:
     return number(model.semeval.terms.get(term))
 
 
+def _aggregate(model: ModelResults) -> str:
+    text = number(model.semeval.task_aggregate)
+    return f"{text} (partial)" if model.semeval.partial else text
+
+
 def _mia_interval(model: ModelResults) -> str:
     mia = model.semeval.mia
     if mia is None or mia.low is None or mia.high is None:
@@ -141,7 +146,7 @@ def _side_measures(
 ) -> Iterator[tuple[str, Callable[[ModelResults], float | None]]]:
     """The likelihoods, then whatever numbers the collapse verdict rests on."""
     models = results.models.values()
-    for name in ("members", "nonmembers", "neutral"):
+    for name in ("members", "nonmembers", "neutral", "forget", "retain"):
         if any(getattr(model.nll, name) is not None for model in models):
             yield f"NLL {name}", lambda model, name=name: getattr(model.nll, name)
     measures = {

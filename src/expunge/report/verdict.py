@@ -108,8 +108,13 @@ def _membership(model: ModelResults, name: str) -> list[str]:
 
 
 def _collapses(results: Results) -> list[str]:
-    collapsed = [name for name, model in results.models.items() if model.collapse.collapsed]
-    return [f"Destroyed as language models: {', '.join(collapsed)}."] if collapsed else []
+    """One sentence for each destroyed model, with the limits that it crossed."""
+    return [
+        f"The {name} model is destroyed as a language model"
+        + (f" ({'; '.join(model.collapse.reasons)})." if model.collapse.reasons else ".")
+        for name, model in results.ordered_models().items()
+        if model.collapse.collapsed
+    ]
 
 
 def _percent(share: float) -> str:
