@@ -157,6 +157,12 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it; what the file system refuses is a `RunError`."""
+    with _readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; a broken one is a `RunError`."""
     try:

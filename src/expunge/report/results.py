@@ -1,0 +1,223 @@
+"""results.json: everything that one run measured, in one stable, versioned form.
+
+What was not measured is null, never 0. `docs/results-format.md` describes every field.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
+
+from expunge import runs
+from expunge.config import Section
+from expunge.errors import RunError
+
+FORMAT = 1
+"""Grows by one when a reader of the old form would misread the new one."""
+
+HALVES, TASKS, KINDS = ("forget", "retain"), ("Task1", "Task2", "Task3"), ("sc", "qa")
+TERMS = tuple(f"{half}/{task}/{kind}" for half in HALVES for task in TASKS for kind in KINDS)
+"""The twelve terms of SemEval-2025 Task 4: sc is completion, qa is knowledge."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Mia(Section):
+    """Membership inference: can an outsider tell members from non-members by their loss?"""
+
+    auc: Share | None = None
+    """Area under the curve; 0.5 is best, near 1 under-unlearned, near 0 over-unlearned."""
+
+    score: Share | None = None
+    """1 - 2 |auc - 0.5|."""
+
+    low: Share | None = None
+    """Lower end of the bootstrap interval of the AUC."""
+
+    high: Share | None = None
+    """Upper end of the bootstrap interval of the AUC."""
+
+    n: int | None = None
+    """Documents scored, members and non-members together."""
+
+
+class Interval(Section):
+    """A 95 % bootstrap interval."""
+
+    low: Finite
+    """Lower end."""
+
+    high: Finite
+    """Upper end."""
+
+
+class Mmlu(Section):
+    """General knowledge, by questions with four options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    accuracy: Share | None = None
+    """Share of all questions answered rightly (micro average)."""
+
+    macro: Share | None = None
+    """Mean of the accuracies of the subjects."""
+
+    n: int | None = None
+    """Questions asked."""
+
+    sampled: bool | None = None
+    """True where only a sample of each subject was asked."""
+
+    shots: int | None = None
+    """Worked examples before each question."""
+
+
+class Semeval(Section):
+    """The official scores of SemEval-2025 Task 4."""
+
+    terms: dict[str, Share | None] = Field(default_factory=dict)
+    """HALF/TASK/KIND to its mean score, as generated (the forget terms are not inverted)."""
+
+    counts: dict[str, int | None] = Field(default_factory=dict)
+    """Items scored for each term."""
+
+    given: dict[str, int | None] = Field(default_factory=dict)
+    """Items that there are for each term; more than were scored where a sample was."""
+
+    intervals: dict[str, Interval | None] = Field(default_factory=dict)
+    """Bootstrap interval of each term and of `task_aggregate`."""
+
+    task_aggregate: Share | None = None
+    """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
+
+    partial: bool = False
+    """True where the aggregate is over fewer than twelve terms."""
+
+    mia: Mia | None = None
+    """Membership inference."""
+
+    mmlu: Mmlu | None = None
+    """General knowledge."""
+
+    final: Share | None = None
+    """Mean of the task aggregate, the MIA score and the MMLU accuracy."""
+
+
+class Collapse(Section):
+    """Is the model still a language model? Beside the verdict, each measure under its own name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    collapsed: bool | None = None
+    """True for a destroyed model, whatever it scores."""
+
+    reasons: tuple[str, ...] = ()
+    """Which limits were crossed, in words."""
+
+
+class Nll(Section):
+    """Mean negative log-likelihood a token, in nats."""
+
+    members: Finite | None = None
+    """Over documents that were trained on and are to be forgotten."""
+
+    nonmembers: Finite | None = None
+    """Over documents of the same kind that were never trained on."""
+
+    neutral: Finite | None = None
+    """Over ordinary text."""
+
+    forget: Finite | None = None
+    """Over the answers of the forget half."""
+
+    retain: Finite | None = None
+    """Over the answers of the retain half."""
+
+
+class ModelResults(Section):
+    """What was measured on one model."""
+
+    semeval: Semeval = Semeval()
+    """The official scores."""
+
+    collapse: Collapse = Collapse()
+    """Whether the model is destroyed, and the measures that say so."""
+
+    nll: Nll = Nll()
+    """How likely the model finds each kind of text."""
+
+    prompts_cut: int | None = None
+    """Prompts that were longer than the context, and were cut from the left."""
+
+
+class Results(Section):
+    """One run: every model of it, every stage that made them."""
+
+    format: int = FORMAT
+    """Version of this form."""
+
+    recipe: str
+    """Name of the recipe."""
+
+    seed: int | None = None
+    """Seed of the run."""
+
+    commit: str | None = None
+    """Commit of the code; a trailing + means that it was modified."""
+
+    created: str | None = None
+    """When the results were put together, in UTC."""
+
+    models: dict[str, ModelResults]
+    """`original`, `target`, `strong`, `weak`, `merged`, or the name of another merge."""
+
+    stages: list[dict[str, JsonValue]] = Field(default_factory=list)
+    """Provenance of each stage, in order."""
+
+    def ordered_models(self) -> dict[str, ModelResults]:
+        """The models in the order of the story: before, branches, merged, other merges."""
+        return {name: self.models[name] for name in story_order(self.models)}
+
+
+def read_results(path: Path | str) -> Results:
+    """Read a results.json; one of a newer format, or not one at all, is a `RunError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"there are no results at {path}")
+    content = runs.read_json(path)
+    number = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(number, int):
+        raise RunError(f"{path} is not a results file: it names no format")
+    if number > FORMAT:
+        raise RunError(
+            f"{path} has format {number}, written by a newer expunge; this one reads up to {FORMAT}"
+        )
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"{path} is not a results file: {first_fault(error)}") from None
+
+
+def mean_term(semeval: Semeval, half: str, kind: str) -> float | None:
+    """Mean of the measured terms of one half and kind over the tasks; null if there is none."""
+    values = [
+        value
+        for term, value in semeval.terms.items()
+        if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
+    ]
+    return fmean(values) if values else None
+
+
+def story_order(names: Mapping[str, Any] | Iterable[str]) -> list[str]:
+    """Model names from before to after; names that the story does not know come last."""
+    story = ("original", "target", "strong", "weak", "merged")
+    return sorted(names, key=lambda name: story.index(name) if name in story else len(story))
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic found, on one line."""
+    fault = error.errors()[0]
+    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"

@@ -1,0 +1,158 @@
+"""docs/results.md: the measured rows by board, beside the figures of the papers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from expunge.report.results import story_order
+from expunge.report.tables import COLLAPSED, NOT_MEASURED, markdown, number
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A published figure; what the paper does not give is null."""
+
+    source: str
+    """Which paper."""
+
+    system: str
+    """What the paper calls it."""
+
+    model: str
+    """The language model."""
+
+    ours: tuple[str, ...] = ()
+    """Names of our systems that stand for the same thing."""
+
+    final: float | None = None
+    task_aggregate: float | None = None
+    mia_score: float | None = None
+    mia_auc: float | None = None
+    mmlu: float | None = None
+
+
+_ZJUKLAB, _CYBER = "ZJUKLAB (SemEval-2025 Task 4)", "Cyber for AI (SemEval-2025 Task 4)"
+
+PAPER_ROWS = (
+    PaperRow(_ZJUKLAB, "strong, local", "OLMo-7B", ("strong",), 0.481, 0.968, 0.045, 0.022, 0.431),
+    PaperRow(_ZJUKLAB, "weak, local", "OLMo-7B", ("weak",), 0.504, 0.659, 0.364, 0.818, 0.491),
+    PaperRow(
+        _ZJUKLAB, "TIES, local", "OLMo-7B", ("merged", "ties"), 0.806, 0.939, 0.997, 0.501, 0.480
+    ),
+    PaperRow(_ZJUKLAB, "TIES, official test", "OLMo-7B", (), 0.487, 0.944, 0.048, None, 0.471),
+    PaperRow(_ZJUKLAB, "linear, local", "OLMo-7B", ("linear",), 0.244),
+    PaperRow(_ZJUKLAB, "DARE-linear, local", "OLMo-7B", ("dare_linear",), 0.440),
+    PaperRow(_ZJUKLAB, "magnitude prune, local", "OLMo-7B", ("magnitude_prune",), 0.558),
+    PaperRow(_ZJUKLAB, "DARE-TIES, local", "OLMo-7B", ("dare_ties",), 0.561),
+    PaperRow(_CYBER, "official test", "OLMo-7B", (), 0.409, 0.0, 0.999, None, 0.229),
+    PaperRow(_CYBER, "official test", "OLMo-1B", (), 0.389, 0.0, 0.914, None, 0.251),
+)
+
+_HEAD = """\
+<!-- Written by `make docs` from docs/results.json; edit neither by hand. -->
+# Results
+
+Each figure is the mean over the seeds ± their standard deviation; behind an AUC stands its
+[bootstrap interval], the outermost ends over the seeds. MIA score = 1 - 2 |AUC - 0.5|; final =
+mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of the final score of a model
+that no longer writes language, whatever it scored. A partial aggregate is over fewer than twelve
+terms. – means not measured.
+"""
+
+_MEASURES = ("task_aggregate", "mia_score", "mia_auc", "mmlu", "final")
+_MEANS = ("forget_sc", "forget_qa", "retain_sc", "retain_qa")
+
+
+def results_page(rows: Sequence[Row], paper_rows: Iterable[PaperRow] = PAPER_ROWS) -> str:
+    """The whole page; every row names its recipe, board, seeds and commit."""
+    papers = list(paper_rows)
+    boards = list(dict.fromkeys(row["board"] for row in rows))
+    parts = [_board(board, [r for r in rows if r["board"] == board], papers) for board in boards]
+    return "\n".join([_HEAD, *(parts or ["Nothing measured yet.\n"]), _papers(papers)])
+
+
+def _board(board: str, rows: list[Row], papers: list[PaperRow]) -> str:
+    header = ["system", "seeds", "forget completion ↓", "forget knowledge ↓"]
+    header += ["retain completion ↑", "retain knowledge ↑", "task aggregate ↑", "MIA score ↑"]
+    header += ["MIA AUC → 0.5", "MMLU ↑", "final ↑", "the paper's final", "recipe", "commit"]
+    systems = story_order(dict.fromkeys(row["system"] for row in rows))
+    body = [_system(name, [r for r in rows if r["system"] == name], papers) for name in systems]
+    return f"## Board: {board}\n\n{markdown(header, body)}"
+
+
+def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
+    paper = next((paper.final for paper in papers if name in paper.ours), None)
+    return [
+        name,
+        _listed(rows, "seed"),
+        *(_spread(rows, measure) for measure in _MEANS),
+        _spread(rows, "task_aggregate") + _marked(rows, "partial"),
+        _spread(rows, "mia_score"),
+        _spread(rows, "mia_auc") + _interval(rows),
+        _spread(rows, "mmlu") + _marked(rows, "mmlu_sampled", "sample"),
+        _final(rows),
+        number(paper),
+        _listed(rows, "recipe"),
+        _listed(rows, "commit"),
+    ]
+
+
+def _spread(rows: list[Row], measure: str) -> str:
+    """Mean ± standard deviation over the seeds that measured it, and how many if not all did."""
+    values = [row[measure] for row in rows if row.get(measure) is not None]
+    if not values:
+        return NOT_MEASURED
+    text = number(fmean(values))
+    if len(values) > 1:
+        text += f" ± {number(stdev(values))}"
+    return text if len(values) == len(rows) else f"{text} ({len(values)} of {len(rows)} seeds)"
+
+
+def _marked(rows: list[Row], field: str, word: str = "") -> str:
+    """A word in brackets where any row has the flag `field`."""
+    return f" ({word or field})" if any(row.get(field) for row in rows) else ""
+
+
+def _interval(rows: list[Row]) -> str:
+    """The bootstrap interval of the AUC, its outermost ends over the seeds."""
+    ends = [(r["mia_low"], r["mia_high"]) for r in rows if r.get("mia_low") is not None]
+    if not ends:
+        return ""
+    return f" [{min(low for low, _ in ends):.2f}, {max(high for _, high in ends):.2f}]"
+
+
+def _final(rows: list[Row]) -> str:
+    collapsed = sum(bool(row.get("collapsed")) for row in rows)
+    if collapsed == len(rows):
+        return f"**{COLLAPSED}**"
+    return _spread(rows, "final") + (
+        f" (**{COLLAPSED}** in {collapsed} of {len(rows)} seeds)" if collapsed else ""
+    )
+
+
+def _listed(rows: list[Row], field: str) -> str:
+    """The different values of a field, in order."""
+    values = dict.fromkeys(str(row[field]) for row in rows if row.get(field) is not None)
+    return ", ".join(values) or NOT_MEASURED
+
+
+def _papers(papers: list[PaperRow]) -> str:
+    header = [
+        "source",
+        "system",
+        "model",
+        "task aggregate",
+        "MIA score",
+        "MIA AUC",
+        "MMLU",
+        "final",
+    ]
+    body = [
+        [row.source, row.system, row.model, *(number(getattr(row, name)) for name in _MEASURES)]
+        for row in papers
+    ]
+    note = "Taken over from the publications, not measured here; other models than ours.\n\n"
+    return f"## What the papers report\n\n{note}{markdown(header, body, text_columns=3)}"

@@ -1,0 +1,164 @@
+"""One table, models across and measures down: for a terminal, for Markdown, and for the page."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from expunge.report.results import TERMS, ModelResults, Results
+
+NOT_MEASURED = "–"
+COLLAPSED = "COLLAPSED"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure over all models."""
+
+    label: str
+    """What is measured; an arrow says which way is better."""
+
+    cells: tuple[str, ...]
+    """One text for each model."""
+
+    section: bool = False
+    """The first line of a new block."""
+
+
+def column_names(results: Results) -> list[str]:
+    """The models in the order of the story; the target is the state before."""
+    return ["before" if name == "target" else name for name in results.ordered_models()]
+
+
+def lines(results: Results) -> list[Line]:
+    """Every measure that the run knows, as text; what was not measured is a dash."""
+    models = list(results.ordered_models().values())
+
+    def line(label: str, cell: Callable[[ModelResults], str], section: bool = False) -> Line:
+        return Line(label, tuple(cell(model) for model in models), section)
+
+    return [
+        *(
+            line(term_label(term), lambda model, term=term: _term(model, term), number == 0)
+            for number, term in enumerate(_terms(results))
+        ),
+        line("task aggregate ↑", _aggregate, True),
+        line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
+        line("MIA AUC interval", _mia_interval),
+        line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
+        line("MMLU ↑", _mmlu),
+        line("final ↑", final_cell),
+        *(
+            line(label, lambda model, pick=pick: number(pick(model)), position == 0)
+            for position, (label, pick) in enumerate(_side_measures(results))
+        ),
+    ]
+
+
+def results_table(results: Results) -> Table:
+    """The table for a terminal."""
+    table = Table(
+        title=Text(f"{results.recipe}, seed {results.seed}"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for name in column_names(results):
+        table.add_column(Text(name), justify="right")
+    for line in lines(results):
+        if line.section and table.rows:
+            table.add_section()
+        cells = [Text(c, style="bold red" if c == COLLAPSED else "") for c in line.cells]
+        table.add_row(Text(line.label), *cells)
+    return table
+
+
+def markdown_table(results: Results) -> str:
+    """The same table as Markdown."""
+    body = [
+        [line.label, *(f"**{c}**" if c == COLLAPSED else c for c in line.cells)]
+        for line in lines(results)
+    ]
+    return markdown(["", *column_names(results)], body)
+
+
+def markdown(header: list[str], body: list[list[str]], *, text_columns: int = 1) -> str:
+    """A Markdown table: the first `text_columns` to the left, the others to the right."""
+    rule = ["---" if place < text_columns else "---:" for place in range(len(header))]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |\n"
+        for row in [header, rule, *body]
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as text, or the dash that stands for not measured."""
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
+def final_cell(model: ModelResults) -> str:
+    """The final score, or COLLAPSED in its place: a destroyed model has no score."""
+    return COLLAPSED if model.collapse.collapsed else number(model.semeval.final)
+
+
+def term_label(term: str) -> str:
+    """`forget/Task1/sc` in words, with the arrow that says which way is better."""
+    half, task, kind = [*term.split("/"), "", ""][:3]
+    word = {"sc": "completion", "qa": "knowledge"}.get(kind, kind)
+    return f"{half} {task} {word} {'↓' if half == 'forget' else '↑'}"
+
+
+def _terms(results: Results) -> list[str]:
+    """The twelve official terms, then any other that some model has."""
+    found = {term for model in results.models.values() for term in model.semeval.terms}
+    return [*TERMS, *sorted(found - set(TERMS))]
+
+
+def _term(model: ModelResults, term: str) -> str:
+    return number(model.semeval.terms.get(term))
+
+
+def _aggregate(model: ModelResults) -> str:
+    text = number(model.semeval.task_aggregate)
+    return f"{text} (partial)" if model.semeval.partial else text
+
+
+def _mia_interval(model: ModelResults) -> str:
+    mia = model.semeval.mia
+    if mia is None or mia.low is None or mia.high is None:
+        return NOT_MEASURED
+    return f"{mia.low:.2f}–{mia.high:.2f}"
+
+
+def _mmlu(model: ModelResults) -> str:
+    mmlu = model.semeval.mmlu
+    if mmlu is None or mmlu.accuracy is None:
+        return NOT_MEASURED
+    return number(mmlu.accuracy) + (f" (n={mmlu.n})" if mmlu.sampled else "")
+
+
+def _side_measures(
+    results: Results,
+) -> Iterator[tuple[str, Callable[[ModelResults], float | None]]]:
+    """The likelihoods, then whatever numbers the collapse verdict rests on."""
+    models = results.models.values()
+    for name in ("members", "nonmembers", "neutral", "forget", "retain"):
+        if any(getattr(model.nll, name) is not None for model in models):
+            yield f"NLL {name}", lambda model, name=name: getattr(model.nll, name)
+    measures = {
+        name: None
+        for model in models
+        for name, value in (model.collapse.model_extra or {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for name in measures:
+        yield name.replace("_", " "), lambda model, name=name: _measure(model, name)
+
+
+def _measure(model: ModelResults, name: str) -> float | None:
+    value = (model.collapse.model_extra or {}).get(name)
+    return value if isinstance(value, int | float) else None
