@@ -68,7 +68,11 @@ def unlearn(
 
 @app.command()
 def merge(
-    recipe: RecipePath, out: OutDir, model: ModelPath = None, seed: Seed = None, as_json: Json = False
+    recipe: RecipePath,
+    out: OutDir,
+    model: ModelPath = None,
+    seed: Seed = None,
+    as_json: Json = False,
 ) -> None:
     """Merge the branches."""
     for name, weights in _pipeline(recipe, out, model, seed).merges().items():
@@ -77,7 +81,11 @@ def merge(
 
 @app.command()
 def evaluate(
-    recipe: RecipePath, out: OutDir, model: ModelPath = None, seed: Seed = None, as_json: Json = False
+    recipe: RecipePath,
+    out: OutDir,
+    model: ModelPath = None,
+    seed: Seed = None,
+    as_json: Json = False,
 ) -> None:
     """Score every model of the recipe and write the report."""
     folders = _pipeline(recipe, out, model, seed).run()
@@ -144,9 +152,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _pipeline(
-    recipe: Path, out: Path, model: str | None, seed: int | None
-) -> pipeline.Pipeline:
+def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> pipeline.Pipeline:
     read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
     return pipeline.Pipeline(with_model(read, model) if model else read, out)
 

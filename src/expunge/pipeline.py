@@ -1,6 +1,6 @@
 """The stages of a recipe in order, each a folder: data, target, branches, merges, evaluation.
 
-    original ──tune──▶ target ──train──▶ branches ──merge──▶ merged ──evaluate──▶ report
+original ──tune──▶ target ──train──▶ branches ──merge──▶ merged ──evaluate──▶ report
 """
 
 import gc
@@ -18,10 +18,10 @@ from expunge import lora, models, runs
 from expunge.config import Section, parse_section
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Document, Example, check_disjoint
-from expunge.data.sources import Source, read_documents, read_examples, source_hash
+from expunge.data.sources import Source, locate, read_documents, read_examples, source_hash
 from expunge.data.synthetic import synthesize
 from expunge.errors import DataError
-from expunge.evaluate.mmlu import read_mmlu
+from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, load_recipe
@@ -101,6 +101,13 @@ class Pipeline:
     @cached_property
     def _data_hashes(self) -> dict[str, str]:
         return {name: source_hash(source) for name, source in self._data if source is not None}
+
+    @cached_property
+    def _mmlu(self) -> list[Question]:
+        config = self.recipe.evaluate.mmlu
+        if config is None:
+            return []
+        return read_mmlu(config.path if config.path == HUB else locate(config.path))
 
     # --- models -----------------------------------------------------------------------------
 
@@ -207,9 +214,8 @@ class Pipeline:
         def build(work: Path) -> None:
             model, tokenizer = self._load(weights)
             sets = self.sets
-            questions = read_mmlu(config.mmlu) if config.mmlu else None
             data = EvaluationData(
-                sets.forget, sets.retain, sets.members, sets.nonmembers, sets.neutral, questions
+                sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
             )
             how = self.recipe.model
             entry, items = evaluate(
@@ -242,7 +248,6 @@ class Pipeline:
             entries[name], items[name] = self.evaluate(name, weights)
         root = self.folder.root
         folder = root if len(self.recipe.seeds) == 1 else root / f"seed-{seed}"
-        folder.mkdir(exist_ok=True)
         results = parse_section(
             {
                 "recipe": self.recipe.name,

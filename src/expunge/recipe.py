@@ -69,7 +69,7 @@ class Recipe(Section):
     merges: dict[str, Merge] = Field(default_factory=dict)
     """How branches become one model, by name; each takes `of`, or every branch in order."""
 
-    evaluate: Evaluate = Field(default_factory=Evaluate)
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
 
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
@@ -97,9 +97,7 @@ class Recipe(Section):
         return {name: self.branches[name] for name in self.merges[merge].of or self.branches}
 
 
-def load_recipe(
-    recipe: "Recipe | Path | str | dict[str, Any]", **changes: Any
-) -> Recipe:
+def load_recipe(recipe: "Recipe | Path | str | dict[str, Any]", **changes: Any) -> Recipe:
     """A recipe from a YAML file, a mapping, or itself, with whole sections replaced by `changes`.
 
     A file without `name` is called after the file.
@@ -119,4 +117,3 @@ def with_model(recipe: Recipe, path: str) -> Recipe:
     """The same recipe, started from another model."""
     model = parse_section({**recipe.model.model_dump(), "path": path}, Model, origin="--model")
     return recipe.model_copy(update={"model": model})
-

@@ -84,7 +84,6 @@ class Run:
             _sync(done.parent)
         return done
 
-
     def provenance(self) -> list[dict[str, Any]]:
         """What every finished stage of this folder says of itself, in the order they ended."""
         found = [read_json(path) for path in (self.root / "stages").glob(f"*[!l]/{PROVENANCE}")]

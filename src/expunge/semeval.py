@@ -18,13 +18,13 @@ BRANCHES = {
         {
             "terms": [
                 {
-                    "on": "forget",
+                    "half": "forget",
                     "loss": "npo_batch",
                     "weight": npo,
                     "options": {"beta": 0.1},
                 },
-                {"on": "retain", "loss": "kl", "weight": kl, "scope": "document"},
-                {"on": "retain", "loss": "nll", "weight": nll},
+                {"half": "retain", "loss": "kl", "weight": kl, "scope": "document"},
+                {"half": "retain", "loss": "nll", "weight": nll},
             ],
             "lora": {"rank": 32, "alpha": 32, "dropout": 0.05},
             "schedule": {"epochs": 5, "micro_batch": micro_batch, "accumulation": 4},

@@ -29,9 +29,7 @@ def tuned(tmp_path_factory, tiny_folder, tokenizer):
 
     model = load_model(tiny_folder)
     items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
-    config = Tune(
-        epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"}
-    )
+    config = Tune(epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"})
     tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
     return model, items
 
@@ -40,9 +38,9 @@ def branch(**changes) -> Branch:
     return Branch.model_validate(
         {
             "terms": [
-                {"on": "forget", "loss": "hinge", "options": {"target": 4.0}},
-                {"on": "retain", "loss": "nll"},
-                {"on": "retain", "loss": "kl", "scope": "document"},
+                {"half": "forget", "loss": "hinge", "options": {"target": 4.0}},
+                {"half": "retain", "loss": "nll"},
+                {"half": "retain", "loss": "kl", "scope": "document"},
             ],
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
             "schedule": {"epochs": 15, "micro_batch": 1, "accumulation": 3},
@@ -94,9 +92,13 @@ def test_a_branch_forgets_one_half_and_keeps_the_other(tuned, tokenizer, tmp_pat
 @pytest.mark.parametrize("rule", ["joint", "normalized"])
 @pytest.mark.parametrize("training", ["lora", "full"])
 def test_every_matrix_moves(tuned, tokenizer, tmp_path, rule, training):
-    terms = [{"on": "forget", "loss": "npo"}, {"on": "retain", "loss": "nll"}]
-    config = branch(terms=terms, training=training, step={"rule": rule},
-                    schedule={"epochs": 3, "accumulation": 3})
+    terms = [{"half": "forget", "loss": "npo"}, {"half": "retain", "loss": "nll"}]
+    config = branch(
+        terms=terms,
+        training=training,
+        step={"rule": rule},
+        schedule={"epochs": 3, "accumulation": 3},
+    )
     folder = tmp_path / "b"
     folder.mkdir()
     model = run(tuned, tokenizer, folder, config)
@@ -104,15 +106,11 @@ def test_every_matrix_moves(tuned, tokenizer, tmp_path, rule, training):
         assert len(adapters_of(model)) == 14  # seven linear layers in each of two blocks
         assert all(layer.lora_B.abs().sum() > 0 for layer in adapters_of(model).values())
     else:
-        for (name, new), old in zip(
-            model.named_parameters(), tuned[0].parameters(), strict=True
-        ):
+        for (name, new), old in zip(model.named_parameters(), tuned[0].parameters(), strict=True):
             assert not torch.equal(new, old), name
 
 
-def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
-    tuned, tokenizer, tmp_path, monkeypatch
-):
+def test_a_run_stopped_anywhere_ends_with_the_same_bytes(tuned, tokenizer, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     whole.mkdir()
     run(tuned, tokenizer, whole)
@@ -161,7 +159,7 @@ def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_bef
 
 def test_a_matrix_that_nothing_reaches_is_an_error(tuned, tokenizer, tmp_path):
     config = branch(
-        terms=[{"on": "forget", "loss": "hinge", "options": {"target": -9.0}}],
+        terms=[{"half": "forget", "loss": "hinge", "options": {"target": -9.0}}],
         optimizer={"lr": 1e-3, "weight_decay": 0},
     )
     with pytest.raises(TrainingError, match="did not move"):
@@ -173,7 +171,7 @@ def test_a_matrix_that_nothing_reaches_is_an_error(tuned, tokenizer, tmp_path):
 def test_how_micro_batches_are_packed_does_not_change_the_gradient(tuned):
     model, items = copy.deepcopy(tuned[0]), tuned[1]
     model.requires_grad_(True)
-    objective = Objective((Term(on="retain", loss="nll"),))
+    objective = Objective((Term(half="retain", loss="nll"),))
     grads = []
     for limit in (10_000, 1):
         model.zero_grad()
@@ -185,9 +183,12 @@ def test_how_micro_batches_are_packed_does_not_change_the_gradient(tuned):
 def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):
     """An answer term beside a document term gives what it gives alone."""
     model, items = tuned
-    alone = Objective((Term(on="retain", loss="nll"),))
+    alone = Objective((Term(half="retain", loss="nll"),))
     beside = Objective(
-        (Term(on="retain", loss="nll"), Term(on="retain", loss="nll_sequence", scope="document"))
+        (
+            Term(half="retain", loss="nll"),
+            Term(half="retain", loss="nll_sequence", scope="document"),
+        )
     )
     records = []
     for objective in (alone, beside):

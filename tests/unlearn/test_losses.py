@@ -22,7 +22,9 @@ def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
     """Scores of the given per-token log-probs, with a gradient."""
     owner = [n for n, tokens in enumerate(sequences) for _ in tokens]
     logps = torch.tensor([v for tokens in sequences for v in tokens], requires_grad=True)
-    return Scores(logps, torch.tensor(owner), len(sequences), None if kl is None else torch.tensor(kl))
+    return Scores(
+        logps, torch.tensor(owner), len(sequences), None if kl is None else torch.tensor(kl)
+    )
 
 
 A = [[-1.0, -2.0], [-3.0]]

@@ -30,19 +30,19 @@ Saying = tuple[Fact, dict[str, str]]
 class Synthetic(Section):
     """How much to invent; the same section always gives the same files."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of every draw."""
 
-    documents: int = Field(20, ge=1, le=1000)
+    documents: int = Field(default=20, ge=1, le=1000)
     """Documents of each of the three tasks, in each of the halves forget and retain."""
 
-    nonmembers: int = Field(20, ge=1, le=1000)
+    nonmembers: int = Field(default=20, ge=1, le=1000)
     """Documents of each task that no set holds: later draws of the same generator."""
 
-    sentences: int = Field(3, ge=2, le=8)
+    sentences: int = Field(default=3, ge=2, le=8)
     """Sentences of a Task1 or Task3 document; a Task2 document always has its five facts."""
 
-    prompt_share: float = Field(0.4, gt=0, lt=1)
+    prompt_share: float = Field(default=0.4, gt=0, lt=1)
     """Share of a document's words that its completion prompt shows, at least up to the name."""
 
 

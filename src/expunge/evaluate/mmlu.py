@@ -38,10 +38,10 @@ class Mmlu(Section):
     path: str = HUB
     """A parquet file (subject, split, question, choices, answer), or `cais/mmlu` on the Hub."""
 
-    shots: int = Field(5, ge=0, le=5)
+    shots: int = Field(default=5, ge=0, le=5)
     """Solved examples before each question, from the subject's dev split."""
 
-    per_subject: int | None = Field(None, ge=1)
+    per_subject: int | None = Field(default=None, ge=1)
     """Ask a seeded sample of this many questions a subject; null asks all."""
 
     seed: int = 0

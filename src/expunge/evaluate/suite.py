@@ -23,16 +23,16 @@ from expunge.packs import output_head
 class Evaluate(Section):
     """What is measured, and how thoroughly."""
 
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Longest generation, in tokens; the official scores allow 256."""
 
-    max_batch: int = Field(MAX_BATCH, ge=1)
+    max_batch: int = Field(default=MAX_BATCH, ge=1)
     """Prompts continued at once; fewer need less memory."""
 
-    generate_limit: int | None = Field(None, ge=1)
+    generate_limit: int | None = Field(default=None, ge=1)
     """Items generated for each of the twelve terms, a seeded sample; null generates all."""
 
-    document_tokens: int = Field(2048, ge=2)
+    document_tokens: int = Field(default=2048, ge=2)
     """Longest document the membership test reads, in tokens, where the context allows it."""
 
     mmlu: Mmlu | None = None
@@ -41,7 +41,7 @@ class Evaluate(Section):
     partial: bool = False
     """Take the task aggregate over the terms that have items, where others have none."""
 
-    resamples: int = Field(2000, ge=1)
+    resamples: int = Field(default=2000, ge=1)
     """Bootstrap draws behind each interval."""
 
     seed: int = 0
@@ -108,7 +108,7 @@ def evaluate(
     for item, nll in zip(items, sequence_nll(model, sequences, label="score answers"), strict=True):
         item.nll = nll
     losses = _document_losses(model, tokenizer, data, config)
-    cut = _generate_items(model, tokenizer, items, config, separator)
+    cut = _generate_items(model, tokenizer, items, config)
     neutral = _neutral_windows(model, tokenizer, data.neutral, config)
     mmlu = answer_mmlu(model, tokenizer, data.mmlu, config.mmlu) if config.mmlu else None
     entry = {
@@ -158,11 +158,10 @@ def _generate_items(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[_Item],
     config: Evaluate,
-    separator: str,
 ) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
     chosen = _sample(items, config)
-    raw = [prompt_tokens(tokenizer, item.example.prompt + separator) for item in chosen]
+    raw = [prompt_tokens(tokenizer, item.example.prompt) for item in chosen]
     prompts, cut = fit_prompts(raw, model, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:

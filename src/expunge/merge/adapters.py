@@ -30,10 +30,13 @@ Pair = tuple[Tensor, Tensor]
 class Merge(Section):
     """How the branches become one."""
 
+    of: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the branches to merge, in order; null takes every branch."""
+
     method: str = "ties"
     """A name in merge.methods.METHODS."""
 
-    density: float = Field(0.8, gt=0, le=1)
+    density: float = Field(default=0.8, gt=0, le=1)
     """Share of each tensor to keep, for the methods that trim or drop."""
 
     weights: tuple[float, ...] | None = None
@@ -52,10 +55,10 @@ class Merge(Section):
     output: Literal["adapter", "model"] = "adapter"
     """`adapter`: a peft folder. `model`: a full model folder, which needs the base."""
 
-    rank: int | None = Field(None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     """Rank of an adapter made in delta space; null means the sum of the branches' ranks."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     """Seeds what the methods drop at random."""
 
     @field_validator("weights")

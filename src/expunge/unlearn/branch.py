@@ -47,11 +47,11 @@ class Branch(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Branch":
-        halves = {term.on for term in self.terms}
+        halves = {term.half for term in self.terms}
         if "forget" not in halves:
-            raise ValueError("terms must hold at least one on: forget")
+            raise ValueError("terms must hold at least one half: forget")
         if self.step.rule == "normalized" and "retain" not in halves:
-            raise ValueError("the step rule normalized needs a term on: retain")
+            raise ValueError("the step rule normalized needs a term with half: retain")
         if self.training == "full" and any(term.row.needs_kl for term in self.terms):
             raise ValueError("a kl term needs a frozen output head, so training: lora")
         return self

@@ -21,6 +21,10 @@ class Loss:
     """Reads the reference's log-probs."""
     needs_kl: bool = False
     """Reads `Scores.token_kl`, so the reference's hidden states are kept."""
+    cost: str = "1 C"
+    """In units of one forward and backward pass of its half."""
+    test: str = "tests/unlearn/test_losses.py"
+    """Where it is proven."""
     bounded: bool = True
     """Cannot fall without end."""
     fidelity: str = "exact"

@@ -24,7 +24,7 @@ TABLES = {"forget": FORGET_LOSSES, "retain": RETAIN_LOSSES}
 class Term(Section):
     """One weighted loss."""
 
-    on: Half
+    half: Half
     """The half of the data it reads; decides which table `loss` is looked up in."""
 
     loss: str
@@ -54,7 +54,7 @@ class Term(Section):
     @property
     def row(self) -> Loss:
         """The row of the loss table."""
-        return lookup(TABLES[self.on], self.loss, f"{self.on} loss")
+        return lookup(TABLES[self.half], self.loss, f"{self.half} loss")
 
 
 class Objective:
@@ -65,7 +65,7 @@ class Objective:
 
     def on(self, half: Half) -> tuple[Term, ...]:
         """The terms that read one half."""
-        return tuple(term for term in self.terms if term.on == half)
+        return tuple(term for term in self.terms if term.half == half)
 
     def scope(self, half: Half) -> Scope:
         """The widest scope that a term of this half reads."""

@@ -4,6 +4,7 @@ A step is a list of micro-batches; each holds the indices of its forget and of i
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -38,7 +39,13 @@ class Pairing(Section):
 def paired_steps(
     config: Pairing, forget_count: int, retain_count: int, *, seed: int
 ) -> list[list[MicroBatch]]:
-    """Every step of a run. The last step of an epoch may be smaller."""
+    """Every step of a run: forget item i is trained beside retain items i·k … i·k+k-1.
+
+    The last step of an epoch may be smaller. With k > 1 each epoch shifts by k-1 items, so that
+    more of the retain set is seen; with k = 1 the pairs are those of the released system.
+
+    Source: zjunlp/unlearn, semeval25 (arXiv:2503.21088).
+    """
     k = config.retain_per_forget
     steps = []
     for epoch in range(config.epochs):
@@ -59,3 +66,24 @@ def paired_steps(
 
 def _chunks(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One row of the table."""
+
+    fn: Callable[..., list[list[MicroBatch]]]
+    needs: str
+    cost: str
+    test: str
+    fidelity: str = "exact"
+
+
+SCHEDULES = {
+    "pairing": Schedule(
+        paired_steps,
+        needs="retain",
+        cost="epochs x (1 + retain_per_forget) C for each forget item",
+        test="tests/unlearn/test_schedule.py",
+    )
+}

@@ -39,6 +39,9 @@ class StepRule:
 
     fn: Callable[[Backward, Backward, Sequence[Parameter], Step], Record]
     fidelity: str = "exact"
+    needs: str = ""
+    cost: str = "1 C a half"
+    test: str = "tests/unlearn/test_steps.py"
 
 
 def joint(
@@ -85,4 +88,7 @@ def _norm(tensors: Sequence[Tensor | None]) -> float:
     return max(math.sqrt(float(sum(squares))), 1e-12)
 
 
-STEP_RULES = {"joint": StepRule(joint), "normalized": StepRule(normalized, fidelity="adapted")}
+STEP_RULES = {
+    "joint": StepRule(joint),
+    "normalized": StepRule(normalized, "adapted", "retain", "1 C a half and one gradient buffer"),
+}

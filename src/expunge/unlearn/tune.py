@@ -75,7 +75,7 @@ def tune(
     """Train every weight of `model` on `items` and write it to `folder/model`."""
     model.requires_grad_(True)
     objective = Objective(
-        (Term(on="retain", loss="nll", scope=config.scope),)  # pyright: ignore[reportArgumentType]
+        (Term(half="retain", loss="nll", scope=config.scope),)  # pyright: ignore[reportArgumentType]
     )
     size = config.optimizer.max_tokens
     passes = [HalfPass(model, "retain", s, objective, None, size) for s in (items, neutral)]

@@ -1,0 +1,37 @@
+"""Every method table of the program, as rows for `expunge methods` and docs/methods.md."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from expunge.evaluate.metrics import METRICS
+from expunge.merge.methods import METHODS
+from expunge.report.methods_page import method_rows as rows_of
+from expunge.unlearn.forget import FORGET_LOSSES
+from expunge.unlearn.retain import RETAIN_LOSSES
+from expunge.unlearn.schedule import SCHEDULES
+from expunge.unlearn.steps import STEP_RULES
+
+TABLES: dict[str, Mapping[str, Any]] = {
+    "forget loss": FORGET_LOSSES,
+    "retain loss": RETAIN_LOSSES,
+    "step rule": STEP_RULES,
+    "schedule": SCHEDULES,
+    "merge": METHODS,
+    "metric": METRICS,
+}
+
+
+def method_rows() -> list[dict[str, str]]:
+    """One dict a method: name, kind, source, fidelity, needs, cost, test, and its docstring."""
+    return [asdict(row) for row in rows_of(TABLES)]
+
+
+def methods_table() -> Table:
+    """The same for a terminal."""
+    table = Table("name", "kind", "what it does", "fidelity", "source", box=None, pad_edge=False)
+    for row in method_rows():
+        table.add_row(*(row[c] for c in ("name", "kind", "summary", "fidelity", "source")))
+    return table
