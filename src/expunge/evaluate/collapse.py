@@ -38,7 +38,7 @@ which while who will with work world would year years you your
 
 COMMON = frozenset(_COMMON_WORDS.split())
 """English function words and the commonest others: 30 to 50 % of the words of any English text,
-a few per cent of tokens drawn at random."""
+a tenth at most of tokens drawn at random."""
 
 _OPENINGS = """
 The sun rises in the east and sets in the
@@ -219,6 +219,6 @@ LIMITS = {
     "wordless": Limit(0.5),
     "looping": Limit(0.5),
     "nonwords": Limit(0.5),
-    "language": Limit(0.1, above=False),
+    "language": Limit(0.2, above=False),
     "surprise": Limit(0.7),
 }

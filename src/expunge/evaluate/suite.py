@@ -95,16 +95,8 @@ def evaluate(
     items = [_Item("forget", e) for e in data.forget] + [_Item("retain", e) for e in data.retain]
     for item in items:
         _check(item.example)
-    sequences = [
-        encode(
-            item.example,
-            tokenizer,
-            max_length=max_length,
-            prompt_tail=prompt_tail,
-            separator=separator,
-        )
-        for item in items
-    ]
+    lengths = {"max_length": max_length, "prompt_tail": prompt_tail}
+    sequences = [encode(i.example, tokenizer, separator=separator, **lengths) for i in items]
     for item, nll in zip(items, sequence_nll(model, sequences, label="score answers"), strict=True):
         item.nll = nll
     losses = _document_losses(model, tokenizer, data, config)
@@ -115,9 +107,7 @@ def evaluate(
         "semeval": _semeval(items, losses, mmlu, config),
         "collapse": collapse.judge(
             _windows(items, tokenizer) | {"neutral": neutral},
-            known=collapse.frequent_words(
-                [i.example.prompt + " " + i.example.answer for i in items]
-            ),
+            known=collapse.frequent_words([f"{e.prompt} {e.answer}" for e in data.retain]),
             neutral_nll=semeval.mean(losses["neutral"]),
             vocabulary_size=len(output_head(model)),
             letters=mmlu and mmlu["letters"],
