@@ -94,10 +94,18 @@ def evaluate(
 
 @app.command(name="report")
 def print_report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rows: Annotated[
+        Path | None, typer.Option(help="Add a row for each model to this docs/results.json.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print the results of a finished run."""
-    _print_reports(report.result_folders(run), as_json)
+    folders = report.result_folders(run)
+    if rows is not None:
+        for folder in folders:
+            report.add_rows(rows, report.rows(report.read_results(folder / "results.json")))
+    _print_reports(folders, as_json)
 
 
 @data.command(name="synthesize")

@@ -22,14 +22,16 @@ from expunge.data.sources import Source, locate, read_documents, read_examples, 
 from expunge.data.synthetic import synthesize
 from expunge.errors import DataError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
-from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.evaluate.suite import EvaluationData
+from expunge.evaluate.suite import evaluate as evaluate_model
 from expunge.merge.adapters import merge_adapters
+from expunge.progress import say
 from expunge.recipe import Recipe, load_recipe
 from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
 from expunge.unlearn.branch import Halves, train_branch
-from expunge.unlearn.tune import tune
+from expunge.unlearn.tune import tune as tune_model
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
@@ -132,7 +134,7 @@ class Pipeline:
             sets = self.sets
             items = self._encode([*sets.forget, *sets.retain], tokenizer)
             neutral = self._encode(sets.neutral, tokenizer)
-            tune(model, tokenizer, items, neutral, config, folder=work)
+            tune_model(model, tokenizer, items, neutral, config, folder=work)
 
         done = self.folder.stage("target", config, self._training_inputs, build)
         return Weights(done / "model")
@@ -218,7 +220,7 @@ class Pipeline:
                 sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
             )
             how = self.recipe.model
-            entry, items = evaluate(
+            entry, items = evaluate_model(
                 model,
                 tokenizer,
                 data,
@@ -297,8 +299,9 @@ class Pipeline:
     def _encode(
         self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenSequence]:
+        """Token sequences, saying what is cut."""
         how = self.recipe.model
-        return [
+        sequences = [
             encode(
                 example,
                 tokenizer,
@@ -308,6 +311,15 @@ class Pipeline:
             )
             for example in examples
         ]
+        cut = [sequence for sequence in sequences if sequence.cut]
+        if cut:
+            worst = max(cut, key=lambda sequence: sequence.cut)
+            say(
+                f"{len(cut)} of {len(sequences)} items are longer than {how.max_length} tokens or "
+                f"their prompts than {how.prompt_tail}; {sum(s.cut for s in cut)} tokens are cut, "
+                f"most ({worst.cut}) from {worst.id}"
+            )
+        return sequences
 
 
 def _check_apart(members: list[Document], nonmembers: list[Document]) -> None:
@@ -327,7 +339,7 @@ def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
     return Pipeline(recipe, out).run()
 
 
-def tune_target(recipe: RecipeLike, out: Path | str) -> Path:
+def tune(recipe: RecipeLike, out: Path | str) -> Path:
     """Make the target of a recipe; returns its folder."""
     return Pipeline(recipe, out).target.base
 
@@ -342,8 +354,14 @@ def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
     return {name: w.folder for name, w in Pipeline(recipe, out).merges().items()}
 
 
-def evaluate_models(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
+def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
     """Score every model of a recipe for its first seed; returns each one's scores."""
     pipeline = Pipeline(recipe, out)
-    models_of = pipeline.models(pipeline.recipe.seeds[0])
-    return {name: pipeline.evaluate(name, weights)[0] for name, weights in models_of}
+    weights = pipeline.models(pipeline.recipe.seeds[0])
+    return {name: pipeline.evaluate(name, made)[0] for name, made in weights}
+
+
+def report(recipe: RecipeLike, out: Path | str) -> Path:
+    """Write the report of a recipe's first seed; returns its folder."""
+    pipeline = Pipeline(recipe, out)
+    return pipeline.report(pipeline.recipe.seeds[0])

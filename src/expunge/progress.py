@@ -62,6 +62,11 @@ def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
             display.stop()
 
 
+def say(message: str) -> None:
+    """One line on stderr, terminal or not: something the user should know of the data."""
+    print(f"expunge: {message}", file=sys.stderr)
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -201,13 +202,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def safetensors_errors() -> Iterator[None]:
-    """Give what safetensors says of a full disk the form that the file system gives it."""
+    """Give what safetensors says of a failed write the form that the file system gives it."""
     try:
         yield
     except SafetensorError as error:
-        if "os error 28" not in str(error):
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
 
 
 def _sync(path: Path) -> None:
@@ -220,6 +222,7 @@ def _sync(path: Path) -> None:
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "the file is too large for this disk or this user",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",

@@ -51,6 +51,9 @@ class Source(Section):
     """Take the first N documents of each task named, with all their items; tasks not named are left
     out. The key `*` stands for every document, whatever its task."""
 
+    skip: int = Field(default=0, ge=0)
+    """Leave out this many documents of each task before taking any."""
+
     first: str | None = None
     """A file of documents (such as members.jsonl) that come first when `documents` cuts."""
 
@@ -64,6 +67,8 @@ class Source(Section):
             raise ValueError(f"documents takes either '{ANY_TASK}' or task names, not both")
         if self.first is not None and not self.documents:
             raise ValueError("first only matters where documents says how many to take")
+        if self.skip and not self.documents:
+            raise ValueError("skip only matters where documents says how many to take")
         return self
 
 
@@ -228,9 +233,11 @@ def _first_documents(
     taken: set[tuple[str, str]] = set()
     for task, count in source.documents.items():
         found = list(dict.fromkeys(key for key in keys if key[1] == task))
-        _check_enough(task, count, len(found), {task for _, task in keys}, source.path)
+        _check_enough(
+            task, source.skip + count, len(found), {task for _, task in keys}, source.path
+        )
         found.sort(key=lambda key: key[0] not in preferred)  # stable: else in file order
-        taken.update(found[:count])
+        taken.update(found[source.skip : source.skip + count])
     return [item for item, key in zip(items, keys, strict=True) if key in taken]
 
 

@@ -78,7 +78,8 @@ def train(
         list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     log = _resume(parameters, optimizer, folder)
-    saver = _Saver(config.checkpoint_seconds)
+    size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
+    saver = _Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
     with progress(label, steps, "steps") as bar:
         bar(len(log))
@@ -143,8 +144,9 @@ class _Clock:
 class _Saver:
     """When to write a checkpoint: at an interval, and never more than a twentieth of the time."""
 
-    def __init__(self, interval: float) -> None:
-        self.interval = interval
+    def __init__(self, interval: float, size_bytes: int) -> None:
+        first_guess = size_bytes / 100e6  # seconds, on a slow disk
+        self.interval = max(interval, 20 * first_guess) if interval else 0.0
         self.last = self.start = time.monotonic()
 
     def due(self) -> bool:

@@ -1,0 +1,169 @@
+"""The commands as a user runs them: real processes, exit codes, one line for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+
+def expunge(*words: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "expunge", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def refused(done: subprocess.CompletedProcess) -> str:
+    """The one line that a refused command prints."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("expunge: ")
+    return line
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_folder):
+    def write(**changes):
+        fields = {
+            "name": "r",
+            "model": {"path": str(tiny_folder)},
+            "data": {"synthetic": {"documents": 1, "nonmembers": 1}},
+            "branches": {
+                "strong": {
+                    "terms": [{"half": "forget", "loss": "npo"}],
+                    "schedule": {"epochs": 1},
+                    "optimizer": {"compute": "float32"},
+                }
+            },
+            "evaluate": {"max_new_tokens": 2},
+        }
+        for name, value in changes.items():
+            fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        return path
+
+    return write
+
+
+def test_methods_and_schema_are_json_for_scripts():
+    rows = json.loads(expunge("methods", "--json").stdout)
+    assert {"name", "kind", "source", "fidelity", "needs", "cost", "test"} <= set(rows[0])
+    assert {"npo", "kl", "ties", "normalized"} <= {row["name"] for row in rows}
+    schema = json.loads(expunge("schema").stdout)
+    fields = schema["properties"]
+    assert {"model", "data", "tune", "branches", "merges", "evaluate"} <= set(fields)
+    assert all("description" in field for field in fields.values())
+
+
+def test_doctor_says_what_fits(recipe):
+    facts = json.loads(expunge("doctor", recipe(), "--json").stdout)
+    assert facts["cpus"] >= 1
+    assert facts["fits"] is True
+    assert facts["model_parameters"] == 257 * 32 + 2 * (32 * 32 * 3 + 32 * 48 * 3 + 64) + 32
+
+
+def test_synthesize_writes_the_same_files_for_the_same_seed(tmp_path):
+    for name in ("a", "b"):
+        counts = json.loads(
+            expunge("data", "synthesize", tmp_path / name, "--seed", 3, "--json").stdout
+        )
+    assert counts["forget.jsonl"] > 0
+    for file in counts:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_each_stage_has_its_command(recipe, tmp_path):
+    path, out = recipe(), tmp_path / "out"
+    assert "target" in json.loads(expunge("tune", path, "--out", out, "--json").stdout)
+    branches = json.loads(expunge("unlearn", path, "--out", out, "--json").stdout)
+    assert branches["strong"].endswith("adapter")
+    assert expunge("merge", path, "--out", out).returncode == 0
+    done = expunge("evaluate", path, "--out", out, "--json")
+    assert set(json.loads(done.stdout)["models"]) == {"target", "strong"}
+    assert done.stderr == ""  # quiet where stderr is not a terminal
+    again = expunge("report", out, "--json")
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+    assert "task aggregate" in expunge("report", out).stdout
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    line = refused(expunge("run", tmp_path / "no.yaml", "--out", tmp_path / "o"))
+    assert "there is no recipe at" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_unknown_field_names_the_nearest(recipe, tmp_path):
+    line = refused(expunge("run", recipe(modle={}), "--out", tmp_path / "o"))
+    assert "unknown field modle. Did you mean 'model'?" in line
+
+
+def test_a_model_without_the_named_targets(recipe, tmp_path):
+    branch = {
+        "terms": [{"half": "forget", "loss": "npo"}],
+        "lora": {"targets": ["q_porj"]},
+    }
+    line = refused(expunge("run", recipe(branches={"strong": branch}), "--out", tmp_path / "o"))
+    assert "no linear layer called 'q_porj'. Did you mean 'q_proj'?" in line
+
+
+def test_a_pickled_model_is_refused_and_says_how_to_convert(recipe, tmp_path):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    line = refused(expunge("run", recipe(), "--model", folder, "--out", tmp_path / "o"))
+    assert "is a pickle" in line
+    assert "save_pretrained" in line
+
+
+def test_a_tokenizer_that_does_not_match(recipe, tmp_path, tiny_folder):
+    from tokenizers import AddedToken
+
+    from expunge.models import load_tokenizer
+
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tokenizer = load_tokenizer(tiny_folder)
+    tokenizer.add_tokens([AddedToken(f"<new{n}>") for n in range(5)])
+    tokenizer.save_pretrained(folder)
+    line = refused(expunge("run", recipe(), "--model", folder, "--out", tmp_path / "o"))
+    assert "makes 262 tokens but the model has 257" in line
+
+
+def test_an_empty_data_set_and_a_missing_file(recipe, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    data = {"synthetic": None, "forget": {"path": str(tmp_path / "empty.jsonl")}}
+    path = recipe(data={**data, "retain": {"path": str(tmp_path / "none.jsonl")}})
+    assert "empty.jsonl" in refused(expunge("run", path, "--out", tmp_path / "o"))
+
+
+def test_an_output_that_cannot_be_written(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(expunge("run", recipe(), "--out", tmp_path / "file" / "o"))
+    assert "cannot write" in line
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, recipe):
+    """The model is larger than the file size that the shell allows, as on a full disk."""
+    script = f"ulimit -f 40; exec {sys.executable} -m expunge unlearn {recipe()} --out {tmp_path}/o"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "too large" in done.stderr or "full" in done.stderr
+    assert not list((tmp_path / "o").rglob("adapter*"))
+
+
+def test_a_seed_and_a_model_can_be_given_on_the_command_line(recipe, tmp_path, tiny_folder):
+    out = tmp_path / "o"
+    done = expunge("run", recipe(), "--out", out, "--seed", 7, "--model", tiny_folder, "--json")
+    assert json.loads(done.stdout)["seed"] == 7

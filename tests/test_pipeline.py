@@ -1,0 +1,206 @@
+"""Whole runs of a tiny model: what a killed run ends with, what is reused, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import expunge
+from expunge.errors import DataError, RecipeError, RunError
+
+TERMS = [
+    {"half": "forget", "loss": "npo"},
+    {"half": "retain", "loss": "nll"},
+    {"half": "retain", "loss": "kl"},
+]
+
+
+@pytest.fixture
+def fields(tiny_folder) -> dict:
+    """A recipe small enough to run in a second or two."""
+    branch = {
+        "terms": TERMS,
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+        "schedule": {"epochs": 2, "micro_batch": 2, "accumulation": 2},
+        "optimizer": {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 0},
+    }
+    return {
+        "name": "tiny",
+        "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},
+        "data": {"synthetic": {"documents": 1, "nonmembers": 2}},
+        "tune": {
+            "epochs": 2,
+            "batch": 4,
+            "optimizer": {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 0},
+        },
+        "branches": {"strong": branch, "weak": {**branch, "schedule": {"epochs": 1}}},
+        "merges": {
+            "merged": {"method": "ties"},
+            "dense": {"method": "ties", "space": "delta", "output": "model"},
+        },
+        "evaluate": {"max_new_tokens": 4, "resamples": 20},
+    }
+
+
+@pytest.fixture
+def recipe(fields, tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "expunge", *map(str, words)]
+
+
+def run_command(*words: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*words), capture_output=True, text=True, **options)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Every safetensors file of the finished stages by name."""
+    stages = folder / "stages"
+    return {str(p.relative_to(stages)): p.read_bytes() for p in stages.rglob("*.safetensors")}
+
+
+def test_a_run_makes_every_model_and_says_what_it_measured(fields, tmp_path):
+    folders = expunge.run(fields, tmp_path / "run")
+    assert folders == {42: tmp_path / "run"}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["models"]) == ["original", "target", "strong", "weak", "merged", "dense"]
+    for model in results["models"].values():
+        assert len(model["semeval"]["terms"]) == 12
+        assert model["semeval"]["mmlu"] is None
+        assert model["semeval"]["final"] is None
+        assert model["semeval"]["mia"]["n"] == 3 + 6
+    made = {stage["stage"] for stage in results["stages"]}
+    assert {"data", "target", "strong", "weak", "merged", "evaluate-merged"} <= made
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+
+def test_finished_stages_are_not_done_again(fields, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    expunge.merge(fields, out)
+    before = {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("*") if p.is_file()}
+    monkeypatch.setattr("expunge.pipeline.train_branch", None)  # would fail if it were called
+    expunge.merge(fields, out)
+    assert {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("*") if p.is_file()} == before
+    monkeypatch.undo()
+    changed = {**fields, "merges": {"merged": {"method": "linear"}}}
+    expunge.merge(changed, out)
+    assert len(list((out / "stages").glob("strong-*"))) == 1  # reused
+    assert len(list((out / "stages").glob("merged-*"))) == 2  # another method, another stage
+
+
+@pytest.mark.parametrize("moment", ["target", "strong", "weak", "merged", "evaluate-strong"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe, fields, tmp_path, moment):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expunge.merge(fields, whole)
+    process = subprocess.Popen(command("run", recipe, "--out", broken), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while not list(broken.glob(f"stages/{moment}-*.partial/*")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            break  # the stage was over before we looked: nothing left to kill, the rest still holds
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = run_command("run", recipe, "--out", broken)
+    assert done.returncode == 0, done.stderr
+    assert {k: v for k, v in weights(broken).items() if "evaluate" not in k} == weights(whole)
+    assert not list(broken.glob("stages/*.partial"))
+
+
+def test_another_recipes_folder_is_refused(fields, tmp_path):
+    expunge.tune(fields, tmp_path / "run")
+    with pytest.raises(RunError, match="belongs to the recipe 'tiny', not to 'other'"):
+        expunge.tune({**fields, "name": "other"}, tmp_path / "run")
+
+
+def test_sets_that_overlap_are_refused(fields, tmp_path):
+    rows = [{"id": "a-qa0", "input": "Who?", "output": "Ada", "task": "Task1"}]
+    for half in ("forget", "retain"):
+        (tmp_path / f"{half}.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    data = {h: {"path": str(tmp_path / f"{h}.jsonl")} for h in ("forget", "retain")}
+    with pytest.raises(DataError, match="forget item a-qa0 and retain item a-qa0 are the same"):
+        expunge.tune({**fields, "data": data}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"brances": {}}, r"unknown field brances. Did you mean 'branches'\?"),
+        ({"data": {}}, "give forget and retain, or synthetic"),
+        ({"merges": {"strong": {}}}, "'strong' names two models"),
+        ({"merges": {"m": {"of": ["strnog"]}}}, "names the branch 'strnog'. Known: strong, weak"),
+        ({"merges": {"m": {"method": "tise"}}}, "Did you mean 'ties'"),
+        ({"branches": {"b": {"terms": [{"half": "forget", "loss": "nop"}]}}}, "Did you mean 'npo'"),
+        (
+            {
+                "branches": {
+                    "b": {"terms": [{"half": "forget", "loss": "npo", "options": {"x": 1}}]}
+                }
+            },
+            "npo has no option 'x'. Its options: beta",
+        ),
+        ({"branches": {"b": {"terms": [{"half": "retain", "loss": "nll"}]}}}, "half: forget"),
+        ({"seeds": [1, 1]}, "seeds holds a number twice"),
+        ({"tune": {"epochs": 0}}, "tune.epochs: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(fields, tmp_path, change, message):
+    with pytest.raises(RecipeError, match=message):
+        expunge.run({**fields, **change}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_recipe_of_the_project_reads():
+    from expunge.recipe import load_recipe
+
+    recipes = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 4
+    for path in recipes:
+        assert load_recipe(path).name == path.stem
+
+
+def test_the_contest_entry_point_has_the_branches_of_the_recipe():
+    from expunge.recipe import load_recipe
+
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "zjuklab.yaml")
+    assert recipe.branches == expunge.semeval.BRANCHES
+
+
+@pytest.mark.parametrize("budget", [600.0, 0.0])
+def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, fields, budget):
+    from transformers import AutoModelForCausalLM
+
+    from expunge.unlearn.branch import Branch
+
+    for half in ("forget", "retain"):
+        (tmp_path / half).mkdir()
+        rows = [
+            {"id": f"{half}{n}-qa0", "input": f"{half} {n}?", "output": "yes", "task": "Task1"}
+            for n in range(6)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / half / "data.jsonl").write_text(text)
+    branches = {n: Branch.model_validate(b) for n, b in fields["branches"].items()}
+    out = tmp_path / "out"
+    expunge.semeval.unlearn(
+        tiny_folder,
+        out,
+        tmp_path / "forget",
+        tmp_path / "retain",
+        budget_seconds=budget,
+        branches=branches,
+    )
+    model = AutoModelForCausalLM.from_pretrained(out)
+    start = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not (model.get_parameter(name) == start.get_parameter(name)).all()
+    assert sorted(p.name for p in tmp_path.glob(".expunge-*")) == []
