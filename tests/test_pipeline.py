@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import expunge
-from expunge.errors import DataError, RecipeError, RunError
+from expunge.errors import DataError, RecipeError, RunError, TrainingError
 
 TERMS = [
     {"half": "forget", "loss": "npo"},
@@ -175,8 +175,8 @@ def test_the_contest_entry_point_has_the_branches_of_the_recipe():
     assert recipe.branches == expunge.semeval.BRANCHES
 
 
-@pytest.mark.parametrize("budget", [600.0, 0.0])
-def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, fields, budget):
+@pytest.mark.parametrize("seconds", [600.0, 0.0])
+def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, fields, seconds):
     from transformers import AutoModelForCausalLM
 
     from expunge.unlearn.branch import Branch
@@ -191,16 +191,20 @@ def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, f
         (tmp_path / half / "data.jsonl").write_text(text)
     branches = {n: Branch.model_validate(b) for n, b in fields["branches"].items()}
     out = tmp_path / "out"
-    expunge.semeval.unlearn(
-        tiny_folder,
-        out,
-        tmp_path / "forget",
-        tmp_path / "retain",
-        budget_seconds=budget,
-        branches=branches,
-    )
+
+    def unlearn():
+        folders = tmp_path / "forget", tmp_path / "retain"
+        options = {"budget_seconds": seconds, "branches": branches}
+        expunge.semeval.unlearn(tiny_folder, out, *folders, **options)
+
+    if not seconds:
+        with pytest.raises(TrainingError, match="strong: the time allows no step of training"):
+            unlearn()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["forget", "retain"]
+        return
+    unlearn()
     model = AutoModelForCausalLM.from_pretrained(out)
     start = AutoModelForCausalLM.from_pretrained(tiny_folder)
     name = "model.layers.0.mlp.up_proj.weight"
     assert not (model.get_parameter(name) == start.get_parameter(name)).all()
-    assert sorted(p.name for p in tmp_path.glob(".expunge-*")) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["forget", "out", "retain"]

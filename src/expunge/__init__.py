@@ -4,25 +4,49 @@ Each function takes a recipe (a YAML file, a mapping or a `Recipe`) and the fold
 that folder holds already is not computed again.
 """
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from expunge import semeval
-    from expunge.pipeline import evaluate, merge, report, run, tune, unlearn
+
+from pathlib import Path
+from typing import Any
+
+from expunge import semeval
+from expunge.pipeline import Pipeline, RecipeLike
 
 __all__ = ["evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
 
-_FUNCTIONS = {"evaluate", "merge", "report", "run", "tune", "unlearn"}
+# These stand in place of the subpackages of the same names; import from those with
+# `from expunge.merge.methods import ...`.
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for, so that `import expunge` costs nothing."""
-    import importlib
+def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
+    """Run every stage of a recipe; returns the folder of each seed's report."""
+    return Pipeline(recipe, out).run()
 
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module("expunge.pipeline"), name)
-    if name == "semeval":
-        return importlib.import_module("expunge.semeval")
-    raise AttributeError(f"module 'expunge' has no attribute '{name}'")
+
+def tune(recipe: RecipeLike, out: Path | str) -> Path:
+    """Make the target of a recipe; returns its folder."""
+    return Pipeline(recipe, out).target.base
+
+
+def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> dict[str, Path]:
+    """Train the branches of a recipe (or one of them) for its first seed; returns their folders."""
+    return {name: w.folder for name, w in Pipeline(recipe, out).branches(branch).items()}
+
+
+def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
+    """Merge the branches of a recipe for its first seed; returns the merges' folders."""
+    return {name: w.folder for name, w in Pipeline(recipe, out).merges().items()}
+
+
+def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
+    """Score every model of a recipe for its first seed; returns each one's scores."""
+    pipeline = Pipeline(recipe, out)
+    weights = pipeline.models(pipeline.recipe.seeds[0])
+    return {name: pipeline.evaluate(name, made)[0] for name, made in weights}
+
+
+def report(recipe: RecipeLike, out: Path | str) -> Path:
+    """Write the report of a recipe's first seed; returns its folder."""
+    pipeline = Pipeline(recipe, out)
+    return pipeline.report(pipeline.recipe.seeds[0])

@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from expunge import doctor as examination
-from expunge import pipeline, report
 from expunge.data.synthetic import Synthetic, synthesize
+from expunge.doctor import examine
 from expunge.errors import ExpungeError
 from expunge.methods import method_rows, methods_table
+from expunge.pipeline import Pipeline
 from expunge.recipe import Recipe, load_recipe, with_model
+from expunge.report.board import add_rows, rows_of
+from expunge.report.docs import write_docs
+from expunge.report.results import read_results
+from expunge.report.terminal import console, print_results, result_folders
 
 app = typer.Typer(
     help="Remove chosen content from a language model, keep everything else, and prove both.",
@@ -101,10 +105,10 @@ def print_report(
     as_json: Json = False,
 ) -> None:
     """Print the results of a finished run."""
-    folders = report.result_folders(run)
+    folders = result_folders(run)
     if rows is not None:
         for folder in folders:
-            report.add_rows(rows, report.rows(report.read_results(folder / "results.json")))
+            add_rows(rows, rows_of(read_results(folder / "results.json")))
     _print_reports(folders, as_json)
 
 
@@ -126,7 +130,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(method_rows(), indent=1))
     else:
-        report.console().print(methods_table())
+        console().print(methods_table())
 
 
 @app.command()
@@ -135,7 +139,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, and what of a recipe fits on it."""
-    facts = examination.examine(load_recipe(recipe) if recipe else None)
+    facts = examine(load_recipe(recipe) if recipe else None)
     typer.echo(json.dumps(facts, indent=1) if as_json else _lines(facts))
 
 
@@ -148,7 +152,7 @@ def schema() -> None:
 @app.command(hidden=True)
 def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
     """Regenerate docs/methods.md and docs/results.md."""
-    report.write_docs(method_rows(), check=check)
+    write_docs(method_rows(), check=check)
 
 
 def main() -> None:
@@ -160,9 +164,9 @@ def main() -> None:
         sys.exit(2)
 
 
-def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> pipeline.Pipeline:
+def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:
     read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
-    return pipeline.Pipeline(with_model(read, model) if model else read, out)
+    return Pipeline(with_model(read, model) if model else read, out)
 
 
 def _print_reports(folders: list[Path], as_json: bool) -> None:
@@ -170,7 +174,7 @@ def _print_reports(folders: list[Path], as_json: bool) -> None:
         if as_json:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))
         else:
-            report.print_results(folder)
+            print_results(folder)
 
 
 def _print_folder(name: str, folder: Path, as_json: bool) -> None:

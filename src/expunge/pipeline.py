@@ -17,13 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expunge import lora, models, runs
 from expunge.config import Section, parse_section
 from expunge.data.batches import TokenSequence, encode
-from expunge.data.examples import Document, Example, check_disjoint
-from expunge.data.sources import Source, locate, read_documents, read_examples, source_hash
+from expunge.data.examples import Example
+from expunge.data.sets import Data, Sets, read_sets, written_sets
+from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
-from expunge.errors import DataError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
-from expunge.evaluate.suite import EvaluationData
-from expunge.evaluate.suite import evaluate as evaluate_model
+from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.merge.adapters import merge_adapters
 from expunge.progress import say
 from expunge.recipe import Recipe, load_recipe
@@ -31,7 +30,7 @@ from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
 from expunge.unlearn.branch import Halves, train_branch
-from expunge.unlearn.tune import tune as tune_model
+from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
@@ -47,17 +46,6 @@ class Weights:
     def folder(self) -> Path:
         """What the stage that made these weights wrote."""
         return self.adapter or self.base
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Everything the recipe's data section names."""
-
-    forget: list[Example]
-    retain: list[Example]
-    members: list[Document]
-    nonmembers: list[Document]
-    neutral: list[Example]
 
 
 class Pipeline:
@@ -76,33 +64,20 @@ class Pipeline:
     @cached_property
     def sets(self) -> Sets:
         """The examples and documents, read and checked."""
-        data = self._data
-        assert data.forget is not None
-        assert data.retain is not None
-        forget, retain = read_examples(data.forget), read_examples(data.retain)
-        check_disjoint(forget, retain)
-        known = {example.document for example in forget}
-        members = read_documents(data.members, only=known) if data.members else []
-        nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
-        _check_apart(members, nonmembers)
-        neutral = read_examples(data.neutral) if data.neutral else []
-        return Sets(forget, retain, members, nonmembers, neutral)
+        return read_sets(self._data)
 
     @cached_property
-    def _data(self) -> Any:
+    def _data(self) -> Data:
         """The data section, with synthetic sets written and named as sources."""
-        data = self.recipe.data
-        if data.synthetic is None:
-            return data
-        config = data.synthetic
+        config = self.recipe.data.synthetic
+        if config is None:
+            return self.recipe.data
         folder = self.folder.stage("data", config, {}, lambda work: synthesize(config, work))
-        names = ("forget", "retain", "members", "nonmembers", "neutral")
-        sources = {name: Source(path=str(folder / f"{name}.jsonl")) for name in names}
-        return data.model_copy(update={"synthetic": None, **sources})
+        return written_sets(folder)
 
     @cached_property
     def _data_hashes(self) -> dict[str, str]:
-        return {name: source_hash(source) for name, source in self._data if source is not None}
+        return self._data.hashes()
 
     @cached_property
     def _mmlu(self) -> list[Question]:
@@ -134,7 +109,7 @@ class Pipeline:
             sets = self.sets
             items = self._encode([*sets.forget, *sets.retain], tokenizer)
             neutral = self._encode(sets.neutral, tokenizer)
-            tune_model(model, tokenizer, items, neutral, config, folder=work)
+            tune(model, tokenizer, items, neutral, config, folder=work)
 
         done = self.folder.stage("target", config, self._training_inputs, build)
         return Weights(done / "model")
@@ -220,7 +195,7 @@ class Pipeline:
                 sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
             )
             how = self.recipe.model
-            entry, items = evaluate_model(
+            entry, items = evaluate(
                 model,
                 tokenizer,
                 data,
@@ -320,48 +295,3 @@ class Pipeline:
                 f"most ({worst.cut}) from {worst.id}"
             )
         return sequences
-
-
-def _check_apart(members: list[Document], nonmembers: list[Document]) -> None:
-    seen = {document.text: document.id for document in members}
-    for document in nonmembers:
-        if document.text in seen:
-            raise DataError(
-                f"non-member {document.id} is the same text as member {seen[document.text]}"
-            )
-
-
-# --- the public surface: a recipe in, a folder or numbers out -----------------------------------
-
-
-def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
-    """Run every stage of a recipe; returns the folder of each seed's report."""
-    return Pipeline(recipe, out).run()
-
-
-def tune(recipe: RecipeLike, out: Path | str) -> Path:
-    """Make the target of a recipe; returns its folder."""
-    return Pipeline(recipe, out).target.base
-
-
-def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> dict[str, Path]:
-    """Train the branches of a recipe (or one of them) for its first seed; returns their folders."""
-    return {name: w.folder for name, w in Pipeline(recipe, out).branches(branch).items()}
-
-
-def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
-    """Merge the branches of a recipe for its first seed; returns the merges' folders."""
-    return {name: w.folder for name, w in Pipeline(recipe, out).merges().items()}
-
-
-def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
-    """Score every model of a recipe for its first seed; returns each one's scores."""
-    pipeline = Pipeline(recipe, out)
-    weights = pipeline.models(pipeline.recipe.seeds[0])
-    return {name: pipeline.evaluate(name, made)[0] for name, made in weights}
-
-
-def report(recipe: RecipeLike, out: Path | str) -> Path:
-    """Write the report of a recipe's first seed; returns its folder."""
-    pipeline = Pipeline(recipe, out)
-    return pipeline.report(pipeline.recipe.seeds[0])

@@ -6,46 +6,12 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from expunge.config import Section, parse_section, read_yaml
-from expunge.data.sources import Source
-from expunge.data.synthetic import Synthetic
+from expunge.data.sets import Data
 from expunge.evaluate.suite import Evaluate
 from expunge.merge.adapters import Merge
 from expunge.models import Model
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.tune import Tune
-
-
-class Data(Section):
-    """What is forgotten, what is kept, and what the membership attack compares."""
-
-    synthetic: Synthetic | None = None
-    """Write synthetic sets instead of reading any."""
-
-    forget: Source | None = None
-    """Items to forget."""
-
-    retain: Source | None = None
-    """Items to keep."""
-
-    members: Source | None = None
-    """Whole documents of the forget set; those that `forget` leaves out are left out too."""
-
-    nonmembers: Source | None = None
-    """Documents of the same distribution that no model has seen."""
-
-    neutral: Source | None = None
-    """Texts of neither set, to keep the target a language model while it memorises."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "Data":
-        given = {"forget", "retain"} & {k for k, v in self if v is not None}
-        if self.synthetic is None and len(given) < 2:
-            raise ValueError("give forget and retain, or synthetic")
-        if self.synthetic is not None and any(v for k, v in self if k != "synthetic"):
-            raise ValueError("synthetic writes every set itself; give no other source beside it")
-        if (self.members is None) != (self.nonmembers is None):
-            raise ValueError("members and nonmembers go together")
-        return self
 
 
 class Recipe(Section):

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from expunge.errors import RunError
-from expunge.report import print_results, read_results, result_folders
 from expunge.report.page import SHOWN, groups, html_page, write_report
-from expunge.report.results import Results
+from expunge.report.results import Results, read_results
 from expunge.report.tables import column_names, lines, markdown, markdown_table, results_table
+from expunge.report.terminal import print_results, result_folders
 from expunge.report.verdict import verdict
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from expunge.errors import RunError
 from expunge.report import board, results
-from expunge.report.board import BoardRow, add_rows, read_rows, rows
+from expunge.report.board import BoardRow, add_rows, read_rows, rows_of
 from expunge.report.results import Results, read_results
 from expunge.runs import write_json
 
@@ -66,10 +66,10 @@ def test_a_share_is_between_0_and_1(value):
 
 
 def test_rows_tell_the_story_in_order_and_by_hand(results):
-    found = {row["system"]: row for row in rows(results, board="smollm2")}
+    found = {row["system"]: row for row in rows_of(results, board="smollm2")}
     assert list(found) == ["original", "target", "strong", "merged", "linear"]
     merged = found["merged"]
-    assert merged["board"] == "smollm2" and rows(results)[0]["board"] == "demo"
+    assert merged["board"] == "smollm2" and rows_of(results)[0]["board"] == "demo"
     assert (merged["mia_auc"], merged["mia_score"], merged["final"]) == (0.5, 1.0, 0.81)
     assert (merged["forget_sc"], merged["retain_qa"]) == (pytest.approx(0.05), pytest.approx(0.95))
     assert (merged["seed"], merged["commit"], merged["recipe"]) == (42, "abc1234567", "demo")
@@ -80,7 +80,7 @@ def test_rows_tell_the_story_in_order_and_by_hand(results):
 def test_a_row_takes_the_place_of_the_same_system_board_and_seed(results, tmp_path):
     path = tmp_path / "results.json"
     assert read_rows(path) == []
-    first = rows(results)
+    first = rows_of(results)
     add_rows(path, first)
     assert read_rows(path) == first
     add_rows(path, [first[3] | {"final": 0.5}, first[3] | {"seed": 7}])

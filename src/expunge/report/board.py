@@ -92,7 +92,7 @@ class BoardRow(Section):
     """When the results were put together, in UTC."""
 
 
-def rows(results: Results, *, board: str | None = None) -> list[dict[str, Any]]:
+def rows_of(results: Results, *, board: str | None = None) -> list[dict[str, Any]]:
     """One row of docs/results.json for each model; the board is the recipe where not named."""
     return [
         _row(results, name, model, board or results.recipe).model_dump(mode="json")

@@ -108,6 +108,8 @@ def train(
             if saver.due():
                 with saver:
                     _save(parameters, optimizer, log, folder)
+    if not log:
+        raise TrainingError(f"{label}: the time allows no step of training; give it more")
     return log
 
 

@@ -1,0 +1,90 @@
+"""The sets of a run: what is forgotten, what is kept, and what the membership attack compares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import model_validator
+
+from expunge.config import Section
+from expunge.data.examples import Document, Example, check_disjoint
+from expunge.data.sources import Source, read_documents, read_examples, source_hash
+from expunge.data.synthetic import Synthetic
+from expunge.errors import DataError
+
+
+class Data(Section):
+    """What is forgotten, what is kept, and what the membership attack compares."""
+
+    synthetic: Synthetic | None = None
+    """Write synthetic sets instead of reading any."""
+
+    forget: Source | None = None
+    """Items to forget."""
+
+    retain: Source | None = None
+    """Items to keep."""
+
+    members: Source | None = None
+    """Whole documents of the forget set; those that `forget` leaves out are left out too."""
+
+    nonmembers: Source | None = None
+    """Documents of the same distribution that no model has seen."""
+
+    neutral: Source | None = None
+    """Texts of neither set, to keep the target a language model while it memorises."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Data":
+        given = {"forget", "retain"} & {k for k, v in self if v is not None}
+        if self.synthetic is None and len(given) < 2:
+            raise ValueError("give forget and retain, or synthetic")
+        if self.synthetic is not None and any(v for k, v in self if k != "synthetic"):
+            raise ValueError("synthetic writes every set itself; give no other source beside it")
+        if (self.members is None) != (self.nonmembers is None):
+            raise ValueError("members and nonmembers go together")
+        return self
+
+    def hashes(self) -> dict[str, str]:
+        """A content hash for each set that is read from somewhere."""
+        sources = {name: value for name, value in self if isinstance(value, Source)}
+        return {name: source_hash(source) for name, source in sources.items()}
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Everything the recipe's data section names."""
+
+    forget: list[Example]
+    retain: list[Example]
+    members: list[Document]
+    nonmembers: list[Document]
+    neutral: list[Example]
+
+
+def read_sets(data: Data) -> Sets:
+    """Read every set that `data` names, and refuse sets that overlap."""
+    assert data.forget is not None
+    assert data.retain is not None
+    forget, retain = read_examples(data.forget), read_examples(data.retain)
+    check_disjoint(forget, retain)
+    known = {example.document for example in forget}
+    members = read_documents(data.members, only=known) if data.members else []
+    nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
+    _check_apart(members, nonmembers)
+    neutral = read_examples(data.neutral) if data.neutral else []
+    return Sets(forget, retain, members, nonmembers, neutral)
+
+
+def written_sets(folder: Path) -> Data:
+    """The sets that `synthesize` wrote into a folder."""
+    names = ("forget", "retain", "members", "nonmembers", "neutral")
+    return Data.model_validate({name: {"path": str(folder / f"{name}.jsonl")} for name in names})
+
+
+def _check_apart(members: list[Document], nonmembers: list[Document]) -> None:
+    seen = {document.text: document.id for document in members}
+    for document in nonmembers:
+        if document.text in seen:
+            raise DataError(
+                f"non-member {document.id} is the same text as member {seen[document.text]}"
+            )
