@@ -142,9 +142,10 @@ def test_a_tokenizer_that_does_not_match(recipe, tmp_path, tiny_folder):
 
 def test_an_empty_data_set_and_a_missing_file(recipe, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    data = {"synthetic": None, "forget": {"path": str(tmp_path / "empty.jsonl")}}
-    path = recipe(data={**data, "retain": {"path": str(tmp_path / "none.jsonl")}})
-    assert "empty.jsonl" in refused(expunge("run", path, "--out", tmp_path / "o"))
+    for name, reason in (("empty", "empty.jsonl"), ("none", "there is no data file at")):
+        file = {"path": str(tmp_path / f"{name}.jsonl")}
+        path = recipe(data={"synthetic": None, "forget": file, "retain": file})
+        assert reason in refused(expunge("run", path, "--out", tmp_path / "o"))
 
 
 def test_an_output_that_cannot_be_written(recipe, tmp_path):

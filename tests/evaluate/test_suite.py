@@ -1,5 +1,6 @@
 """The whole evaluation of the tiny model."""
 
+import importlib
 import json
 
 import pytest
@@ -88,7 +89,8 @@ def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer
     config = CONFIG.model_copy(update={"max_new_tokens": 120})
     entry, rows = run(tiny, tokenizer, config=config)
     assert not all(row["complete"] for row in rows)
-    monkeypatch.setattr("expunge.evaluate.generate.EARLIEST_STOP", 1000)
+    generation = importlib.import_module("expunge.evaluate.generate")
+    monkeypatch.setattr(generation, "EARLIEST_STOP", 1000)
     whole, slow = run(tiny, tokenizer, config=config)
     assert sum(row["tokens"] for row in slow) > sum(row["tokens"] for row in rows)
     assert whole == entry
