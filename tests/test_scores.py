@@ -65,6 +65,21 @@ def test_kl_and_its_gradient_equal_the_definition():
     torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), states)[0])
 
 
+def test_kl_through_a_head_that_moves_gives_that_head_its_gradient(monkeypatch):
+    monkeypatch.setattr("expunge.scores.BLOCK", 3)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(4, 5, generator=generator, requires_grad=True)
+    reference, old = torch.randn(4, 5, generator=generator), torch.randn(9, 5, generator=generator)
+    head = torch.randn(9, 5, generator=generator, requires_grad=True)
+    weights = torch.randn(4, generator=generator)
+    ours = (token_kl(states, reference, head, old) * weights).sum()
+    p, q = (states @ head.T).log_softmax(-1), (reference @ old.T).log_softmax(-1)
+    plain = ((q.exp() * (q - p)).sum(-1) * weights).sum()
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (states, head)), torch.autograd.grad(plain, (states, head))
+    )
+
+
 def test_a_fresh_adapter_changes_nothing_and_switching_off_gives_the_reference(tiny, tokenizer):
     batch = pack([encode(EXAMPLES[1], tokenizer, max_length=64)], "answer", "cpu")
     before = hidden_states(tiny, batch).detach()

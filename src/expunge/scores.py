@@ -56,18 +56,26 @@ class Scores:
         return Scores(self.token_logps[chosen], self.sequence[chosen], self.count, kl)
 
 
-def score(model: PreTrainedModel, pack: Pack, *, reference_states: Tensor | None = None) -> Scores:
+def score(
+    model: PreTrainedModel,
+    pack: Pack,
+    *,
+    reference_states: Tensor | None = None,
+    reference_head: Tensor | None = None,
+) -> Scores:
     """Forward `pack` once; per-token log-probs, and KL to the reference if its states are given.
 
-    `reference_states` (N, d) are the reference's final hidden states at the same tokens; the head
-    that turns them into logits must be frozen.
+    `reference_states` (N, d) are the reference's final hidden states at the same tokens, and
+    `reference_head` (V, d) its head, where that is not the model's own frozen one.
     """
     states = hidden_states(model, pack)
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
     head = output_head(model)
     logps = token_logps(states, head, pack.targets)
-    kl = None if reference_states is None else token_kl(states, reference_states, head)
+    kl = None
+    if reference_states is not None:
+        kl = token_kl(states, reference_states, head, reference_head)
     return Scores(logps, pack.sequence, len(pack.lengths), kl)
 
 
@@ -79,12 +87,18 @@ def token_logps(states: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     return _TokenLogps.apply(states, head, targets)  # pyright: ignore[reportReturnType]
 
 
-def token_kl(states: Tensor, reference_states: Tensor, head: Tensor) -> Tensor:
-    """KL(reference || current) over the whole vocabulary, through one frozen head: (N,).
+def token_kl(
+    states: Tensor, reference_states: Tensor, head: Tensor, reference_head: Tensor | None = None
+) -> Tensor:
+    """KL(reference || current) over the whole vocabulary, logits a block at a time: (N,).
 
-    KL = Σ_v q_v (log q_v - log p_v),   p = softmax(W h),  q = softmax(W h_ref)
+        KL = Σ_v q_v (log q_v - log p_v),   p = softmax(W h),  q = softmax(W_ref h_ref)
+
+    Without `reference_head` both go through `head`, which is then taken as frozen.
     """
-    return _TokenKL.apply(states, reference_states, head.detach())  # pyright: ignore
+    if reference_head is None:
+        head = reference_head = head.detach()
+    return _TokenKL.apply(states, reference_states, head, reference_head)  # pyright: ignore
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -124,26 +138,40 @@ class _TokenLogps(torch.autograd.Function):
 
 
 class _TokenKL(torch.autograd.Function):
-    """∂KL/∂h = (p - q)·W, formed in the forward pass."""
+    """∂KL/∂h = (p - q)·W is formed in the forward pass; ∂KL/∂W = Σ g (p - q) hᵀ needs p again."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, reference: Tensor, head: Tensor) -> Tensor:
-        weight = head.to(states.dtype)
+    def forward(
+        ctx: Any, states: Tensor, reference: Tensor, head: Tensor, reference_head: Tensor
+    ) -> Tensor:
+        weight, old = head.to(states.dtype), reference_head.to(states.dtype)
+        reference = reference.to(states.dtype)
         kl = torch.empty(len(states), dtype=torch.float32, device=states.device)
         slope = torch.empty_like(states)
         for block in _blocks(len(states)):
             log_p = (states[block] @ weight.T).float().log_softmax(-1)
-            log_q = (reference[block].to(states.dtype) @ weight.T).float().log_softmax(-1)
+            log_q = (reference[block] @ old.T).float().log_softmax(-1)
             q = log_q.exp()
             kl[block] = (q * (log_q - log_p)).sum(-1)
             slope[block] = (log_p.exp() - q).to(states.dtype) @ weight
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(slope, states, reference, head, reference_head)
         return kl
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * gradients[0][:, None].to(slope.dtype), None, None
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor | None, None]:
+        slope, states, reference, head, reference_head = ctx.saved_tensors
+        grad = gradients[0]
+        to_states = slope * grad[:, None].to(slope.dtype)
+        if not ctx.needs_input_grad[2]:
+            return to_states, None, None, None
+        weight, old = head.to(states.dtype), reference_head.to(states.dtype)
+        to_head = torch.zeros_like(head, dtype=torch.float32)
+        for block in _blocks(len(states)):
+            p = (states[block] @ weight.T).float().softmax(-1)
+            q = (reference[block] @ old.T).float().softmax(-1)
+            residual = (p - q) * grad[block, None]
+            to_head += (residual.to(states.dtype).T @ states[block]).float()
+        return to_states, None, to_head.to(head.dtype), None
 
 
 def _blocks(count: int) -> list[slice]:

@@ -92,7 +92,11 @@ def test_a_branch_forgets_one_half_and_keeps_the_other(tuned, tokenizer, tmp_pat
 @pytest.mark.parametrize("rule", ["joint", "normalized"])
 @pytest.mark.parametrize("training", ["lora", "full"])
 def test_every_matrix_moves(tuned, tokenizer, tmp_path, rule, training):
-    terms = [{"half": "forget", "loss": "npo"}, {"half": "retain", "loss": "nll"}]
+    terms = [
+        {"half": "forget", "loss": "npo"},
+        {"half": "retain", "loss": "nll"},
+        {"half": "retain", "loss": "kl"},
+    ]
     config = branch(
         terms=terms,
         training=training,

@@ -52,8 +52,6 @@ class Branch(Section):
             raise ValueError("terms must hold at least one half: forget")
         if self.step.rule == "normalized" and "retain" not in halves:
             raise ValueError("the step rule normalized needs a term with half: retain")
-        if self.training == "full" and any(term.row.needs_kl for term in self.terms):
-            raise ValueError("a kl term needs a frozen output head, so training: lora")
         return self
 
 
@@ -91,6 +89,7 @@ def train_branch(
     of `time.monotonic`) shortens the schedule to the steps that fit before it.
     """
     objective = Objective(config.terms)
+    model.requires_grad_(config.training == "full")
     references = {
         half: _reference(model, objective, half, halves, config.optimizer)
         for half in ("forget", "retain")
@@ -160,8 +159,6 @@ def _reference(
 def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
     if config.training == "lora":
         lora.add_adapter(model, config.lora, seed=seed)
-    else:
-        model.requires_grad_(True)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -75,7 +75,8 @@ class HalfPass:
             logps = torch.cat([self.reference.logps[index] for index in chosen]).to(device)
             if self.reference.states is not None:
                 states = torch.cat([self.reference.states[index] for index in chosen]).to(device)
-        current = score(self.model, batch, reference_states=states)
+        head = None if self.reference is None else self.reference.head
+        current = score(self.model, batch, reference_states=states, reference_head=head)
         reference = None if logps is None else Scores(logps, batch.sequence, len(chosen))
         return current, reference, _in_answer(batch, sequences)
 

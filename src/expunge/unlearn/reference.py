@@ -28,6 +28,7 @@ class Reference:
 
     logps: list[Tensor]  # each (N,) float32
     states: list[Tensor] | None  # each (N, d)
+    head: Tensor | None = None  # (V, d), a copy, where training moves the model's own
 
 
 def cached_reference(
@@ -48,10 +49,13 @@ def cached_reference(
         tensors = _forward(model, sequences, scope, states=states, max_tokens=max_tokens)
         with runs.replacing(file) as temporary, runs.safetensors_errors():
             save_file(tensors, temporary)
+    head = output_head(model)
+    # A head that training will move is copied; under LoRA it stays what it is.
+    kept_head = head.detach().clone() if states and head.requires_grad else None
     with safe_open(file, "pt") as stored:
         logps = [stored.get_tensor(f"{i}.logps") for i in range(len(sequences))]
         kept = [stored.get_tensor(f"{i}.states") for i in range(len(sequences))] if states else None
-    return Reference(logps, kept)
+    return Reference(logps, kept, kept_head)
 
 
 @torch.no_grad()
