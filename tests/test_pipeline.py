@@ -104,12 +104,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe, fields, tmp_p
     expunge.merge(fields, whole)
     process = subprocess.Popen(command("run", recipe, "--out", broken), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 100
-    while not list(broken.glob(f"stages/{moment}-*.partial/*")):
-        if process.poll() is not None or time.monotonic() > deadline:
-            break  # the stage was over before we looked: nothing left to kill, the rest still holds
+    while not list(broken.glob(f"stages/{moment}-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL  # it was killed, not over
     done = run_command("run", recipe, "--out", broken)
     assert done.returncode == 0, done.stderr
     assert {k: v for k, v in weights(broken).items() if "evaluate" not in k} == weights(whole)

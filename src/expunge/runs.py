@@ -68,6 +68,8 @@ class Run:
         partial = done.with_name(done.name + ".partial")
         with _readable_errors(partial):
             partial.mkdir(exist_ok=True)
+            for leftover in partial.glob(".*.tmp"):  # of a killed process
+                _remove(leftover)
             start = time.monotonic()
             build(partial)
             write_json(
@@ -194,10 +196,14 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

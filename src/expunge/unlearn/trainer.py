@@ -137,10 +137,15 @@ class _Clock:
     def affordable(self, number: int, steps: int) -> int:
         """The least of `steps` and those that fit; `number` steps are done."""
         now = time.monotonic()
-        if self.deadline is None or (number == self.first and now < self.deadline):
+        if self.deadline is None:
             return steps
-        seconds = (now - self.start) / max(1, number - self.first)
-        return min(steps, number + max(0, int((self.deadline - now) / seconds)))
+        if now >= self.deadline:
+            return number
+        done = number - self.first
+        if not done:
+            return steps
+        seconds = (now - self.start) / done
+        return min(steps, number + int((self.deadline - now) / max(seconds, 1e-9)))
 
 
 class _Saver:

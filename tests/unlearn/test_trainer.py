@@ -1,0 +1,85 @@
+"""The loop's clock, rate and log, on one weight."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from expunge.errors import TrainingError
+from expunge.unlearn import trainer
+from expunge.unlearn.trainer import Optimizer, train
+
+
+class Clock:
+    """A time that goes on only where it is told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(trainer, "time", clock)
+    return clock
+
+
+def run(tmp_path, gradient=None, **options):
+    weight = Parameter(torch.ones(1))
+
+    def constant(number):
+        weight.grad = torch.ones(1)
+        return {"loss": 1.0}
+
+    given = {"steps": 10, "config": Optimizer(lr=0.1, warmup=0.2), "seed": 1, **options}
+    step = gradient(weight) if gradient else constant
+    return train({"w": weight}, step, folder=tmp_path, label="b", **given)
+
+
+def test_the_rate_rises_over_the_warmup_and_falls_to_zero(tmp_path):
+    rates = [record["lr"] for record in run(tmp_path)]
+    assert rates[:3] == pytest.approx([0, 0.05, 0.1])
+    assert rates[2:] == pytest.approx([0.1 * (10 - n) / 8 for n in range(2, 10)])
+
+
+def test_a_deadline_shortens_the_schedule_and_the_rate_still_falls(tmp_path, clock):
+    def slow(weight):
+        def step(number):
+            weight.grad = torch.ones(1)
+            clock.now += 2.0
+            return {"loss": 1.0}
+
+        return step
+
+    log = run(tmp_path, slow, steps=1000, deadline=clock.now + 21)
+    assert len(log) == 10  # ten steps of two seconds fit, an eleventh does not
+    assert log[-1]["lr"] < 0.02
+
+
+def test_no_time_at_all_is_an_error_and_not_an_untrained_branch(tmp_path, clock):
+    with pytest.raises(TrainingError, match="b: the time allows no step of training"):
+        run(tmp_path, deadline=clock.now)
+
+
+def test_training_stops_early_where_it_is_told_to(tmp_path):
+    assert len(run(tmp_path, stop=lambda log: len(log) == 4)) == 4
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_before_the_weights_move(tmp_path):
+    weights = []
+
+    def broken(weight):
+        weights.append(weight)
+
+        def step(number):
+            weight.grad = torch.tensor([math.nan if number == 3 else 1.0])
+            return {"loss": 1.0}
+
+        return step
+
+    with pytest.raises(TrainingError, match=r"b, step 4 of 10: the gradient is not finite"):
+        run(tmp_path, broken)
+    assert torch.isfinite(weights[0]).all()
