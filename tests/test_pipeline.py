@@ -84,6 +84,18 @@ def test_a_run_makes_every_model_and_says_what_it_measured(fields, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
 
 
+def test_a_model_that_is_not_scored_is_null_in_the_results(fields, tmp_path):
+    fields = {**fields, "merges": {}, "unscored": ["original", "weak"]}
+    expunge.run(fields, tmp_path)
+    models = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert models["target"]["semeval"]["mia"]["auc"] is not None
+    for name in ("original", "weak"):
+        assert models[name]["semeval"]["task_aggregate"] is None
+        assert models[name]["semeval"]["mia"] is None
+        assert models[name]["collapse"]["collapsed"] is None
+    assert "–" in (tmp_path / "report.md").read_text()
+
+
 def test_finished_stages_are_not_done_again(fields, tmp_path, monkeypatch):
     out = tmp_path / "run"
     expunge.merge(fields, out)
@@ -150,6 +162,7 @@ def test_sets_that_overlap_are_refused(fields, tmp_path):
             "npo has no option 'x'. Its options: beta",
         ),
         ({"branches": {"b": {"terms": [{"half": "retain", "loss": "nll"}]}}}, "half: forget"),
+        ({"unscored": ["orignal"]}, "unscored names no model 'orignal'"),
         ({"seeds": [1, 1]}, "seeds holds a number twice"),
         ({"tune": {"epochs": 0}}, "tune.epochs: Input should be greater than or equal to 1"),
     ],

@@ -43,7 +43,8 @@ def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
     """Score every model of a recipe for its first seed; returns each one's scores."""
     pipeline = Pipeline(recipe, out)
     weights = pipeline.models(pipeline.recipe.seeds[0])
-    return {name: pipeline.evaluate(name, made)[0] for name, made in weights}
+    unscored = pipeline.recipe.unscored
+    return {n: pipeline.evaluate(n, made)[0] for n, made in weights if n not in unscored}
 
 
 def report(recipe: RecipeLike, out: Path | str) -> Path:

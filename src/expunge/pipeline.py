@@ -222,7 +222,9 @@ class Pipeline:
         """Evaluate every model of one seed and write results.json, report.md and report.html."""
         entries, items = {}, {}
         for name, weights in self.models(seed):
-            entries[name], items[name] = self.evaluate(name, weights)
+            entries[name] = {}
+            if name not in self.recipe.unscored:
+                entries[name], items[name] = self.evaluate(name, weights)
         root = self.folder.root
         folder = root if len(self.recipe.seeds) == 1 else root / f"seed-{seed}"
         results = parse_section(

@@ -38,6 +38,9 @@ class Recipe(Section):
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
 
+    unscored: tuple[str, ...] = ()
+    """Models that are not scored, to save time; all that is said of them is null."""
+
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
     """Each seed trains, merges and evaluates anew from the same target."""
 
@@ -47,6 +50,9 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")
+        for name in self.unscored:
+            if name not in names:
+                raise ValueError(f"unscored names no model '{name}'. Known: {', '.join(names)}")
         for name, merge in self.merges.items():
             for branch in merge.of or ():
                 if branch not in self.branches:
