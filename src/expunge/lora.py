@@ -1,12 +1,10 @@
-"""LoRA: low-rank adapters that do only the necessary arithmetic, kept as ordinary peft folders.
+"""LoRA: low-rank adapters that do only the necessary arithmetic.
 
 Dimensions: r rank, (out, in) the shape of a linear layer. ΔW = scale · B A, A (r, in), B (out, r).
 """
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expunge import runs
+from expunge.adapter_files import (
+    PREFIX,
+    adapter_config,
+    adapter_scales,
+    read_adapter,
+    write_adapter,
+)
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.registry import did_you_mean
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_BEYOND_LORA = (
-    *("use_dora", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication"),
-    *("trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora", "velora_config"),
-    *("alora_invocation_tokens", "monteclora_config", "arrow_config", "kasa_config"),
-)
-"""Options of peft whose update is not scale · B A."""
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of peft after which the adapter belongs to another base."""
 
 
 class Lora(Section):
@@ -74,9 +65,33 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         if not self.enabled:
             return y
-        x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
-        return y + F.linear(low, (self.scale * self.lora_B).to(x.dtype))
+        x = F.dropout(x, self.dropout, self.training).to(y.dtype)
+        return _LowRank.apply(x, y, self.lora_A, self.lora_B, self.scale)  # pyright: ignore
+
+
+class _LowRank(torch.autograd.Function):
+    """y + scale · x Aᵀ Bᵀ, with the factors cast to the type of y and their gradients cast back.
+
+    With g = ∂y and z = scale · g B:   ∂x = z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        flat, a, b = x.flatten(0, -2), a.to(y.dtype), b.to(y.dtype)
+        low = flat @ a.T  # (tokens, r)
+        ctx.save_for_backward(flat, low, a, b)
+        ctx.scale = scale
+        return torch.addmm(y.flatten(0, -2), low, b.T, alpha=scale).view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x, low, a, b = ctx.saved_tensors
+        grad = gradients[0]
+        flat = grad.flatten(0, -2)
+        z = (flat @ b).mul_(ctx.scale)
+        to_x = (z @ a).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        to_a, to_b = z.T @ x, flat.T @ low
+        return to_x, grad, to_a.float(), to_b.float().mul_(ctx.scale), None
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, LoraLinear]:
@@ -124,98 +139,12 @@ def save_adapter(model: PreTrainedModel, lora: Lora, folder: Path, *, base: str)
     """Write the adapter on `model` as a peft folder; `base` is what peft should load it onto."""
     tensors = {}
     for name, layer in adapters_of(model).items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().float().cpu().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().float().cpu().contiguous()
-    write_adapter(tensors, adapter_config(lora, sorted(adapters_of(model)), base), folder)
-
-
-def adapter_config(lora: Lora, names: list[str], base: str) -> dict[str, object]:
-    """The `adapter_config.json` that peft expects; targets are given by full name."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": names,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "use_rslora": False,
-        "use_dora": False,
-    }
-
-
-def write_adapter(
-    tensors: Mapping[str, Tensor], config: Mapping[str, object], folder: Path
-) -> None:
-    """Write a peft adapter folder, whole or not at all."""
-    with runs.replacing(folder) as temporary:
-        temporary.mkdir()
-        with runs.safetensors_errors():
-            save_file(dict(tensors), temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / CONFIG).write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
-    """Factors (A, B) by layer name, and the config, of a peft LoRA folder.
-
-    A folder whose update is more than scale · B A is refused: part of it would be lost.
-    """
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} holds no {CONFIG}, so it is not an adapter folder")
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds no {WEIGHTS} (pickled adapters are not read)")
-    config = runs.read_json(folder / CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder} is a {config.get('peft_type')} adapter, not LoRA")
-    for option in _BEYOND_LORA:
-        if config.get(option) not in (None, False, "none", [], {}):
-            raise ModelError(
-                f"{folder} has {option}: {config[option]}; only plain LoRA (scale · B A) is read"
-            )
-    if str(config.get("init_lora_weights")).startswith(_CHANGES_BASE):
-        raise ModelError(
-            f"{folder} was initialised by {config['init_lora_weights']}, which changed its base; "
-            "save it with peft's path_initial_model_for_weight_conversion to make it plain LoRA"
-        )
-    factors: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                name, _, which = key.removesuffix(".weight").rpartition(".")
-                if which not in ("lora_A", "lora_B"):
-                    raise ModelError(f"{folder}: {key} is not a plain LoRA factor")
-                factors.setdefault(name.removeprefix(_PREFIX), {})[which] = file.get_tensor(key)
-    except SafetensorError as error:
-        raise ModelError(f"{folder / WEIGHTS} is damaged: {error}") from None
-    for name, pair in factors.items():
-        if len(pair) != 2:
-            raise ModelError(f"{folder}: {name} lacks one of lora_A and lora_B")
-    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in factors.items()}, config
-
-
-def adapter_scales(
-    folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], config: Mapping[str, Any]
-) -> dict[str, float]:
-    """The scale of each layer: α/r, or α/√r for rsLoRA, with α and r by layer where so given.
-
-    Source: peft (patterns match a layer name or its ending); rsLoRA, arXiv:2312.03732.
-    """
-    scales = {}
-    for name, (a, b) in factors.items():
-        rank = _by_pattern(config.get("rank_pattern"), name, config.get("r"))
-        alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
-        if a.dim() != 2 or b.dim() != 2 or not rank == a.shape[0] == b.shape[1]:
-            raise ModelError(
-                f"{folder}: {name} should have rank {rank} by its {CONFIG}, but its factors are "
-                f"A {tuple(a.shape)}, B {tuple(b.shape)}"
-            )
-        if not isinstance(alpha, int | float) or not alpha > 0:
-            raise ModelError(f"{folder}: lora_alpha must be a positive number, not {alpha!r}")
-        scales[name] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return scales
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().float().cpu().contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().float().cpu().contiguous()
+    config = adapter_config(
+        sorted(adapters_of(model)), base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout
+    )
+    write_adapter(tensors, config, folder)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
@@ -238,14 +167,6 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         layer.lora_A.data.copy_(a)
         layer.lora_B.data.copy_(b)
         _replace(model, name, layer)
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """The value of the first pattern that `name` is or ends in, as peft reads it."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def _target_names(model: PreTrainedModel, lora: Lora) -> list[str]:

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import ModelError
+from expunge.memory import keep_freed_memory
 from expunge.packs import PACKED_ATTENTION, check_packing, output_head
 
 EMBEDDED = "smollm2"
@@ -92,6 +93,7 @@ def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedMod
     """The causal language model in a local folder, ready for packed scoring, on the accelerator."""
     folder = Path(folder)
     _refuse_pickles(folder)
+    keep_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -3,17 +3,16 @@
 Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from expunge.attention import causal_attention
 from expunge.errors import ModelError
 
 PACKED_ATTENTION = "expunge_packed"
@@ -109,24 +108,8 @@ def _packed_attention(
         )
     if options.get("sliding_window") and _longest(key, query, lengths) > options["sliding_window"]:
         raise ModelError("a sequence is longer than this model's sliding window")
-    each: Callable[[Tensor], tuple[Tensor, ...]] = lambda t: t.split(lengths, dim=2)  # noqa: E731
-    shared = query.shape[1] != key.shape[1]
-    prefix = key.shape[2] - query.shape[2]
-    first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
-    parts = []
-    for q, k, v in zip(
-        each(query), each(key[:, :, prefix:]), each(value[:, :, prefix:]), strict=True
-    ):
-        mask = None
-        if prefix:
-            k, v = torch.cat([first_keys, k], dim=2), torch.cat([first_values, v], dim=2)
-            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(prefix)
-        parts.append(
-            F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=not prefix, scale=scaling, enable_gqa=shared
-            )
-        )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    attended = causal_attention(query, key, value, lengths, scaling)
+    return attended.transpose(1, 2), None
 
 
 def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:

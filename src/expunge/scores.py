@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from expunge.packs import Pack, hidden_states, output_head
 
-BLOCK = 512
+BLOCK = 256
 """Scored tokens whose logits are held at once."""
 
 
@@ -116,7 +116,7 @@ class _TokenLogps(torch.autograd.Function):
             log_p = (states[block] @ weight.T).float().log_softmax(-1)
             logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
             if slope is not None:
-                slope[block] = weight[targets[block]] - log_p.exp().to(states.dtype) @ weight
+                slope[block] = weight[targets[block]] - log_p.exp_().to(states.dtype) @ weight
         ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
         return logps
 
@@ -153,7 +153,7 @@ class _TokenKL(torch.autograd.Function):
             log_q = (reference[block] @ old.T).float().log_softmax(-1)
             q = log_q.exp()
             kl[block] = (q * (log_q - log_p)).sum(-1)
-            slope[block] = (log_p.exp() - q).to(states.dtype) @ weight
+            slope[block] = log_p.exp_().sub_(q).to(states.dtype) @ weight
         ctx.save_for_backward(slope, states, reference, head, reference_head)
         return kl
 

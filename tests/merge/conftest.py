@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from expunge.lora import CONFIG, WEIGHTS, Lora, adapters_of, add_adapter, save_adapter
+from expunge.adapter_files import CONFIG, WEIGHTS
+from expunge.lora import Lora, adapters_of, add_adapter, save_adapter
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from expunge.adapter_files import adapter_scales, read_adapter
 from expunge.config import parse_section
 from expunge.errors import MergeError, ModelError, RecipeError
-from expunge.lora import LoraLinear, adapter_scales, load_adapter, read_adapter
+from expunge.lora import LoraLinear, load_adapter
 from expunge.merge.adapters import Merge, apply_deltas, merge_adapters, merged_deltas
 from expunge.merge.methods import METHODS, combine
 

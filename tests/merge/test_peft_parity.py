@@ -7,7 +7,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from expunge.lora import WEIGHTS, load_adapter, read_adapter
+from expunge.adapter_files import WEIGHTS, read_adapter
+from expunge.lora import load_adapter
 from expunge.merge.adapters import Merge, merge_adapters
 from expunge.merge.methods import drop_at_random, tensor_rng
 

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from expunge.adapter_files import adapter_config, write_adapter
 from expunge.config import Section
 from expunge.errors import MergeError
-from expunge.lora import Lora, LoraLinear, adapter_config, write_adapter
+from expunge.lora import LoraLinear
 from expunge.merge.branches import Branch, read_branches, same_ranks
 from expunge.merge.methods import METHODS, Vote, combine, tensor_rng, truncated
 from expunge.merge.stream import Stored, add, check_fits, write_model
@@ -212,7 +213,7 @@ def _write_merged_adapter(
         tensors[f"base_model.model.{layer}.lora_B.weight"] = b.contiguous()
         bar()
     rank = max(ranks.values())
-    fields = adapter_config(Lora(rank=rank, alpha=rank, dropout=0.0), list(ranks), base)
+    fields = adapter_config(list(ranks), base, rank=rank, alpha=rank)
     fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
     fields["alpha_pattern"] = fields["rank_pattern"]
     write_adapter(tensors, fields, out)

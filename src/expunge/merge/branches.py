@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from expunge.adapter_files import adapter_scales, read_adapter
 from expunge.errors import MergeError
-from expunge.lora import adapter_scales, read_adapter
 
 
 @dataclass(frozen=True)

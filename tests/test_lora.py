@@ -1,0 +1,53 @@
+"""The low-rank term and its hand-written gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from expunge.lora import Lora, LoraLinear
+
+
+def layer(dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, torch.Tensor]:
+    torch.manual_seed(0)
+    made = LoraLinear(nn.Linear(5, 7).to(dtype), Lora(rank=3, alpha=6, dropout=0))
+    nn.init.normal_(made.lora_B)
+    return made, torch.randn(2, 4, 5).to(dtype).requires_grad_()
+
+
+def plain(made: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+    """The definition, W x + b + (α/r) B A x, left to autograd."""
+    a, b = made.lora_A.to(x.dtype), made.lora_B.to(x.dtype)
+    return made.base(x) + 2 * F.linear(F.linear(x, a), b)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)], ids=["f32", "bf16"]
+)
+def test_value_and_gradients_are_those_of_the_definition(dtype, error):
+    made, x = layer(dtype)
+    weights = torch.randn(2, 4, 7).to(dtype)
+    found = []
+    for forward in (made, lambda x: plain(made, x)):
+        out = forward(x)
+        inputs = [x, made.lora_A, made.lora_B, made.base.weight]
+        found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)])
+    for ours, right in zip(*found, strict=True):
+        assert ours.dtype == right.dtype
+        assert float((ours - right).norm() / right.norm()) < error
+
+
+def test_the_input_of_a_first_layer_needs_no_gradient():
+    made, x = layer()
+    made(x.detach()).sum().backward()
+    assert made.lora_A.grad is not None
+    assert made.lora_B.grad is not None
+
+
+def test_under_autocast_factors_stay_float32_and_get_float32_gradients():
+    made, x = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = made(x)
+        assert out.dtype == torch.bfloat16
+        out.float().sum().backward()
+    assert made.lora_A.grad.dtype == made.lora_B.grad.dtype == torch.float32
