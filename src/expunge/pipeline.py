@@ -3,7 +3,6 @@
 original ──tune──▶ target ──train──▶ branches ──merge──▶ merged ──evaluate──▶ report
 """
 
-import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.progress import say
 from expunge.recipe import Recipe, load_recipe
@@ -265,7 +265,7 @@ class Pipeline:
     def _load(
         self, weights: Weights, *, full: bool = False
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        gc.collect()
+        release_freed_memory()
         dtype = "float32" if full else self.recipe.model.dtype
         model = models.load_model(weights.base, dtype=dtype)
         tokenizer = models.load_tokenizer(weights.base, model)

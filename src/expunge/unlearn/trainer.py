@@ -21,10 +21,14 @@ from torch.nn import Parameter
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import TrainingError
+from expunge.memory import release_freed_memory
 from expunge.models import Dtype
 from expunge.progress import progress
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+RELEASE_EVERY = 8
+"""Steps after which freed memory is handed back, for packs of unequal size fragment the heap."""
 
 
 class Optimizer(Section):
@@ -105,6 +109,8 @@ def train(
             with (folder / LOG).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(log[-1]) + "\n")
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
+            if len(log) % RELEASE_EVERY == 0:
+                release_freed_memory()
             if saver.due():
                 with saver:
                     _save(parameters, optimizer, log, folder)
