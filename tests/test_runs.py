@@ -1,6 +1,8 @@
 """Run folders: whole or not at all, found again, and refused in one sentence."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +51,26 @@ def test_a_stage_that_broke_off_is_not_taken_for_whole_and_keeps_what_it_had(tmp
     done = run.stage("s", Dial(), {}, lambda folder: seen.extend(p.name for p in folder.iterdir()))
     assert seen == ["half"]  # its checkpoint is found again, its half-written file is gone
     assert not done.name.endswith(".partial")
+
+
+def test_two_processes_cannot_build_one_stage_and_a_killed_one_leaves_no_lock(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from expunge.config import Section\n"
+        "from expunge.runs import Run\n"
+        "def build(folder): print('building', flush=True); time.sleep(600)\n"
+        "Run(Path(sys.argv[1]), owner='r').stage('s', Section(), {}, build)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with first:
+        assert first.stdout.readline() == "building\n"
+        run = Run(tmp_path, owner="r")
+        with pytest.raises(RunError, match=r"'s' of .* is being built by another process"):
+            run.stage("s", Section(), {}, lambda folder: None)
+        first.kill()
+    done = run.stage("s", Section(), {}, lambda folder: (folder / "a").touch())
+    assert sorted(path.name for path in done.iterdir()) == ["a", PROVENANCE]
 
 
 def test_the_key_changes_with_section_input_and_name_but_not_with_their_order():

@@ -7,6 +7,7 @@ folder without that ending is whole, and a killed stage finds its own checkpoint
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -66,25 +67,21 @@ class Run:
         if done.exists():
             return done
         partial = done.with_name(done.name + ".partial")
-        with _readable_errors(partial):
+        lock = done.with_name(f".{done.name}.lock")
+        with _readable_errors(partial), _locked(lock, f"the stage '{name}' of {self.root}"):
+            if done.exists():  # another process finished it just now
+                return done
             partial.mkdir(exist_ok=True)
             for leftover in partial.glob(".*.tmp"):  # of a killed process
                 _remove(leftover)
             start = time.monotonic()
             build(partial)
-            write_json(
-                partial / PROVENANCE,
-                {
-                    "stage": name,
-                    "key": key,
-                    "section": section.model_dump(mode="json"),
-                    "inputs": dict(inputs),
-                    "wall_seconds": round(time.monotonic() - start, 2),
-                    **provenance(),
-                },
-            )
+            made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance()}
+            recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
+            write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
             partial.rename(done)
             _sync(done.parent)
+            lock.unlink()
         return done
 
     def provenance(self) -> list[dict[str, Any]]:
@@ -197,6 +194,17 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`, which the system frees when this process ends, however it ends."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{what} is being built by another process; wait for it") from None
+        yield
 
 
 def _remove(path: Path) -> None:

@@ -87,8 +87,7 @@ def row(system, seed, **values):
 
 
 def line_of(page, system):
-    (line,) = [line for line in page.splitlines() if line.startswith(f"| {system} |")]
-    return line
+    return next(line for line in page.splitlines() if line.startswith(f"| {system} |"))
 
 
 def test_an_empty_board_says_so_beside_the_papers():
@@ -104,6 +103,23 @@ def test_seeds_become_mean_and_spread():
     assert "0.250 (1 of 2 seeds)" in line
     assert line.endswith("| 0.806 | board | c1, c2 |") and "| 1, 2 |" in line
     assert "Nothing measured yet" not in page and "## Board: smollm2" in page
+
+
+def test_measured_stands_beside_published_with_the_order_of_both():
+    page = results_page(
+        [
+            row("strong", 1, final=0.7, task_aggregate=0.5, task_low=0.4, task_high=0.6),
+            row("strong", 2, final=0.8, task_aggregate=0.7, task_low=0.6, task_high=0.8),
+            row("merged", 1, final=0.6),
+            row("target", 1, final=0.1),  # no paper has it
+        ]
+    )
+    assert "0.600 ± 0.141 [0.40, 0.80]" in line_of(page, "strong")
+    section = page[page.index("### Beside") : page.index("## What the papers")]
+    assert "0.600 / 0.968 |" in section and "| 0.750 / 0.481 |" in section
+    assert "here: strong (0.750) > merged (0.600)." in section
+    assert "in the paper: merged (0.806) > strong (0.481)." in section
+    assert "target" not in section
 
 
 def test_a_destroyed_system_has_no_final_in_the_docs():

@@ -37,6 +37,12 @@ class BoardRow(Section):
     task_aggregate: Share | None = None
     """Harmonic mean of the twelve terms."""
 
+    task_low: Share | None = None
+    """Lower end of the bootstrap interval of the task aggregate, over the items."""
+
+    task_high: Share | None = None
+    """Upper end of the bootstrap interval of the task aggregate."""
+
     mia_score: Share | None = None
     """1 - 2 |AUC - 0.5|."""
 
@@ -135,11 +141,14 @@ def _checked(row: Any, origin: str) -> dict[str, Any]:
 
 def _row(results: Results, name: str, model: ModelResults, board: str) -> BoardRow:
     mia, mmlu = model.semeval.mia or Mia(), model.semeval.mmlu or Mmlu()
+    interval = model.semeval.intervals.get("task_aggregate")
     return BoardRow(
         system=name,
         board=board,
         seed=results.seed,
         task_aggregate=model.semeval.task_aggregate,
+        task_low=interval and interval.low,
+        task_high=interval and interval.high,
         mia_score=mia.score,
         mia_auc=mia.auc,
         mia_low=mia.low,

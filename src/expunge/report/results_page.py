@@ -55,11 +55,12 @@ _HEAD = """\
 <!-- Written by `make docs` from docs/results.json; edit neither by hand. -->
 # Results
 
-Each figure is the mean over the seeds ± their standard deviation; behind an AUC stands its
-[bootstrap interval], the outermost ends over the seeds. MIA score = 1 - 2 |AUC - 0.5|; final =
-mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of the final score of a model
-that no longer writes language, whatever it scored. A partial aggregate is over fewer than twelve
-terms. – means not measured.
+Each figure is the mean over the seeds ± their standard deviation; behind a task aggregate and an
+AUC stands the 95 % [bootstrap interval], the outermost ends over the seeds. MIA score =
+1 - 2 |AUC - 0.5|; final = mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of
+the final score of a model that no longer writes language, whatever it scored. A partial aggregate
+is over fewer than twelve terms. – means not measured. What was tried on the way, and what follows
+from the figures, is in [lab_notes.md](lab_notes.md).
 """
 
 _MEASURES = ("task_aggregate", "mia_score", "mia_auc", "mmlu", "final")
@@ -80,7 +81,34 @@ def _board(board: str, rows: list[Row], papers: list[PaperRow]) -> str:
     header += ["MIA AUC → 0.5", "MMLU ↑", "final ↑", "the paper's final", "recipe", "commit"]
     systems = story_order(dict.fromkeys(row["system"] for row in rows))
     body = [_system(name, [r for r in rows if r["system"] == name], papers) for name in systems]
-    return f"## Board: {board}\n\n{markdown(header, body)}"
+    return f"## Board: {board}\n\n{markdown(header, body)}\n{_differences(rows, systems, papers)}"
+
+
+def _differences(rows: list[Row], systems: list[str], papers: list[PaperRow]) -> str:
+    """Measured beside published, wherever a system of this board stands for one of a paper's."""
+    header = ["system", "the paper's", *(f"{m.replace('_', ' ')}: here / paper" for m in _MEASURES)]
+    body, finals = [], []
+    for name in systems:
+        for paper in (paper for paper in papers if name in paper.ours):
+            mine = {m: _mean([r for r in rows if r["system"] == name], m) for m in _MEASURES}
+            pairs = [f"{number(mine[m])} / {number(getattr(paper, m))}" for m in _MEASURES]
+            body.append([name, f"{paper.system} ({paper.model})", *pairs])
+            finals.append((name, mine["final"], paper.final))
+    if not body:
+        return ""
+    parts = ["### Beside the papers\n", markdown(header, body, text_columns=2)]
+    ranked = [(name, here, there) for name, here, there in finals if None not in (here, there)]
+    for title, place in (("here", 1), ("in the paper", 2)):
+        if len(ranked) > 1:
+            order = sorted(ranked, key=lambda entry: -entry[place])  # pyright: ignore
+            names = " > ".join(f"{e[0]} ({number(e[place])})" for e in order)  # pyright: ignore
+            parts.append(f"By final score {title}: {names}.\n")
+    return "\n".join(parts)
+
+
+def _mean(rows: list[Row], measure: str) -> float | None:
+    values = [row[measure] for row in rows if row.get(measure) is not None]
+    return fmean(values) if values else None
 
 
 def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
@@ -89,9 +117,9 @@ def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
         name,
         _listed(rows, "seed"),
         *(_spread(rows, measure) for measure in _MEANS),
-        _spread(rows, "task_aggregate") + _marked(rows, "partial"),
+        _spread(rows, "task_aggregate") + _interval(rows, "task") + _marked(rows, "partial"),
         _spread(rows, "mia_score"),
-        _spread(rows, "mia_auc") + _interval(rows),
+        _spread(rows, "mia_auc") + _interval(rows, "mia"),
         _spread(rows, "mmlu") + _marked(rows, "mmlu_sampled", "sample"),
         _final(rows),
         number(paper),
@@ -116,9 +144,10 @@ def _marked(rows: list[Row], field: str, word: str = "") -> str:
     return f" ({word or field})" if any(row.get(field) for row in rows) else ""
 
 
-def _interval(rows: list[Row]) -> str:
-    """The bootstrap interval of the AUC, its outermost ends over the seeds."""
-    ends = [(r["mia_low"], r["mia_high"]) for r in rows if r.get("mia_low") is not None]
+def _interval(rows: list[Row], measure: str) -> str:
+    """The bootstrap interval of a measure, its outermost ends over the seeds."""
+    low, high = f"{measure}_low", f"{measure}_high"
+    ends = [(row[low], row[high]) for row in rows if row.get(low) is not None]
     if not ends:
         return ""
     return f" [{min(low for low, _ in ends):.2f}, {max(high for _, high in ends):.2f}]"

@@ -1,0 +1,44 @@
+"""Kept memory is reused, and handed back when asked for."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from expunge.memory import _LIBRARY
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from expunge.memory import keep_freed_memory, release_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+keep_freed_memory()
+size = 64 * 2**20
+buffer = b"x" * size
+del buffer
+first, held = faults(), resident()
+for _ in range(5):
+    buffer = b"x" * size
+    del buffer
+again = faults() - first
+release_freed_memory()
+print(again, held - resident())
+"""
+
+
+@pytest.mark.skipif(_LIBRARY is None, reason="only glibc's heap is tuned")
+def test_freed_memory_is_used_again_and_then_released():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    faults, released = map(int, done.stdout.split())
+    pages = 64 * 2**20 // resource.getpagesize()
+    assert faults < pages / 10  # mapped anew, five buffers would fault five times that
+    assert released > 32 * 2**20
