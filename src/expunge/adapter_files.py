@@ -104,8 +104,8 @@ def adapter_scales(
     """
     scales = {}
     for name, (a, b) in factors.items():
-        rank = _by_pattern(config.get("rank_pattern"), name, config.get("r"))
-        alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
+        rank = by_pattern(config.get("rank_pattern"), name, config.get("r"))
+        alpha = by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
         if a.dim() != 2 or b.dim() != 2 or not rank == a.shape[0] == b.shape[1]:
             raise ModelError(
                 f"{folder}: {name} should have rank {rank} by its {CONFIG}, but its factors are "
@@ -117,7 +117,7 @@ def adapter_scales(
     return scales
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     """The value of the first pattern that `name` is or ends in, as peft reads it."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +10,18 @@ import typer
 
 from expunge.data.synthetic import Synthetic, synthesize
 from expunge.doctor import examine
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, RecipeError
+from expunge.merge.compat import is_merge_file
+from expunge.merge.explain import explain
+from expunge.merge.lint import lint
+from expunge.merge.run import merge_models, plan_of
 from expunge.methods import method_rows, methods_table
 from expunge.pipeline import Pipeline
 from expunge.recipe import Recipe, load_recipe, with_model
 from expunge.report.board import add_rows, rows_of
 from expunge.report.docs import write_docs
 from expunge.report.results import read_results
-from expunge.report.terminal import console, print_results, result_folders
+from expunge.report.terminal import console, print_results, print_rows, result_folders
 
 app = typer.Typer(
     help="Remove chosen content from a language model, keep everything else, and prove both.",
@@ -72,15 +77,43 @@ def unlearn(
 
 @app.command()
 def merge(
-    recipe: RecipePath,
-    out: OutDir,
+    config: Annotated[
+        Path, typer.Argument(help="A recipe, or a merge file (mergekit's YAML too).")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="The model folder, for a merge file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder, for a recipe.")] = None,
     model: ModelPath = None,
     seed: Seed = None,
+    look: Annotated[
+        bool, typer.Option("--lint", help="Only say what should be looked at before merging.")
+    ] = False,
+    why: Annotated[
+        bool, typer.Option("--explain", help="Only say what the merge does to each tensor.")
+    ] = False,
+    stochastic: Annotated[
+        bool, typer.Option(help="Round at random, in proportion, instead of to the nearest.")
+    ] = False,
+    shard_gb: Annotated[float, typer.Option(help="Largest shard, in GB.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Merge the branches."""
-    for name, weights in _pipeline(recipe, out, model, seed).merges().items():
-        _print_folder(name, weights.adapter or weights.base, as_json)
+    """Merge models as a merge file says, or the branches of a recipe."""
+    if not is_merge_file(config):
+        for name, weights in _pipeline(config, _given(out, "--out"), model, seed).merges().items():
+            _print_folder(name, weights.adapter or weights.base, as_json)
+    elif look:
+        print_rows([asdict(found) for found in lint(plan_of(config))], as_json)
+    elif why:
+        print_rows(explain(plan_of(config)), as_json)
+    else:
+        made = merge_models(
+            config,
+            _given(folder or out, "OUT"),
+            shard_bytes=int(shard_gb * 1e9),
+            stochastic=stochastic,
+        )
+        typer.echo(json.dumps(made) if as_json else _lines(made))
 
 
 @app.command()
@@ -167,6 +200,12 @@ def main() -> None:
 def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:
     read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
     return Pipeline(with_model(read, model) if model else read, out)
+
+
+def _given(path: Path | None, name: str) -> Path:
+    if path is None:
+        raise RecipeError(f"{name} is missing: say where to write")
+    return path
 
 
 def _print_reports(folders: list[Path], as_json: bool) -> None:

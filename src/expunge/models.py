@@ -72,6 +72,13 @@ def resolve(path: str, revision: str | None = None) -> Path:
             f"there is no model at {path}: give '{EMBEDDED}', a folder with config.json and "
             "safetensors, a .gguf file, or a Hugging Face id like owner/name"
         )
+    folder = fetch(path, revision)
+    _refuse_pickles(folder)
+    return folder
+
+
+def fetch(path: str, revision: str | None) -> Path:
+    """The local copy of a Hub repository's files, pickles left out."""
     try:
         folder = snapshot_download(
             path,
@@ -85,7 +92,6 @@ def resolve(path: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).split("\n")[0]
         raise ModelError(f"cannot fetch {path} from the Hub: {reason}") from None
-    _refuse_pickles(Path(folder))
     return Path(folder)
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from expunge.config import Section, parse_section, read_yaml
 from expunge.data.sets import Data
 from expunge.evaluate.suite import Evaluate
-from expunge.merge.adapters import Merge
+from expunge.merge.section import Merge
 from expunge.models import Model
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.tune import Tune

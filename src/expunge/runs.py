@@ -37,7 +37,7 @@ class Run:
     def __init__(self, root: Path | str, *, owner: str) -> None:
         """Open or create `root` for the recipe called `owner`; another recipe's is refused."""
         self.root = Path(root)
-        with _readable_errors(self.root):
+        with readable_errors(self.root):
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
             mark = self.root / "run.json"
             if mark.exists():
@@ -68,7 +68,7 @@ class Run:
             return done
         partial = done.with_name(done.name + ".partial")
         lock = done.with_name(f".{done.name}.lock")
-        with _readable_errors(partial), _locked(lock, f"the stage '{name}' of {self.root}"):
+        with readable_errors(partial), locked(lock, f"the stage '{name}' of {self.root}"):
             if done.exists():  # another process finished it just now
                 return done
             partial.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ class Run:
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
             write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
             partial.rename(done)
-            _sync(done.parent)
+            sync(done.parent)
             lock.unlink()
         return done
 
@@ -158,7 +158,7 @@ def hash_folder(folder: Path) -> str:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and those above it; what the file system refuses is a `RunError`."""
-    with _readable_errors(folder):
+    with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -186,18 +186,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; on success it is synced and takes the place of `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _readable_errors(path):
+        with readable_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         _remove(temporary)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`, which the system frees when this process ends, however it ends."""
     with path.open("a") as file:
         try:
@@ -226,7 +226,8 @@ def safetensors_errors() -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file or the entries of a folder on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -246,7 +247,7 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
+def readable_errors(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into a `RunError`."""
     try:
         yield

@@ -9,7 +9,8 @@ from expunge.data.batches import encode
 from expunge.data.examples import check_disjoint
 from expunge.data.sources import Source, read_examples
 from expunge.errors import DataError
-from expunge.merge.adapters import Merge, merge_adapters
+from expunge.merge.adapters import merge_adapters
+from expunge.merge.section import Merge
 from expunge.models import Model
 from expunge.unlearn.branch import Branch, Halves, train_branch
 

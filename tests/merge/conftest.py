@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from expunge.adapter_files import CONFIG, WEIGHTS
 from expunge.lora import Lora, adapters_of, add_adapter, save_adapter
+from expunge.models import load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,19 @@ def edited():
 @pytest.fixture
 def tokens():
     return torch.arange(1, 40)[None]
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory, tiny_folder):
+    """A base and two models that look tuned from it: folders, float32."""
+    folders = [tiny_folder]
+    for seed in (1, 2):
+        model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        rng = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=rng)
+        folder = tmp_path_factory.mktemp("tuned") / f"model-{seed}"
+        model.save_pretrained(folder)
+        load_tokenizer(tiny_folder).save_pretrained(folder)
+        folders.append(folder)
+    return folders

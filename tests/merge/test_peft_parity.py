@@ -1,5 +1,6 @@
 """Merging in factor space equals the installed peft, and peft reads what is written."""
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -9,8 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from expunge.adapter_files import WEIGHTS, read_adapter
 from expunge.lora import load_adapter
-from expunge.merge.adapters import Merge, merge_adapters
-from expunge.merge.methods import drop_at_random, tensor_rng
+from expunge.merge.adapters import merge_adapters
+from expunge.merge.plain import uniform
+from expunge.merge.section import Merge
+from expunge.merge.trim import Settings
 
 PREFIX = "base_model.model."
 # peft reads a name that transformers is about to drop.
@@ -64,8 +67,11 @@ def test_dare_equals_peft_where_the_same_entries_are_dropped(
     read = [load_file(folder / WEIGHTS) for folder in branches]
     for key in read[0]:
         name = key.removeprefix(PREFIX).removesuffix(".weight")
-        rng = tensor_rng(42, name)
-        dropped += [(one[key], drop_at_random(one[key], 0.6, rng)) for one in read]
+        settings = Settings(name, (), seed=42)
+        for number, one in enumerate(read):
+            drawn = uniform(settings.key(number), 0, one[key].numel()).cpu() < 0.6
+            chosen = one[key] * drawn.view_as(one[key])
+            dropped.append((one[key], chosen * torch.tensor(1 / np.float32(0.6))))
 
     def same_entries(tensor, density, rescale):
         assert density == 0.6 and rescale

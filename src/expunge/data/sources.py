@@ -174,7 +174,7 @@ def _hub_rows(source: Source) -> list[Row]:
             revision=source.revision,
         )
         rows = numbered(table, source.path)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyright: ignore
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"cannot load {source.path} from the Hub: {reason}") from None
     if not rows:

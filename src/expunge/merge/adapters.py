@@ -8,75 +8,27 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from expunge.adapter_files import adapter_config, write_adapter
-from expunge.config import Section
 from expunge.errors import MergeError
 from expunge.lora import LoraLinear
 from expunge.merge.branches import Branch, read_branches, same_ranks
-from expunge.merge.methods import METHODS, Vote, combine, tensor_rng, truncated
-from expunge.merge.stream import Stored, add, check_fits, write_model
+from expunge.merge.checkpoint import FLOATS, Checkpoint
+from expunge.merge.companions import copy_companions
+from expunge.merge.engine import Job, merge_to_folder
+from expunge.merge.families import Elect
+from expunge.merge.operands import Operand, Whole, constant, low_rank
+from expunge.merge.section import Merge
+from expunge.merge.spectral import truncated, truncated_product
 from expunge.merge.tally import Tally
+from expunge.merge.tensor import merged_float32
 from expunge.progress import Bar, progress
-from expunge.registry import lookup
 
 Pair = tuple[Tensor, Tensor]
-
-
-class Merge(Section):
-    """How the branches become one."""
-
-    of: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of the branches to merge, in order; null takes every branch."""
-
-    method: str = "ties"
-    """A name in merge.methods.METHODS."""
-
-    density: float = Field(default=0.8, gt=0, le=1)
-    """Share of each tensor to keep, for the methods that trim or drop."""
-
-    weights: tuple[float, ...] | None = None
-    """One weight a branch; null means 1 each."""
-
-    vote: Vote = "unweighted"
-    """Elect signs before weighting (peft) or after (mergekit)."""
-
-    normalize: bool = False
-    """Divide by the weights that took part; only for `space: delta`."""
-
-    space: Literal["factors", "delta"] = "factors"
-    """`factors`: A's and B's are merged apart, as peft and the published system do; stays an
-    adapter of the same rank. `delta`: the operator itself, on ΔW = scale · B A."""
-
-    output: Literal["adapter", "model"] = "adapter"
-    """`adapter`: a peft folder. `model`: a full model folder, which needs the base."""
-
-    rank: int | None = Field(default=None, ge=1)
-    """Rank of an adapter made in delta space; null means the sum of the branches' ranks."""
-
-    seed: int = Field(default=42, ge=0)
-    """Seeds what the methods drop at random."""
-
-    @field_validator("weights")
-    @classmethod
-    def _usable(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if weights is not None and not (any(weights) and all(map(math.isfinite, weights))):
-            raise ValueError("weights must be finite and not all zero")
-        return weights
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Merge":
-        lookup(METHODS, self.method, "merge method")
-        if self.normalize and self.space == "factors":
-            raise ValueError("normalize needs space: delta, since factors carry roots of weights")
-        if self.rank is not None and (self.space, self.output) != ("delta", "adapter"):
-            raise ValueError("rank needs space: delta and output: adapter; elsewhere it is given")
-        return self
 
 
 def merge_adapters(
@@ -92,22 +44,19 @@ def merge_adapters(
     read = _read(branches, config)
     if config.output == "model" and base is None:
         raise MergeError("output: model needs the base model that the branches were trained on")
-    if base is not None:
-        check_fits(base, {layer: read[0].shape(layer) for layer in read[0].factors})
+    checkpoint = Checkpoint(base) if base is not None else None
+    if checkpoint is not None:
+        _check_fits(checkpoint, {layer: read[0].shape(layer) for layer in read[0].factors})
     if out.is_dir() and any(out.iterdir()):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
     tally = Tally(read)
     with progress("merge", len(read[0].factors), "layers") as bar:
         if config.output == "model":
-            assert base is not None
-
-            def delta_of(layer: str) -> Tensor:
-                delta = _delta(read, config, layer)
-                tally.count(layer, delta)
+            assert checkpoint is not None
+            for layer in read[0].factors:
+                tally.count(layer, _delta(read, config, layer))
                 bar()
-                return delta
-
-            tally.stored = write_model(base, read[0].factors, delta_of, out)
+            tally.survival = _write_model(read, config, out, checkpoint)
         else:
             _write_merged_adapter(read, config, out, str(base or read[0].base), tally, bar)
     return tally.report()
@@ -121,19 +70,18 @@ def merged_deltas(branches: Sequence[Path], config: Merge) -> Iterator[tuple[str
 
 
 @contextmanager
-def apply_deltas(model: nn.Module, deltas: Iterable[tuple[str, Tensor]]) -> Iterator[Stored]:
+def apply_deltas(model: nn.Module, deltas: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
     """Within this block the linear layers of `model` hold W + ΔW; afterwards W, bit for bit.
 
-    Rounds as a written model would. Yields what survived rounding.
+    Rounds as a written model would.
     """
-    stored = Stored()
     originals: list[Pair] = []
     try:
         for name, delta in deltas:
             weight = _linear_weight(model, name, delta).data
             originals.append((weight, weight.clone()))
-            weight.copy_(add(weight, delta.to(weight.device), stored))
-        yield stored
+            weight.copy_(weight.float() + delta.to(weight.device))
+        yield
     finally:
         for weight, original in originals:
             weight.copy_(original)
@@ -154,20 +102,23 @@ def _weights(branches: Sequence[Branch], config: Merge) -> tuple[float, ...]:
     return config.weights or (1.0,) * len(branches)
 
 
+def _operand(branches: Sequence[Branch], layer: str, base: Whole | None = None) -> Operand:
+    parts = [
+        low_rank(a.numpy(), b.numpy(), branch.scales[layer])
+        for branch in branches
+        for a, b in [branch.factors[layer]]
+    ]
+    return Operand(layer, branches[0].shape(layer), base, parts)
+
+
 def _delta(branches: Sequence[Branch], config: Merge, layer: str) -> Tensor:
     """The merged ΔW of one layer: (out, in)."""
     if config.space == "factors":
         a, b = _merged_factors(branches, config, layer)
         return b @ a
-    return combine(
-        torch.stack([branch.delta(layer) for branch in branches]),  # (M, out, in)
-        METHODS[config.method],
-        tensor_rng(config.seed, layer),
-        weights=_weights(branches, config),
-        density=config.density,
-        vote=config.vote,
-        normalize=config.normalize,
-    )
+    settings = config.settings(layer, _weights(branches, config))
+    operand = _operand(branches, layer)
+    return torch.from_numpy(merged_float32(operand, config.row, settings))
 
 
 def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pair:
@@ -185,16 +136,39 @@ def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pa
     ]
 
     def merge(which: int, letter: str, weights: Sequence[float]) -> Tensor:
-        return combine(
-            torch.stack([branch.factors[layer][which] for branch in branches]),
-            METHODS[config.method],
-            tensor_rng(config.seed, f"{layer}.lora_{letter}"),
-            weights=weights,
-            density=config.density,
-            vote=config.vote,
-        )
+        name = f"{layer}.lora_{letter}"
+        factors = [branch.factors[layer][which] for branch in branches]
+        parts = [constant(factor.numpy()) for factor in factors]
+        operand = Operand(name, tuple(factors[0].shape), None, parts)
+        settings = config.settings(name, weights)
+        return torch.from_numpy(merged_float32(operand, config.row, settings))
 
     return merge(0, "A", roots), merge(1, "B", [abs(root) for root in roots])
+
+
+def _write_model(
+    branches: Sequence[Branch], config: Merge, out: Path, base: Checkpoint
+) -> float | None:
+    """Write the base with the merged deltas added; what storing kept of them."""
+    weights, plain = _weights(branches, config), Merge(method="linear", space="delta")
+
+    def job(name: str) -> Job:
+        stored, layer = base[name], name.removesuffix(".weight")
+        if layer == name or layer not in branches[0].factors:
+            return Job(name, stored.dtype, stored.shape, carried=base.raw(name))
+        whole = Whole(base.raw(name), stored.dtype)
+        method, settings = config.row, config.settings(layer, weights)
+        operand = _operand(branches, layer, whole)
+        if config.space == "factors":
+            a, b = _merged_factors(branches, config, layer)
+            update = low_rank(a.numpy(), b.numpy(), 1.0)
+            operand = Operand(layer, stored.shape, whole, [update])
+            method, settings = plain.row, plain.settings(layer, (1.0,))
+        return Job(name, stored.dtype, stored.shape, operand, method, settings)
+
+    jobs = [job(name) for name in base]
+    report = merge_to_folder(jobs, out, lambda folder: copy_companions(base.folder, folder))
+    return report.storage_survival
 
 
 def _write_merged_adapter(
@@ -225,9 +199,13 @@ def _low_rank(branches: Sequence[Branch], config: Merge, layer: str, tally: Tall
     tally.count(layer, delta)
     exact = sum(branch.rank(layer) for branch in branches)
     rank = min(config.rank or exact, *delta.shape)
-    if METHODS[config.method].linear and rank >= exact:
-        return _concatenated(branches, config, layer)
-    a, b = truncated(delta, rank)
+    if config.row.how == Elect():
+        a, b = _concatenated(branches, config, layer)
+        if rank >= exact:
+            return a, b
+        a, b = truncated_product(a, b, rank)
+    else:
+        a, b = truncated(delta, rank)
     tally.cut(delta, b @ a)
     return a, b
 
@@ -255,3 +233,26 @@ def _linear_weight(model: nn.Module, name: str, delta: Tensor) -> Tensor:
     if len(shared) > 1:
         raise MergeError(f"{name} shares its weight with another layer, so it cannot be changed")
     return layer.weight
+
+
+def _check_fits(base: Checkpoint, shapes: dict[str, tuple[int, int]]) -> None:
+    """Refuse layers that the base lacks or holds in another shape or an unfit type."""
+    for layer, shape in shapes.items():
+        stored = base.get(f"{layer}.weight")
+        if stored is None:
+            raise MergeError(
+                f"{base.folder} lacks {layer}.weight, which the branches adapt. Same model?"
+            )
+        if stored.shape != shape:
+            raise MergeError(
+                f"{layer} is {shape} in the branches but {stored.shape} in {base.folder}"
+            )
+        if stored.dtype not in FLOATS:
+            raise MergeError(
+                f"{base.folder} stores {layer}.weight as {stored.dtype}; a delta can be added to "
+                f"{', '.join(FLOATS)}"
+            )
+        if layer == "lm_head" and base.config.get("tie_word_embeddings"):
+            raise MergeError(
+                f"{base.folder} ties lm_head to its embeddings, so lm_head cannot be changed"
+            )

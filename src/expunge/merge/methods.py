@@ -1,180 +1,209 @@
-"""Merge methods: one procedure, and a table with one row of choices for each method.
+"""Merge methods: a table with one row of choices for each.
 
-Dimensions: M branches, S the shape of one tensor, n its number of entries, r rank.
+A row's `options` are ours; `mergekit` holds the defaults under which it is mergekit's, where those
+differ.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from expunge.merge import pieces, spectral
+from expunge.merge import span as spans
+from expunge.merge.families import REQUIRED, Elect, Matrix, Method, Piece, Span
 
-import numpy as np
-import torch
-from torch import Tensor
+LINEAR = Span(spans.linear, measures=False)
 
-Vote = Literal["unweighted", "weighted"]
-Sparsify = Callable[[Tensor, float, torch.Generator], Tensor]
-
-
-def combine(
-    deltas: Tensor,
-    method: "Method",
-    rng: torch.Generator,
-    *,
-    weights: Sequence[float],
-    density: float,
-    vote: Vote = "unweighted",
-    normalize: bool = False,
-) -> Tensor:
-    """Merge the deltas of one tensor: (M, *S) to (*S).
-
-        τ_i = sparsify(δ_i)
-        plain sum:       Σ_i w_i τ_i
-        elected signs:   (Σ_i w_i τ_i [sign(v_i) = σ]) / (Σ_i [sign(v_i) = σ]),   σ = sign(Σ_i v_i)
-
-    entry by entry, with v_i = τ_i (unweighted vote) or w_i τ_i (weighted); a sum of 0 elects +.
-    `normalize` divides by the |w_i| that took part: all of them in a plain sum,
-    those that agree under elected signs. With weights of 1 an elected mean is already normalized.
-
-    Source: TIES, arXiv:2306.01708; peft's choices (unweighted vote, division by count).
-    Differs: trims within each tensor, so that it can stream; TIES trims the whole model.
-    """
-    sparse = torch.stack([method.sparsify(delta, density, rng) for delta in deltas])  # (M, *S)
-    each = torch.tensor(weights, dtype=sparse.dtype, device=sparse.device)
-    each = each.view(-1, *[1] * (sparse.dim() - 1))  # (M, 1…)
-    weighted = sparse * each  # (M, *S)
-    if not method.elect_sign:
-        total = weighted.sum(0)
-        return total / each.abs().sum() if normalize else total
-    votes = weighted if vote == "weighted" else sparse
-    elected = (votes.sum(0) >= 0).to(votes.dtype) * 2 - 1  # (*S), +1 or -1
-    agrees = (votes * elected > 0).to(votes.dtype)  # (M, *S); a zero agrees with nobody
-    share = agrees * each.abs() if normalize else agrees  # (M, *S)
-    least = torch.finfo(share.dtype).tiny  # where nobody agrees, 0 / least = 0
-    return (weighted * agrees).sum(0) / share.sum(0).clamp_min(least)  # (*S)
-
-
-def tensor_rng(seed: int, name: str) -> torch.Generator:
-    """The randomness of one tensor: a function of seed and name alone, so order cannot matter."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def keep_all(delta: Tensor, density: float, rng: torch.Generator) -> Tensor:
-    """Leave the delta as it is."""
-    return delta
-
-
-def keep_largest(delta: Tensor, density: float, rng: torch.Generator) -> Tensor:
-    """Keep the ⌊density · n⌋ entries of largest magnitude, exactly that many; zero the rest.
-
-    Among entries equal to the threshold, those of lowest index stay.
-
-    Source: TIES, arXiv:2306.01708.
-    Differs: peft's topk leaves open which of several equal entries stay.
-    """
-    keep = int(density * delta.numel())
-    if keep == delta.numel():
-        return delta
-    if keep == 0:
-        return torch.zeros_like(delta)
-    magnitude = delta.abs().flatten()  # (n,)
-    place = delta.numel() - keep
-    threshold = float(np.partition(magnitude.cpu().numpy(), place)[place])
-    kept = magnitude >= threshold
-    equal = (magnitude == threshold).nonzero().flatten()
-    surplus = int(kept.count_nonzero()) - keep
-    kept[equal[len(equal) - surplus :]] = False
-    return torch.where(kept.view_as(delta), delta, 0)
-
-
-def drop_at_random(delta: Tensor, density: float, rng: torch.Generator) -> Tensor:
-    """Keep each entry with probability `density`, rescaled so that the mean is unchanged.
-
-        τ = δ · Bernoulli(density) / density
-
-    Source: DARE, arXiv:2311.03099.
-    """
-    kept = (torch.rand(delta.shape, generator=rng) < density).to(delta)
-    return delta * kept / density
-
-
-def truncated(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest product B A of the given rank (Frobenius): A (r, in), B (out, r).
-
-    The eigenvectors of the smaller Gram matrix span what an SVD would keep, at a small part of
-    its cost; in float64, so that squaring costs no accuracy that float32 could show.
-
-    Source: Eckart and Young 1936.
-    """
-    if delta.shape[0] > delta.shape[1]:
-        b, a = truncated(delta.T, rank)
-        return a.T, b.T
-    wide = delta.double()
-    u = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:]  # (out, r)
-    return (u.T @ wide).to(delta.dtype), u.to(delta.dtype)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row: what it does to each delta, and how the deltas meet."""
-
-    source: str
-    sparsify: Sparsify = keep_all
-    elect_sign: bool = False
-    """Average the entries of the majority's sign instead of summing all."""
-    fidelity: str = "exact"
-    """exact · as-released quirk · adapted · inspired · own."""
-    differs: str = ""
-    """Where the code departs from the source."""
-    needs: tuple[str, ...] = ()
-    """What must be given beyond the branches."""
-    cost: str = "one pass over each tensor"
-    test: str = "tests/merge/test_methods.py, tests/merge/test_peft_parity.py"
-
-    @property
-    def random(self) -> bool:
-        """Draws from the generator."""
-        return self.sparsify is drop_at_random
-
-    @property
-    def linear(self) -> bool:
-        """Is a weighted sum, so low-rank deltas stay low-rank exactly."""
-        return self.sparsify is keep_all and not self.elect_sign
-
-
-_PER_TENSOR = "trims each tensor by itself (so does peft), not the model as a whole"
-_SELECTION = "one pass and one O(n) selection per tensor and branch"
+_SUM = {"vote": "unweighted", "divide": "none", "lambda": 1.0}
+_MEAN = {**_SUM, "divide": "count"}
+_TRIM = {"density": 1.0, "rescale": "none", "trim": "tensor"}
+_DRAW = {"density": 1.0, "rescale": "chance"}
+_MERGEKIT = {"vote": "weighted", "divide": "none"}
+_MERGEKIT_MEAN = {"vote": "weighted", "divide": "weights"}
+_TWO_PASSES = "three passes over each tensor: two to find the bound, one to merge"
+_SIGNED = "divides by Σ|w|, where mergekit's Σ w would undo a negative weight"
 
 METHODS = {
-    "linear": Method(source="peft add_weighted_adapter"),
+    "linear": Method(LINEAR, source="arXiv:2203.05482", options={"normalize": True}, base=False),
+    "slerp": Method(
+        Span(spans.slerp),
+        source="Shoemake 1985",
+        options={"t": REQUIRED},
+        models=(1, 1),
+        cost="two passes",
+    ),
+    "nuslerp": Method(
+        Span(spans.nuslerp, of="either"),
+        source="mergekit",
+        options={"nuslerp_flatten": True, "nuslerp_row_wise": False},
+        base=False,
+        models=(2, 2),
+        cost="two passes",
+    ),
+    "multislerp": Method(
+        Span(spans.multislerp, of="either"),
+        source="mergekit",
+        options={"normalize_weights": True, "eps": 1e-8},
+        base=False,
+        cost="two passes",
+    ),
+    "karcher": Method(
+        Span(spans.karcher),
+        source="arXiv:2603.04972",
+        options={"max_iter": 10, "tol": 1e-5},
+        base=False,
+        cost="two passes",
+    ),
+    "model_stock": Method(
+        Span(spans.model_stock, of="deltas"),
+        source="arXiv:2403.19522",
+        options={"filter_wise": False},
+        models=(2, 1 << 30),
+        cost="two passes",
+    ),
+    "passthrough": Method(
+        Span(spans.passthrough, measures=False),
+        source="mergekit",
+        options={"scale": None},
+        base=False,
+        models=(1, 1),
+    ),
     "task_arithmetic": Method(
-        source="arXiv:2212.04089", differs="the same sum as linear; the scale is in the weights"
+        Elect(),
+        source="arXiv:2212.04089",
+        options=_SUM,
+        mergekit=_MERGEKIT,
+        differs=_SIGNED,
     ),
     "ties": Method(
-        sparsify=keep_largest,
-        elect_sign=True,
+        Elect("largest", elect=True),
         source="arXiv:2306.01708",
+        options={**_MEAN, **_TRIM},
+        mergekit=_MERGEKIT_MEAN,
         fidelity="adapted",
-        differs=_PER_TENSOR,
+        differs="trims each tensor by itself; `trim: model` trims the model as a whole, as the "
+        f"paper does. Under mergekit's defaults {_SIGNED}",
         needs=("density",),
-        cost=_SELECTION,
+        cost=_TWO_PASSES,
     ),
     "dare_linear": Method(
-        sparsify=drop_at_random, source="arXiv:2311.03099", needs=("density", "seed")
+        Elect("random"),
+        source="arXiv:2311.03099",
+        options={**_SUM, **_DRAW},
+        mergekit={**_MERGEKIT, "rescale": "l1"},
+        needs=("density", "seed"),
     ),
     "dare_ties": Method(
-        sparsify=drop_at_random,
-        elect_sign=True,
+        Elect("random", elect=True),
         source="arXiv:2311.03099",
+        options={**_MEAN, **_DRAW},
+        mergekit={**_MERGEKIT, "rescale": "l1"},
         fidelity="adapted",
         differs="drops at random in place of the trim of TIES, as peft and mergekit do",
         needs=("density", "seed"),
     ),
+    "della": Method(
+        Elect("ranked", elect=True),
+        source="arXiv:2406.11617",
+        options={**_MEAN, **_DRAW, "epsilon": 0.15},
+        mergekit={**_MERGEKIT_MEAN, "rescale": "l1"},
+        needs=("density", "seed"),
+        cost="one pass, and a radix sort of each row",
+    ),
+    "della_linear": Method(
+        Elect("ranked"),
+        source="arXiv:2406.11617",
+        options={**_SUM, **_DRAW, "epsilon": 0.15},
+        mergekit={**_MERGEKIT, "rescale": "l1"},
+        needs=("density", "seed"),
+        cost="one pass, and a radix sort of each row",
+    ),
+    "breadcrumbs": Method(
+        Elect("middle"),
+        source="arXiv:2312.06795",
+        options={**_SUM, **_TRIM, "gamma": 0.01},
+        mergekit=_MERGEKIT,
+        needs=("density", "gamma"),
+        cost=_TWO_PASSES,
+    ),
+    "breadcrumbs_ties": Method(
+        Elect("middle", elect=True),
+        source="arXiv:2312.06795",
+        options={**_MEAN, **_TRIM, "gamma": 0.01},
+        mergekit=_MERGEKIT,
+        fidelity="adapted",
+        differs="breadcrumbs' trim before the election of TIES, as in mergekit",
+        needs=("density", "gamma"),
+        cost=_TWO_PASSES,
+    ),
     "magnitude_prune": Method(
-        sparsify=keep_largest,
+        Elect("largest"),
         source="peft add_weighted_adapter",
+        options={**_SUM, **_TRIM},
         needs=("density",),
-        cost=_SELECTION,
+        cost=_TWO_PASSES,
+    ),
+    "sce": Method(
+        Elect("variance", elect=True, by_energy=True),
+        source="arXiv:2408.07990",
+        options={"select_topk": 1.0, "lambda": 1.0},
+        needs=("select_topk",),
+        cost="four passes",
+    ),
+    "ram": Method(Piece(pieces.ram), source="arXiv:2601.13572", options={"epsilon": 1e-5}),
+    "ramplus_tl": Method(
+        Piece(pieces.ram_plus, pieces.count_unique),
+        source="arXiv:2601.13572",
+        options={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
+        cost="two passes",
+    ),
+    "nearswap": Method(
+        Piece(pieces.nearswap), source="mergekit", options={"t": REQUIRED}, models=(1, 1)
+    ),
+    "arcee_fusion": Method(
+        Piece(pieces.arcee_fusion, pieces.fusion_threshold),
+        source="mergekit",
+        fidelity="adapted",
+        differs="exact quartiles, where mergekit samples tensors of more than a million",
+        models=(1, 1),
+        cost="seven passes",
+    ),
+    "consensus": Method(
+        Piece(pieces.consensus),
+        source="arXiv:2405.07813",
+        options={"mask_scale": 0.4, "agree": 2, "lambda": 1.0},
+    ),
+    "pcb": Method(
+        Piece(pieces.pcb, pieces.balance),
+        source="arXiv:2410.02396",
+        options={"density": 0.1, "lambda": 1.0},
+        fidelity="adapted",
+        differs="does not clip outliers before weighing",
+        needs=("density",),
+        cost="four passes",
+    ),
+    "knots": Method(
+        Matrix(spectral.knots),
+        source="arXiv:2410.19735",
+        options={"density": 1.0, "lambda": 1.0},
+        fidelity="adapted",
+        differs="what is not a matrix is averaged",
+        cost="an SVD of the models side by side",
+    ),
+    "tsv": Method(
+        Matrix(spectral.tsv),
+        source="arXiv:2412.00081",
+        options={"lambda": 1.0},
+        differs="what is not a matrix is averaged",
+        cost="an SVD of each model and two of their bases",
+    ),
+    "regmean": Method(
+        Matrix(spectral.regmean, statistics=True),
+        source="arXiv:2212.09849",
+        options={"shrink": 0.9},
+        needs=("a Gram matrix of inputs for each model",),
+        differs="what has no Gram matrix is averaged",
+        cost="one linear solve a matrix",
+    ),
+    "fisher": Method(
+        Matrix(spectral.fisher, statistics=True),
+        source="arXiv:2111.09832",
+        needs=("the Fisher information of each model",),
     ),
 }

@@ -1,4 +1,4 @@
-"""What a merge did, summed over layers: size, direction, what truncation and storage cost."""
+"""What a merge of branches did, summed over layers: size, direction, what it cost."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from expunge.merge.branches import Branch
-from expunge.merge.stream import Stored
 
 
 class Tally:
@@ -21,7 +20,7 @@ class Tally:
         self.squares = [0.0] * len(branches)
         self.products = [0.0] * len(branches)
         self.was_cut = False
-        self.stored: Stored | None = None
+        self.survival: float | None = None
 
     def count(self, layer: str, delta: Tensor) -> None:
         """Take in the merged ΔW of one layer."""
@@ -46,7 +45,7 @@ class Tally:
             "norm": norm,
             "cosine": [p / n if n else 0.0 for p, n in zip(self.products, lengths, strict=True)],
             "truncation_error": _ratio(self.lost, self.square) if self.was_cut else None,
-            "storage_survival": self.stored.survival if self.stored else None,
+            "storage_survival": self.survival,
         }
 
 

@@ -1,12 +1,17 @@
 """A finished run on the terminal: its verdict and its table."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from expunge.errors import RunError
 from expunge.report.results import read_results
-from expunge.report.tables import results_table
+from expunge.report.tables import NOT_MEASURED, results_table
 from expunge.report.verdict import verdict
 
 
@@ -32,3 +37,25 @@ def print_results(folder: Path, out: Console | None = None) -> None:
     for sentence in verdict(results):
         out.print(sentence, markup=False)
     out.print(f"{folder / 'report.html'} shows what each model says.", markup=False)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows of like fields as a table, or as JSON."""
+    out = console()
+    if as_json:
+        out.print_json(json.dumps(rows))
+    elif not rows:
+        out.print("nothing found")
+    else:
+        table = Table(*rows[0], box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+        out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_cell, value))
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

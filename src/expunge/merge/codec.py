@@ -1,0 +1,189 @@
+"""Stored numbers to float32 and back, one tile at a time, inside compiled kernels.
+
+Dimensions: M models, width numbers of a tile, at most TILE. A kernel is given addresses of stored
+numbers, so that one compiled version serves any number of models.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import config as _numba
+from numba.extending import intrinsic
+
+from expunge.models import cache_folder
+
+FLOAT32, BFLOAT16, FLOAT16, DELTA = 0, 1, 2, 3
+"""How the bytes of one model are read; DELTA is a float32 difference from the base."""
+
+TILE = 16384
+BINS, LOW_BITS = 1 << 16, 15
+"""A magnitude (31 bits of a float32) is its high 16 bits, the bin, and its low 15."""
+
+_GOLDEN, _MIX1, _MIX2 = (
+    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_config: Any = _numba
+_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("codec", "counting", "kernels")]
+_CACHE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
+
+
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """numba.njit, its machine code kept in our cache folder under the hash of these sources.
+
+    (Beside a source file, numba would not notice that a function it calls elsewhere has changed.)
+    """
+
+    def wrap(function: Any) -> Any:
+        before, _config.CACHE_DIR = _config.CACHE_DIR, str(cache_folder() / f"kernels-{_CACHE}")
+        try:
+            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        finally:
+            _config.CACHE_DIR = before
+
+    return wrap
+
+
+@intrinsic
+def _pointer(typing_context, address, like):
+    """The address as a pointer to numbers of the type of `like`."""
+    pointer = types.CPointer(like)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), generate
+
+
+@compiled()
+def decode_tile(source, kind, low, high, out):
+    """out[: high - low] = weights low … high of those at the address `source`, as float32."""
+    if kind == BFLOAT16:
+        half = carray(_pointer(source + 2 * low, np.uint16(0)), high - low)  # pyright: ignore
+        bits = out.view(np.uint32)
+        for j in range(high - low):
+            bits[j] = np.uint32(half[j]) << np.uint32(16)
+    elif kind == FLOAT16:
+        half = carray(_pointer(source + 2 * low, np.uint16(0)), high - low)  # pyright: ignore
+        bits = out.view(np.uint32)
+        for j in range(high - low):
+            h = np.uint32(half[j])
+            bits[j] = (h & np.uint32(0x7FFF)) << np.uint32(13)
+            magnitude = out[j] * np.float32(2.0**112)  # exact, subnormals too
+            out[j] = magnitude
+            if (h & np.uint32(0x7C00)) == np.uint32(0x7C00):  # infinite or NaN
+                bits[j] |= np.uint32(0x7F800000)
+            bits[j] |= (h & np.uint32(0x8000)) << np.uint32(16)
+    else:
+        full = carray(_pointer(source + 4 * low, np.float32(0)), high - low)  # pyright: ignore
+        for j in range(high - low):
+            out[j] = full[j]
+
+
+@compiled()
+def read_tile(base, base_kind, models, kinds, low, high, b, d):
+    """b = the base, d[i] = δ_i of the weights low … high."""
+    decode_tile(base, base_kind, low, high, b)
+    for i in range(len(models)):
+        decode_tile(models[i], kinds[i], low, high, d[i])
+        if kinds[i] != DELTA:
+            row = d[i]
+            for j in range(high - low):
+                row[j] = row[j] - b[j]
+
+
+@compiled()
+def variance(d, width, out):
+    """out[j] = the variance of the δ_i[j] over models."""
+    m = np.float32(len(d))
+    for j in range(width):
+        mean = np.float32(0)
+        for i in range(len(d)):
+            mean += d[i, j]
+        mean /= m
+        total = np.float32(0)
+        for i in range(len(d)):
+            total += (d[i, j] - mean) * (d[i, j] - mean)
+        out[j] = total / m
+
+
+@compiled()
+def uniform(key, index):
+    """A float32 in [0, 1) with 24 random bits: a function of key and index alone (SplitMix64)."""
+    z = key + (np.uint64(index) + np.uint64(1)) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = (z ^ (z >> np.uint64(27))) * _MIX2
+    z ^= z >> np.uint64(31)
+    return np.float32(np.int32(z >> np.uint64(40))) * np.float32(2.0**-24)
+
+
+@compiled()
+def encode_tile(value, width, kind, stochastic, key, first, out, low):
+    """Round float32 to the stored type, to nearest even or at random; returns how many overflow."""
+    bits = value.view(np.uint32)
+    bad = 0
+    if kind == BFLOAT16:
+        half = out[2 * low : 2 * (low + width)].view(np.uint16)
+        for j in range(width):
+            u = bits[j]
+            if stochastic:
+                add = np.uint32(uniform(key, first + j) * np.float32(65536))
+            else:
+                add = np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))
+            r = (u + add) >> np.uint32(16)
+            half[j] = np.uint16(r)
+            bad += ((u & np.uint32(0x7F800000)) == np.uint32(0x7F800000)) | (
+                (r & np.uint32(0x7F80)) == np.uint32(0x7F80)
+            )
+    elif kind == FLOAT16:
+        half = out[2 * low : 2 * (low + width)].view(np.uint16)
+        for j in range(width):
+            u = bits[j] & np.uint32(0x7FFFFFFF)
+            sign = np.uint16((bits[j] >> np.uint32(16)) & np.uint32(0x8000))
+            magnitude = abs(value[j])
+            if u < np.uint32(0x38800000):  # below 2^-14: steps of 2^-24
+                steps = np.float64(magnitude) * 2.0**24
+                r = np.floor(steps + uniform(key, first + j)) if stochastic else np.rint(steps)
+                code = np.uint32(r)
+            else:
+                if stochastic:
+                    add = np.uint32(uniform(key, first + j) * np.float32(8192))
+                else:
+                    add = np.uint32(0xFFF) + ((u >> np.uint32(13)) & np.uint32(1))
+                code = (u + add - np.uint32(0x38000000)) >> np.uint32(13)
+            bad += (code >= np.uint32(0x7C00)) | (u >= np.uint32(0x7F800000))
+            half[j] = np.uint16(code) | sign
+    else:
+        full = out[4 * low : 4 * (low + width)].view(np.uint32)
+        for j in range(width):
+            full[j] = bits[j]
+            bad += (bits[j] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    return bad
+
+
+@compiled()
+def changed(delta, b, width, kind, out, low, stored):
+    """How many weights have a delta, and in how many of them it shows once stored."""
+    moved = kept = 0
+    for j in range(width):
+        moved += delta[j] != 0
+    if kind == BFLOAT16:
+        half = out[2 * low : 2 * (low + width)].view(np.uint16)
+        bits = b.view(np.uint32)
+        for j in range(width):
+            before = bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))
+            kept += (delta[j] != 0) & (np.uint32(half[j]) != before >> np.uint32(16))
+    elif kind == FLOAT16:
+        half = out[2 * low : 2 * (low + width)].view(np.uint16)
+        encode_tile(b, width, kind, False, np.uint64(0), 0, stored, 0)
+        before = stored[: 2 * width].view(np.uint16)
+        for j in range(width):
+            kept += (delta[j] != 0) & (half[j] != before[j])
+    else:
+        full = out[4 * low : 4 * (low + width)].view(np.float32)
+        for j in range(width):
+            kept += (delta[j] != 0) & (full[j] != b[j])
+    return moved, kept

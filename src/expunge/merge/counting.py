@@ -1,0 +1,139 @@
+"""Counting magnitudes without sorting: compiled kernels over one slice.
+
+Dimensions: M models, n weights of one slice, rows = M, or 1 where models share one score, the
+variance of their deltas. `base` and `models` are addresses; see codec.
+"""
+
+import numpy as np
+from numba import get_num_threads, prange
+
+from expunge.merge.codec import LOW_BITS, TILE, compiled, read_tile, variance
+
+
+def chunks() -> int:
+    """Into how many parts a slice is split: a few a thread."""
+    return 2 * get_num_threads()
+
+
+@compiled(parallel=True)
+def count_bins(base, base_kind, models, kinds, n, shared, hists):
+    """Add to hists (chunks, rows, BINS) the bins of |δ_i|; of their variance where `shared`."""
+    tiles = (n + TILE - 1) // TILE
+    parts = len(hists)
+    for part in prange(parts):
+        b = np.empty(TILE, np.float32)
+        d = np.empty((len(models), TILE), np.float32)
+        v = np.empty(TILE, np.float32)
+        for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
+            low, high = tile * TILE, min(n, (tile + 1) * TILE)
+            width = high - low
+            read_tile(base, base_kind, models, kinds, low, high, b, d)
+            if shared:
+                variance(d, width, v)
+            for i in range(hists.shape[1]):
+                bits = v.view(np.uint32) if shared else d[i].view(np.uint32)
+                hist = hists[part, i]
+                for j in range(width):
+                    hist[(bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(LOW_BITS)] += 1
+
+
+@compiled(parallel=True)
+def count_low(base, base_kind, models, kinds, n, shared, bins, hists):
+    """Add to hists (chunks, rows, bounds, 2^15) the low bits of what lies in `bins`."""
+    tiles = (n + TILE - 1) // TILE
+    parts = len(hists)
+    for part in prange(parts):
+        b = np.empty(TILE, np.float32)
+        d = np.empty((len(models), TILE), np.float32)
+        v = np.empty(TILE, np.float32)
+        for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
+            low, high = tile * TILE, min(n, (tile + 1) * TILE)
+            width = high - low
+            read_tile(base, base_kind, models, kinds, low, high, b, d)
+            if shared:
+                variance(d, width, v)
+            for i in range(hists.shape[1]):
+                bits = v.view(np.uint32) if shared else d[i].view(np.uint32)
+                for k in range(hists.shape[2]):
+                    hist = hists[part, i, k]
+                    wanted = bins[i, k]
+                    for j in range(width):
+                        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+                        if (magnitude >> np.uint32(LOW_BITS)) == wanted:
+                            hist[magnitude & np.uint32(0x7FFF)] += 1
+
+
+@compiled(parallel=True)
+def count_equal(base, base_kind, models, kinds, n, shared, bits_wanted, counts):
+    """counts (rows, bounds, tiles): how many magnitudes of each tile are `bits_wanted` exactly."""
+    for tile in prange((n + TILE - 1) // TILE):
+        b = np.empty(TILE, np.float32)
+        d = np.empty((len(models), TILE), np.float32)
+        v = np.empty(TILE, np.float32)
+        low, high = tile * TILE, min(n, (tile + 1) * TILE)
+        read_tile(base, base_kind, models, kinds, low, high, b, d)
+        if shared:
+            variance(d, high - low, v)
+        for i in range(counts.shape[0]):
+            bits = v.view(np.uint32) if shared else d[i].view(np.uint32)
+            for k in range(counts.shape[1]):
+                total = 0
+                for j in range(high - low):
+                    total += (bits[j] & np.uint32(0x7FFFFFFF)) == bits_wanted[i, k]
+                counts[i, k, tile] = total
+
+
+@compiled()
+def place_of(base, base_kind, models, kinds, low, high, shared, row, wanted, number):
+    """The place, in the slice, just after the `number`-th magnitude that is `wanted`."""
+    b = np.empty(TILE, np.float32)
+    d = np.empty((len(models), TILE), np.float32)
+    v = np.empty(TILE, np.float32)
+    read_tile(base, base_kind, models, kinds, low, high, b, d)
+    if shared:
+        variance(d, high - low, v)
+    bits = v.view(np.uint32) if shared else d[row].view(np.uint32)
+    for j in range(high - low):
+        if (bits[j] & np.uint32(0x7FFFFFFF)) == wanted:
+            number -= 1
+            if number == 0:
+                return low + j + 1
+    return high
+
+
+@compiled(parallel=True)
+def rank_chances(base, base_kind, models, kinds, columns, density, epsilon, chances):
+    """chances (M, n): from density − ε for the least |δ| of a row to density + ε for the greatest.
+
+    Ranks come from a radix sort of each row by the 31 bits of its magnitudes, 11 + 10 + 10.
+    """
+    for r in prange(chances.shape[1] // columns):
+        b = np.empty(columns, np.float32)
+        d = np.empty((len(models), columns), np.float32)
+        order = np.empty((2, columns), np.int32)
+        read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
+        for i in range(len(models)):
+            bits = d[i].view(np.uint32)
+            for j in range(columns):
+                order[0, j] = j
+            source = 0
+            for shift, width in ((0, 11), (11, 10), (21, 10)):
+                places = np.zeros((1 << width) + 1, np.int32)
+                mask = np.uint32((1 << width) - 1)
+                for j in range(columns):
+                    digit = ((bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(shift)) & mask
+                    places[digit + np.uint32(1)] += 1
+                for k in range(1 << width):
+                    places[k + 1] += places[k]
+                for j in range(columns):
+                    which = order[source, j]
+                    digit = ((bits[which] & np.uint32(0x7FFFFFFF)) >> np.uint32(shift)) & mask
+                    order[1 - source, places[digit]] = which
+                    places[digit] += 1
+                source = 1 - source
+            low = np.float32(density[i] - epsilon[i])
+            span = np.float32(2 * epsilon[i])
+            last = np.float32(max(1, columns - 1))
+            for j in range(columns):
+                share = np.float32(j) / last if columns > 1 else np.float32(0.5)
+                chances[i, r * columns + order[source, j]] = low + share * span

@@ -1,0 +1,169 @@
+"""What one merged tensor is made of: stored tensors and low-rank updates, read slice by slice.
+
+Dimensions: M models, n numbers of one slice (whole rows of a matrix), r rank.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from expunge.merge.codec import BFLOAT16, DELTA, FLOAT16, FLOAT32
+
+KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
+SLICE = 1 << 23
+"""Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A stored tensor: its bytes, (size · itemsize,) uint8 and read-only, and their type."""
+
+    raw: np.ndarray
+    dtype: str
+
+    def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
+        """The bytes of the numbers low … high, and the kind to read them as."""
+        size = 4 if self.dtype == "F32" else 2
+        return self.raw[low * size : high * size], KINDS[self.dtype]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A difference from the base that is formed when asked for, in float32."""
+
+    rows: Callable[[int, int], np.ndarray]
+    """(first row, last row) → δ of these rows, (rows, columns) float32."""
+
+    whole: bool = False
+    """`rows` gives weights, not a difference from the base."""
+
+    def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
+        """The bytes of δ at low … high, both at the start of a row."""
+        delta = np.ascontiguousarray(self.rows(low // columns, high // columns), np.float32)
+        raw = delta.reshape(-1).view(np.uint8)
+        raw.flags.writeable = False
+        return raw, FLOAT32 if self.whole else DELTA
+
+
+Part = Whole | Update
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of every model's tensor, as bytes."""
+
+    start: int
+    """Place of the first number in its tensor."""
+
+    n: int
+    base: np.ndarray
+    base_kind: int
+    models: tuple[np.ndarray, ...]
+    kinds: np.ndarray
+    """(M,) int64: how each of `models` is read."""
+
+    @property
+    def deltas(self) -> np.ndarray:
+        """δ_i in float32: (M, n)."""
+        base = decode(self.base, self.base_kind)
+        return np.stack(
+            [
+                decode(raw, kind) if kind == DELTA else decode(raw, kind) - base
+                for raw, kind in zip(self.models, self.kinds, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor of the merged model and what it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    base: Part | None
+    """None where the parts are deltas of nothing, such as factors of adapters."""
+
+    models: Sequence[Part]
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def columns(self) -> int:
+        """Length of a row: the last dimension, or the whole of a vector."""
+        return self.shape[-1] if self.shape else 1
+
+    def __iter__(self) -> Iterator[Slice]:
+        """Slices of whole rows, in order."""
+        step = max(1, SLICE // max(1, self.columns)) * self.columns
+        for low in range(0, self.size, step):
+            yield self.slice(low, min(self.size, low + step))
+
+    def slice(self, low: int, high: int) -> Slice:
+        """The numbers low … high, both at the start of a row."""
+        base, kind = self.base.read(low, high, self.columns) if self.base else _zeros(high - low)
+        read = [part.read(low, high, self.columns) for part in self.models]
+        kinds = np.array([kind for _, kind in read], np.int64)
+        return Slice(low, high - low, base, kind, tuple(raw for raw, _ in read), kinds)
+
+    def without_base(self) -> "Operand":
+        """The same of weights alone: updates are added to the base, and the base is left out."""
+        parts = [
+            added(self.base, part, self.columns)
+            if self.base is not None and isinstance(part, Update) and not part.whole
+            else part
+            for part in self.models
+        ]
+        return Operand(self.name, self.shape, None, parts)
+
+
+def added(base: Part, update: Update, columns: int) -> Update:
+    """The weights that an update makes of a base."""
+
+    def rows(first: int, last: int) -> np.ndarray:
+        raw, kind = base.read(first * columns, last * columns, columns)
+        return decode(raw, kind).reshape(last - first, -1) + update.rows(first, last)
+
+    return Update(rows, whole=True)
+
+
+def summed(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of arrays of one shape, in order; 0 of none."""
+    total = np.zeros(())
+    for array in arrays:
+        total = total + array
+    return total
+
+
+def decode(raw: np.ndarray, kind: int) -> np.ndarray:
+    """Stored numbers as float32: (n,)."""
+    if kind == BFLOAT16:
+        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if kind == FLOAT16:
+        return raw.view(np.float16).astype(np.float32)
+    return raw.view(np.float32)
+
+
+def low_rank(a: np.ndarray, b: np.ndarray, scale: float) -> Update:
+    """δ = scale · B A, formed row by row: A (r, in), B (out, r), float32."""
+    scaled = np.float32(scale) * b
+
+    def rows(first: int, last: int) -> np.ndarray:
+        return scaled[first:last] @ a
+
+    return Update(rows)
+
+
+def constant(delta: np.ndarray) -> Update:
+    """δ that is held in memory: (rows, …) float32."""
+    flat = delta.reshape(len(delta) if delta.ndim > 1 else 1, -1)
+    return Update(lambda first, last: flat[first:last])
+
+
+def _zeros(n: int) -> tuple[np.ndarray, int]:
+    zeros = np.zeros(4 * n, np.uint8)
+    zeros.flags.writeable = False
+    return zeros, FLOAT32

@@ -1,0 +1,279 @@
+"""From a merge file to the tensors that will be written: which, from where, by what.
+
+Dimensions: M models of a merge, the base left out unless the method takes it as one of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from expunge.errors import MergeError
+from expunge.merge.checkpoint import FLOATS
+from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
+from expunge.merge.engine import Job
+from expunge.merge.operands import Operand, Part
+from expunge.merge.sources import HEAD, LAYER, Opened, Source
+from expunge.merge.trim import Settings
+
+STORED = {word: code for code, word in FLOATS.items()}
+_BASE_TOO = ("linear", "karcher", "passthrough")
+"""Methods for which the base is one of the models."""
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class Embeddings(Protocol):
+    """What lines up the vocabularies of models."""
+
+    def lines_up(self, name: str) -> bool:
+        """Whether the rows of a tensor stand for words."""
+        ...
+
+    def line_up(
+        self, parts: dict[Source, Part], columns: int
+    ) -> tuple[dict[Source, Part], tuple[int, ...]]:
+        """Each model's rows in the output's order, and their common shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the output: its name there and in each input, and where it stands."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """One a source of the slice."""
+
+    slice: OutputSlice
+    t: float
+    """From 0 at the slice's first layer to 1 at its last."""
+
+
+class Plan:
+    """All that a merge file means."""
+
+    def __init__(self, file: MergeFile) -> None:
+        self.file = file
+        self.source = Opened().source
+        self.base = self.source(file.base_model) if file.base_model is not None else None
+        self.slices = [self._with_base(one) for one in file.slices or [self._whole()]]
+        self._check_counts()
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every model, in the order they are named, the base last unless it is among them."""
+        found = [self.source(s.model) for one in self.slices for s in one.sources]
+        found += [self.base] if self.base else []
+        return list(dict.fromkeys(found))
+
+    @property
+    def donor(self) -> Source:
+        """The model whose config and tokenizer the output has."""
+        return self.base or self.sources[0]
+
+    def places(self) -> list[Place]:
+        """Every tensor of the output, in the order of the donor's file."""
+        donor = self.donor.checkpoint
+        first, last = self.slices[0], self.slices[-1]
+        before = [n for n in donor if not LAYER.search(n)]
+        places = [_fixed(n, last if _after(n) else first) for n in before]
+        number = 0
+        for one in self.slices:
+            low, high = one.sources[0].layer_range
+            for step in range(high - low):
+                t = step / (high - low - 1) if high - low > 1 else 1.0
+                places += self._layer(one, step, number, t)
+                number += 1
+        return places
+
+    def jobs(self, embeddings: "Embeddings | None" = None) -> list[Job]:
+        """Every tensor, with what it is made of; `embeddings` lines up those of vocabularies."""
+        jobs = [self._job(place, embeddings) for place in self.places()]
+        self._check_extra()
+        return jobs
+
+    def description(self) -> str:
+        """All that decides the bytes of the output."""
+        found = [source.fingerprint() for source in self.sources]
+        return f"{self.file.model_dump_json()}{found}"
+
+    def config_changes(self) -> dict[str, Any]:
+        """Fields of config.json that the merge has made untrue."""
+        changes: dict[str, Any] = {}
+        if self.file.stored:
+            changes["dtype"] = self.file.stored
+            if "torch_dtype" in self.donor.checkpoint.config:
+                changes["torch_dtype"] = self.file.stored
+        layers = sum(s.sources[0].layer_range[1] - s.sources[0].layer_range[0] for s in self.slices)
+        for field in ("num_hidden_layers", "n_layer", "n_layers"):
+            if field in self.donor.checkpoint.config and layers:
+                changes[field] = layers
+        if layers != self.donor.layers and "layer_types" in self.donor.checkpoint.config:
+            kinds = self.donor.checkpoint.config["layer_types"]
+            ranges = [s.sources[0].layer_range for s in self.slices]
+            changes["layer_types"] = [kinds[i] for low, high in ranges for i in range(low, high)]
+        return changes
+
+    def _whole(self) -> OutputSlice:
+        """`models` as one slice of all their layers."""
+        assert self.file.models is not None
+
+        def ranged(given: Input) -> SliceInput:
+            layers = max(1, self.source(given.model).layers)
+            fields = {"model": given.model, "parameters": given.parameters}
+            return SliceInput(**fields, layer_range=(0, layers))
+
+        return OutputSlice(sources=tuple(ranged(given) for given in self.file.models))
+
+    def _with_base(self, one: OutputSlice) -> OutputSlice:
+        """The slice with the base among its sources, as slerp and its kin need it."""
+        base = one.base_model or self.file.base_model
+        if base is None or any(self.source(s.model) == self.source(base) for s in one.sources):
+            return one
+        added_base = SliceInput(model=base, layer_range=one.sources[0].layer_range)
+        return one.model_copy(update={"sources": (*one.sources, added_base)})
+
+    def _base_of(self, one: OutputSlice) -> Source | None:
+        return self.source(one.base_model) if one.base_model is not None else self.base
+
+    def _layer(self, one: OutputSlice, step: int, number: int, t: float) -> list[Place]:
+        """The tensors of one layer of the output."""
+        lows = [source.layer_range[0] for source in one.sources]
+        lead = self._base_of(one) or self.source(one.sources[0].model)
+        at = [self.source(s.model) for s in one.sources].index(lead)
+        names = [n for n in lead.checkpoint if _number(n) == lows[at] + step]
+        if not names:
+            raise MergeError(f"{lead.name} has no layer {lows[at] + step}")
+        return [
+            Place(_renumbered(n, number), tuple(_renumbered(n, low + step) for low in lows), one, t)
+            for n in names
+        ]
+
+    def _job(self, place: Place, embeddings: "Embeddings | None") -> Job:
+        one, file = place.slice, self.file
+        base = self._base_of(one)
+        found = []
+        for given, name in zip(one.sources, place.inputs, strict=True):
+            source = self.source(given.model)
+            held = source.find(name)
+            if held is None:
+                raise MergeError(f"{source.name} lacks {name}, which {self.donor.name} has")
+            found.append((given, source, name, held))
+        stored = [source.checkpoint[held] for _, source, _, held in found]
+        shapes = {s.shape for s in stored}
+        lined_up = embeddings is not None and embeddings.lines_up(place.name)
+        if len(shapes) > 1 and not lined_up:
+            raise MergeError(_mismatch(place.name, found))
+        kinds = {s.dtype for s in stored}
+        if not kinds <= FLOATS.keys():
+            return self._carried(place, found)
+        wanted = STORED[file.stored] if file.stored else _widest(kinds)
+        shape = stored[0].shape
+        parts = {source: source.part(held, base) for _, source, _, held in found}
+        if embeddings is not None and lined_up:
+            whole = {source: source.part(held, None) for _, source, _, held in found}
+            parts, shape = embeddings.line_up(whole, shape[-1])
+        return self._merged(place, [f[:3] for f in found], parts, base, wanted, shape)
+
+    def _merged(
+        self,
+        place: Place,
+        found: Sequence[tuple[SliceInput, Source, str]],
+        parts: dict[Source, Part],
+        base: Source | None,
+        dtype: str,
+        shape: tuple[int, ...],
+    ) -> Job:
+        """The job of a tensor of floats."""
+        one, name = place.slice, self.file.name
+        others = [f for f in found if f[1] != base or name in _BASE_TOO]
+        within: list[Parameters] = [one.parameters, self.file.parameters]
+        weights, options = settle(
+            self.file,
+            [[given.parameters, *within] for given, _, _ in others],
+            within,
+            tensor=place.name,
+            inputs=[inner for _, _, inner in others],
+            t=place.t,
+        )
+        merged = [parts[source] for _, source, _ in others]
+        bottom = parts.get(base) if base is not None else None
+        if name == "slerp":
+            assert bottom is not None
+            merged = [bottom, *merged]
+        operand = Operand(place.name, shape, bottom, merged)
+        settings = Settings(place.name, weights, options, self.file.seed)
+        return Job(place.name, dtype, shape, operand, self.file.row, settings)
+
+    def _carried(self, place: Place, found: Sequence[tuple[SliceInput, Source, str, str]]) -> Job:
+        """A tensor that is not of floats: every model must hold the same."""
+        _, first, _, held = found[0]
+        raw = first.checkpoint.raw(held)
+        for _, source, _, name in found[1:]:
+            if not (source.checkpoint.raw(name) == raw).all():
+                raise MergeError(
+                    f"{place.name} is {first.checkpoint[held].dtype} and differs between "
+                    f"{first.name} and {source.name}; only floats can be merged"
+                )
+        stored = first.checkpoint[held]
+        return Job(place.name, stored.dtype, stored.shape, carried=raw)
+
+    def _check_counts(self) -> None:
+        """Refuse a method without its base, or with too few or too many models."""
+        row, name = self.file.row, self.file.name
+        for one in self.slices:
+            base = self._base_of(one)
+            if row.base and base is None:
+                raise MergeError(f"{name} needs base_model")
+            count = sum(1 for s in one.sources if self.source(s.model) != base)
+            if name in _BASE_TOO:
+                count = len(one.sources)
+            low, high = row.models
+            if not low <= count <= high:
+                asked = str(low) if low == high else f"at least {low}"
+                beside = " beside its base" if row.base else ""
+                raise MergeError(f"{name} merges {asked} model(s){beside}, and {count} are given")
+
+    def _check_extra(self) -> None:
+        """Refuse tensors that would be lost: in a whole model, and not in the donor."""
+        if self.file.slices is not None:
+            return
+        known = self.donor.checkpoint
+        for source in self.sources:
+            for name in source.checkpoint:
+                tied = name.endswith(HEAD) and known.config.get("tie_word_embeddings")
+                if name not in known and not name.endswith(_BUFFERS) and not tied:
+                    raise MergeError(f"{source.name} has {name}, which {self.donor.name} lacks")
+
+
+def _number(name: str) -> int | None:
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _renumbered(name: str, number: int) -> str:
+    found = LAYER.search(name)
+    assert found is not None
+    return f"{name[: found.start(1)]}{number}{name[found.end(1) :]}"
+
+
+def _fixed(name: str, one: OutputSlice) -> Place:
+    return Place(name, (name,) * len(one.sources), one, 0.0)
+
+
+def _after(name: str) -> bool:
+    """Whether a tensor outside the layers comes after them."""
+    return not any(word in name for word in ("embed", "wte", "wpe"))
+
+
+def _widest(kinds: set[str]) -> str:
+    return next(iter(kinds)) if len(kinds) == 1 else "F32"
+
+
+def _mismatch(name: str, found: Sequence[tuple[SliceInput, Source, str, str]]) -> str:
+    shapes = ", ".join(
+        f"{list(source.checkpoint[held].shape)} in {source.name}" for _, source, _, held in found
+    )
+    more = ""
+    if any(word in name for word in ("embed", "wte", HEAD)):
+        more = "; name a tokenizer_source to line up vocabularies"
+    return f"{name} is {shapes}{more}"

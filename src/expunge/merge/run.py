@@ -1,0 +1,105 @@
+"""Merge models as a merge file says: what `expunge merge CONFIG OUT` does."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge import runs
+from expunge.errors import MergeError
+from expunge.merge.adapters import merge_adapters
+from expunge.merge.companions import copy_companions
+from expunge.merge.compat import MergeFile, read_merge_file
+from expunge.merge.engine import merge_to_folder
+from expunge.merge.plan import Plan
+from expunge.merge.section import Merge
+from expunge.merge.shards import SHARD_BYTES
+from expunge.merge.vocabulary import chat_template, vocabulary, write_tokenizer
+from expunge.models import load_tokenizer
+
+
+def merge_models(
+    config: MergeFile | Path | str,
+    out: Path | str,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    stochastic: bool = False,
+) -> dict[str, Any]:
+    """Write the merge that `config` describes to the folder `out`; report on it.
+
+    The report is that of merge.engine.Report, or of merge.adapters.merge_adapters where the output
+    is an adapter; it is also written to `out/merge.json`, and the file itself to `out/merge.yaml`.
+    `stochastic` rounds at random, in proportion, instead of to the nearest even.
+    """
+    file = config if isinstance(config, MergeFile) else read_merge_file(Path(config))
+    out = Path(out)
+    plan = Plan(file)
+    if file.output == "adapter":
+        return _merge_to_adapter(plan, out)
+    words = vocabulary(plan)
+    changes = plan.config_changes()
+    if words is not None:
+        changes["vocab_size"] = words.rows
+    template = chat_template(file, plan.sources)
+
+    def companions(folder: Path) -> None:
+        copy_companions(plan.donor.checkpoint.folder, folder, changes)
+        if words is not None:
+            write_tokenizer(words.tokenizer, template)(folder)
+        elif template is not None:
+            write_tokenizer(load_tokenizer(plan.donor.checkpoint.folder), template)(folder)
+
+    report = merge_to_folder(
+        plan.jobs(words),
+        out,
+        companions,
+        description=plan.description(),
+        shard_bytes=shard_bytes,
+        stochastic=stochastic,
+    )
+    made = asdict(report)
+    _leave_trace(out, file, made)
+    return made
+
+
+def plan_of(path: Path) -> Plan:
+    """What the merge file at `path` means, its models opened and checked."""
+    return Plan(read_merge_file(path))
+
+
+def _merge_to_adapter(plan: Plan, out: Path) -> dict[str, Any]:
+    """Merge the adapters of `base+lora` models into one adapter."""
+    file = plan.file
+    if file.models is None:
+        raise MergeError("output: adapter needs models, not slices")
+    sources = [plan.source(given.model) for given in file.models]
+    folders = {source.checkpoint.folder for source in sources}
+    adapters = [source.adapter.folder for source in sources if source.adapter is not None]
+    if len(adapters) < len(sources) or len(folders) > 1:
+        raise MergeError("output: adapter needs every model as base+lora, all of one base")
+    weights = [
+        given.parameters.get("weight", file.parameters.get("weight", 1)) for given in file.models
+    ]
+    known = {"density", "vote"}
+    given = {k: v for k, v in file.parameters.items() if k not in ("weight", "int8_mask")}
+    merge = Merge(
+        method=file.name,
+        weights=tuple(float(weight) for weight in weights),
+        density=given.pop("density", 1.0),
+        normalize=bool(given.pop("normalize", False)),
+        space=file.space,
+        rank=file.rank,
+        seed=file.seed,
+        **{k: given.pop(k) for k in list(given) if k in known},
+        options=given,
+    )
+    made = merge_adapters(adapters, merge, out, base=folders.pop())
+    _leave_trace(out, file, made)
+    return made
+
+
+def _leave_trace(out: Path, file: MergeFile, report: dict[str, Any]) -> None:
+    fields = file.model_dump(mode="json", exclude_defaults=True)
+    runs.write_json(out / "merge.json", {**report, "provenance": runs.provenance()})
+    runs.write_text(out / "merge.yaml", yaml.safe_dump(fields, sort_keys=False))

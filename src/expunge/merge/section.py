@@ -1,0 +1,90 @@
+"""The merge section of a recipe: how the branches of a run become one."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from expunge.config import Section
+from expunge.merge.families import Elect, Matrix, Method, Span, Vote
+from expunge.merge.methods import METHODS
+from expunge.merge.options import check_options, resolved
+from expunge.merge.trim import Settings
+from expunge.registry import lookup
+
+
+class Merge(Section):
+    """How the branches become one."""
+
+    of: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the branches to merge, in order; null takes every branch."""
+
+    method: str = "ties"
+    """A name in merge.methods.METHODS."""
+
+    density: float = Field(default=0.8, gt=0, le=1)
+    """Share of each tensor to keep, for the methods that trim or drop."""
+
+    weights: tuple[float, ...] | None = None
+    """One weight a branch; null means 1 each."""
+
+    vote: Vote = "unweighted"
+    """Elect signs before weighting (peft) or after (mergekit)."""
+
+    normalize: bool = False
+    """Divide by the weights that took part; only for `space: delta`."""
+
+    options: dict[str, bool | float | str] = Field(default_factory=dict)
+    """Further options of the method, by the names that `expunge methods` gives."""
+
+    space: Literal["factors", "delta"] = "factors"
+    """`factors`: A's and B's are merged apart, as peft and the published system do; stays an
+    adapter of the same rank. `delta`: the operator itself, on ΔW = scale · B A."""
+
+    output: Literal["adapter", "model"] = "adapter"
+    """`adapter`: a peft folder. `model`: a full model folder, which needs the base."""
+
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of an adapter made in delta space; null means the sum of the branches' ranks."""
+
+    seed: int = Field(default=42, ge=0)
+    """Seeds what the methods drop at random."""
+
+    @field_validator("weights")
+    @classmethod
+    def _usable(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and not (any(weights) and all(map(math.isfinite, weights))):
+            raise ValueError("weights must be finite and not all zero")
+        return weights
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Merge":
+        lookup(METHODS, self.method, "merge method")
+        how = self.row.how
+        check_options(self.method, self.row, self.options)
+        if isinstance(how, Span) and how.of == "weights":
+            raise ValueError(f"{self.method} merges whole weights; branches are updates of a base")
+        if isinstance(how, Matrix) and how.statistics:
+            raise ValueError(f"{self.method} needs statistics of each model; see expunge merge")
+        if self.space == "factors" and not isinstance(how, Elect):
+            raise ValueError(f"{self.method} needs space: delta")
+        if self.normalize and self.space == "factors":
+            raise ValueError("normalize needs space: delta, since factors carry roots of weights")
+        if self.rank is not None and (self.space, self.output) != ("delta", "adapter"):
+            raise ValueError("rank needs space: delta and output: adapter; elsewhere it is given")
+        return self
+
+    @property
+    def row(self) -> Method:
+        """The method's row; a weighted sum of branches is one of their updates."""
+        return METHODS["task_arithmetic" if self.method == "linear" else self.method]
+
+    def settings(self, name: str, weights: Sequence[float]) -> Settings:
+        """What the method is told about one tensor."""
+        given: dict[str, Any] = {"density": self.density, "vote": self.vote, **self.options}
+        if self.normalize:
+            given["divide"] = "weights"
+        known = {name: value for name, value in given.items() if name in self.row.options}
+        options = resolved(self.method, self.row, known, len(weights), where=name)
+        return Settings(name, tuple(weights), options, self.seed)

@@ -1,0 +1,211 @@
+"""Write a model folder tensor by tensor: places are known beforehand, so a killed write goes on.
+
+The folder is built beside its final name as `.NAME.partial`: shards of their full size, a journal
+of the tensors that are safely on disk, and the identity of what is written. When all is there,
+synced, it takes its name.
+"""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expunge import runs
+from expunge.errors import ExpungeError, MergeError
+from expunge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE
+
+SHARD_BYTES = 5_000_000_000
+_SYNC_BYTES = 1 << 30  # written between two entries of the journal
+_JOURNAL, _IDENTITY = "journal.jsonl", "identity.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size on disk."""
+        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+
+
+class ShardWriter:
+    """The shards of one folder, open for writing anywhere in them."""
+
+    def __init__(self, folder: Path, tensors: Sequence[Planned], shard_bytes: int) -> None:
+        self.folder = folder
+        self.done: dict[str, Any] = {}
+        """What was noted of each tensor that is on disk."""
+
+        self._places: dict[str, tuple[int, int]] = {}
+        self._files: list[int] = []
+        self._noted: dict[str, Any] = {}
+        self._unsynced = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        self.weight_map: dict[str, str] = {}
+        groups = list(_grouped(tensors, shard_bytes))
+        for number, group in enumerate(groups, 1):
+            name = SINGLE if len(groups) == 1 else _shard_name(number, len(groups))
+            self._open(name, group)
+        self._read_journal()
+        if len(groups) > 1:
+            total = sum(tensor.nbytes for tensor in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": self.weight_map}
+            runs.write_json(folder / INDEX, index)
+
+    def write(self, name: str, offset: int, raw: np.ndarray) -> None:
+        """Write bytes at an offset within a tensor, while the caller goes on computing."""
+        file, start = self._places[name]
+        self._wait()
+        self._last = self._thread.submit(_write, file, start + offset, raw)
+        self._unsynced += len(raw)
+
+    def finished(self, name: str, note: Any) -> None:
+        """All of a tensor has been written; `note` is kept with it."""
+        self._noted[name] = note
+        if self._unsynced >= _SYNC_BYTES:
+            self.sync()
+
+    def sync(self) -> None:
+        """Put on disk what was written, then say so in the journal."""
+        self._wait()
+        noted, self._noted, self._unsynced = self._noted, {}, 0
+        self._last = self._thread.submit(self._sync, noted)
+
+    def close(self) -> None:
+        """Wait for everything, and close the shards."""
+        try:
+            self.sync()
+            self._wait()
+        finally:
+            self._thread.shutdown()
+            for file in self._files:
+                os.close(file)
+            self._files = []
+
+    def _sync(self, noted: dict[str, Any]) -> None:
+        for file in self._files:
+            os.fdatasync(file)
+        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+            for name, note in noted.items():
+                journal.write(json.dumps([name, note]) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _open(self, name: str, group: Sequence[Planned]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for tensor in group:
+            span = [offset, offset + tensor.nbytes]
+            header[tensor.name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": span,
+            }
+            offset = span[1]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        begin = 8 + len(text)
+        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        self._files.append(file)
+        os.posix_fallocate(file, 0, begin + offset)
+        os.pwrite(file, struct.pack("<Q", len(text)) + text, 0)
+        for tensor in group:
+            self.weight_map[tensor.name] = name
+            self._places[tensor.name] = (file, begin)
+            begin += tensor.nbytes
+
+    def _read_journal(self) -> None:
+        journal = self.folder / _JOURNAL
+        if not journal.is_file():
+            return
+        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # the last line of a killed process may be torn
+                name, note = json.loads(line)
+                self.done[name] = note
+
+
+@contextmanager
+def model_folder(out: Path, identity: str) -> Iterator[Path]:
+    """A folder to build `out` in: what a killed build of the same identity left, or a new one.
+
+    When the block ends, what serves the building alone is removed and the folder becomes `out`;
+    when it fails, all of it is removed.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MergeError(f"{out} exists and is not empty; choose another folder")
+    partial = out.with_name(f".{out.name}.partial")
+    lock = out.with_name(f".{out.name}.lock")
+    with runs.readable_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with runs.locked(lock, f"{out}"):
+            try:
+                _begin(partial, identity)
+                yield partial
+                for path in (partial / _JOURNAL, partial / _IDENTITY):
+                    path.unlink(missing_ok=True)
+                runs.sync(partial)
+                if out.is_dir():
+                    out.rmdir()
+                partial.rename(out)
+                runs.sync(out.parent)
+            except (ExpungeError, OSError):
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            finally:
+                lock.unlink(missing_ok=True)
+
+
+def _begin(partial: Path, identity: str) -> None:
+    mark = partial / _IDENTITY
+    if partial.is_dir() and mark.is_file() and mark.read_text(encoding="utf-8") == identity:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    mark.write_text(identity, encoding="utf-8")
+
+
+def _grouped(tensors: Iterable[Planned], shard_bytes: int) -> Iterator[list[Planned]]:
+    """Shards of at most `shard_bytes`, wider types first so that all are aligned."""
+    group: list[Planned] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + tensor.nbytes > shard_bytes:
+            yield _aligned(group)
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.nbytes
+    if group:
+        yield _aligned(group)
+
+
+def _aligned(group: list[Planned]) -> list[Planned]:
+    return sorted(group, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write(file: int, offset: int, raw: np.ndarray) -> None:
+    left = raw.data
+    while len(left):
+        written = os.pwrite(file, left, offset)
+        left, offset = left[written:], offset + written

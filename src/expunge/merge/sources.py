@@ -1,0 +1,110 @@
+"""The models of a merge: checkpoints, adapters on them, each opened once.
+
+Dimensions: M models.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from expunge import models
+from expunge.errors import MergeError, ModelError
+from expunge.merge.checkpoint import Checkpoint
+from expunge.merge.operands import Part, Update, Whole, added
+from expunge.merge.updates import Adapter
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One model of a merge: a checkpoint, perhaps an adapter on it."""
+
+    name: str
+    checkpoint: Checkpoint
+    adapter: Adapter | None = None
+
+    def find(self, name: str) -> str | None:
+        """The name under which it holds a tensor: its own, or the embeddings' for a tied head."""
+        if name in self.checkpoint:
+            return name
+        if name.endswith(HEAD) and self.checkpoint.config.get("tie_word_embeddings"):
+            tied = [n for n in self.checkpoint if n.endswith("embed_tokens.weight")]
+            return tied[0] if tied else None
+        return None
+
+    def part(self, name: str, base: "Source | None") -> Part:
+        """A tensor of it; the update alone where it is an adapter on the base itself."""
+        stored = self.checkpoint[name]
+        whole = Whole(self.checkpoint.raw(name), stored.dtype)
+        changed = self.adapter.part(name, self.checkpoint) if self.adapter else None
+        if not isinstance(changed, Update):
+            return changed or whole
+        if base and not base.adapter and base.checkpoint.folder == self.checkpoint.folder:
+            return changed
+        return added(whole, changed, stored.shape[-1])
+
+    @cached_property
+    def layers(self) -> int:
+        """How many layers it has."""
+        numbers = [int(found[1]) for n in self.checkpoint if (found := LAYER.search(n))]
+        return max(numbers, default=-1) + 1
+
+    def fingerprint(self) -> list[Any]:
+        """What changes when its files do."""
+        files = [*self.checkpoint.files, self.checkpoint.folder / "config.json"]
+        if self.adapter:
+            files += sorted(self.adapter.folder.glob("adapter_*"))
+        found = [(str(f.resolve()), f.stat()) for f in files]
+        return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found]
+
+
+class Opened:
+    """Models by their names, each checkpoint and adapter opened and checked once."""
+
+    def __init__(self, find: Callable[[str], Path] = models.resolve) -> None:
+        self._find = find
+        self._sources: dict[str, Source] = {}
+        self._checkpoints: dict[Path, Checkpoint] = {}
+
+    def source(self, given: str | dict[str, Any]) -> Source:
+        """A model by its name, or by `model+lora`."""
+        name, adapter = _names(given)
+        key = f"{name}+{adapter or ''}"
+        if key not in self._sources:
+            folder = self._find(name)
+            if folder not in self._checkpoints:
+                self._checkpoints[folder] = Checkpoint(folder)
+            checkpoint = self._checkpoints[folder]
+            loaded = Adapter(_adapter_folder(adapter)) if adapter else None
+            if loaded:
+                loaded.check(checkpoint)
+            self._sources[key] = Source(key if adapter else name, checkpoint, loaded)
+        return self._sources[key]
+
+
+def _names(given: str | dict[str, Any]) -> tuple[str, str | None]:
+    """Model and adapter of `model`, `model+lora` or {model: …, lora: …}."""
+    if isinstance(given, str):
+        name, _, adapter = given.partition("+")
+        return name, adapter or None
+    parts = []
+    for key in ("model", "lora"):
+        inner = given.get(key)
+        parts.append(inner.get("path") if isinstance(inner, dict) else inner)
+    if not parts[0]:
+        raise MergeError(f"a model is a name or {{model: …, lora: …}}, not {given}")
+    return parts[0], parts[1]
+
+
+def _adapter_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return models.fetch(name, None)
+    raise ModelError(f"there is no adapter at {name}")

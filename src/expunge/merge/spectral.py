@@ -1,0 +1,139 @@
+"""Methods that need the whole matrix: shared bases by SVD, and closed forms from statistics.
+
+Dimensions: M models, deltas (M, out, in) float32, r rank. Vectors and tensors of other shapes are
+averaged with the weights. These hold one whole tensor of every model in memory.
+"""
+
+import torch
+from torch import Tensor
+
+from expunge.errors import MergeError
+from expunge.merge.trim import Settings
+
+
+def knots(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
+    """Merge by TIES in the basis that the models share, then go back.
+
+        [δ_1 … δ_M] = U S [V_1 … V_M],   result = λ U · ties(S V_1, …, S V_M)
+
+    Source: KnOTS, arXiv:2410.19735.
+    Differs: trims each S V_i to `density`, elects by the sum, and takes the mean of those agreeing.
+    """
+    models, out, columns = deltas.shape
+    side = deltas.permute(1, 0, 2).reshape(out, models * columns)
+    u, s, vh = torch.linalg.svd(side, full_matrices=False)
+    parts = (s[:, None] * vh).reshape(-1, models, columns).permute(1, 0, 2)  # (M, k, in)
+    kept = torch.stack(
+        [_largest(part, d) for part, d in zip(parts, settings.options["density"], strict=True)]
+    )
+    weighted = kept * torch.tensor(settings.weights).view(-1, 1, 1)
+    sign = torch.where(kept.sum(0) >= 0, 1.0, -1.0)
+    agrees = kept * sign > 0
+    merged = (weighted * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+    return settings.options["lambda"] * (u @ merged)
+
+
+def tsv(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
+    """Keep each model's first singular directions and make those of all models orthogonal.
+
+        δ_i ≈ U_i S_i V_iᵀ at rank r = min(out, in)/M,   U, V = [U_i], [V_i] made orthonormal
+        result = λ U · diag(w_i S_i) · Vᵀ
+
+    Source: TSV-Merge, arXiv:2412.00081.
+    """
+    models, out, columns = deltas.shape
+    rank = max(1, min(out, columns) // models)
+    us, ss, vs = [], [], []
+    for delta, weight in zip(deltas, settings.weights, strict=True):
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        us.append(u[:, :rank])
+        ss.append(weight * s[:rank])
+        vs.append(vh[:rank])
+    u, v = _orthonormal(torch.cat(us, 1)), _orthonormal(torch.cat(vs).T)
+    return settings.options["lambda"] * (u * torch.cat(ss)) @ v.T
+
+
+def regmean(deltas: Tensor, settings: Settings, statistics: list[Tensor]) -> Tensor:
+    """The linear map nearest to every model's on that model's own inputs; EUL's fusion.
+
+        result = (Σ w_i δ_i G_i) (Σ w_i G_i)⁻¹,   G_i = X_iᵀX_i (in, in), shrunk off its diagonal
+
+    Source: RegMean, arXiv:2212.09849; EUL, arXiv:2310.20150.
+    """
+    columns = deltas.shape[-1]
+    total, mixed = torch.zeros(columns, columns), torch.zeros_like(deltas[0])
+    for delta, weight, gram in zip(deltas, settings.weights, statistics, strict=True):
+        if gram.shape != (columns, columns):
+            raise MergeError(
+                f"{settings.name}: its Gram matrix is {tuple(gram.shape)}, not {columns} square"
+            )
+        kept = settings.options["shrink"]
+        gram = kept * gram + (1 - kept) * torch.diag(torch.diag(gram))
+        total += weight * gram
+        mixed += weight * delta @ gram
+    ridge = 1e-6 * float(torch.diag(total).mean()) + 1e-12
+    return torch.linalg.solve(total + ridge * torch.eye(columns), mixed.T).T
+
+
+def fisher(deltas: Tensor, settings: Settings, statistics: list[Tensor]) -> Tensor:
+    """Mean of the weights, each as sure as its model is of it.
+
+        result = Σ w_i F_i δ_i / Σ w_i F_i
+
+    Source: Fisher-weighted averaging, arXiv:2111.09832.
+    """
+    for found in statistics:
+        if found.shape != deltas.shape[1:]:
+            raise MergeError(f"{settings.name}: its Fisher information is {tuple(found.shape)}")
+    weights = torch.tensor(settings.weights).view(-1, *[1] * (deltas.dim() - 1))
+    sure = weights * torch.stack(statistics)
+    return (sure * deltas).sum(0) / sure.sum(0).clamp_min(1e-12)
+
+
+def mean(deltas: Tensor, settings: Settings) -> Tensor:
+    """What is not a matrix: 1/M Σ w_i δ_i."""
+    weights = torch.tensor(settings.weights).view(-1, *[1] * (deltas.dim() - 1))
+    return (weights * deltas).mean(0)
+
+
+def truncated(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest product B A of the given rank (Frobenius): A (r, in), B (out, r).
+
+    The eigenvectors of the smaller Gram matrix span what an SVD would keep, at a small part of
+    its cost; in float64, so that squaring costs no accuracy that float32 could show.
+
+    Source: Eckart and Young 1936.
+    """
+    if delta.shape[0] > delta.shape[1]:
+        b, a = truncated(delta.T, rank)
+        return a.T, b.T
+    wide = delta.double()
+    u = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:]  # (out, r)
+    return (u.T @ wide).to(delta.dtype), u.to(delta.dtype)
+
+
+def truncated_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """As `truncated`, of B A given by its factors, without forming it: A (k, in), B (out, k).
+
+    B = Q_b R_b, Aᵀ = Q_a R_a; the SVD of the small R_b R_aᵀ is that of B A between the Q's.
+    """
+    qb, rb = torch.linalg.qr(b.double())
+    qa, ra = torch.linalg.qr(a.double().T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+    root = s[:rank].sqrt()
+    return ((root[:, None] * vh[:rank]) @ qa.T).to(a.dtype), ((qb @ u[:, :rank]) * root).to(b.dtype)
+
+
+def _largest(values: Tensor, density: float) -> Tensor:
+    """The density · n entries of greatest magnitude."""
+    keep = max(1, int(density * values.numel()))
+    if keep >= values.numel():
+        return values
+    bound = values.abs().flatten().kthvalue(values.numel() - keep + 1).values
+    return torch.where(values.abs() >= bound, values, 0.0)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns (Procrustes)."""
+    u, _, vh = torch.linalg.svd(columns, full_matrices=False)
+    return u @ vh

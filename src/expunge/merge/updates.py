@@ -1,0 +1,164 @@
+"""Adapters as updates of stored tensors: every kind of LoRA that peft saves.
+
+Dimensions: r rank, (out, in) the shape of a linear layer, V words of a vocabulary.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expunge import runs
+from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, by_pattern
+from expunge.errors import ModelError
+from expunge.merge.checkpoint import FLOATS, Checkpoint, Stored, map_file, read_header
+from expunge.merge.operands import KINDS, Part, Update, Whole, decode, low_rank
+
+_UNREAD = (
+    *("lora_bias", "layer_replication", "trainable_token_indices", "target_parameters"),
+    *("use_qalora", "use_bdlora", "velora_config", "alora_invocation_tokens"),
+    *("monteclora_config", "arrow_config", "kasa_config", "megatron_config"),
+)
+"""Options of peft whose update is something else."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_ENDINGS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "embedding_a",
+    ".lora_embedding_B": "embedding_b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+
+
+class Adapter:
+    """One adapter folder: which tensors of a base it changes, and how."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} holds no {name}, so it is not an adapter folder")
+        self.config = _checked(folder, runs.read_json(folder / CONFIG))
+        self._tensors = read_header(folder / WEIGHTS)
+        self._raw = map_file(folder / WEIGHTS)
+        self.factors: dict[str, dict[str, Stored]] = {}
+        self.replaced: dict[str, Stored] = {}
+        for key, stored in self._tensors.items():
+            name = key.removeprefix(PREFIX)
+            ending = next((e for e in _ENDINGS if name.endswith(e)), None)
+            if ending:
+                layer = name.removesuffix(ending)
+                self.factors.setdefault(layer, {})[_ENDINGS[ending]] = stored
+            else:
+                self.replaced[name.replace(".modules_to_save", "")] = stored
+
+    def names(self) -> set[str]:
+        """The tensors of the base that it changes."""
+        return {f"{layer}.weight" for layer in self.factors} | set(self.replaced)
+
+    def part(self, name: str, base: Checkpoint) -> Part | None:
+        """What it makes of one tensor of `base`; None where it leaves it alone."""
+        if name in self.replaced:
+            stored = self.replaced[name]
+            self._fits(name, stored.shape, base)
+            return Whole(self._bytes(stored), stored.dtype)
+        found = self.factors.get(name.removesuffix(".weight"))
+        return self._update(name, found, base) if found else None
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of each layer."""
+        found = (f.get("a") or f.get("embedding_a") for f in self.factors.values())
+        return [stored.shape[0] for stored in found if stored is not None and stored.shape]
+
+    def check(self, base: Checkpoint) -> None:
+        """Refuse an adapter that changes what the base does not have, or not so shaped."""
+        for name in sorted(self.names()):
+            self.part(name, base)
+
+    def _update(self, name: str, found: dict[str, Stored], base: Checkpoint) -> Update:
+        layer = name.removesuffix(".weight")
+        embedding = "embedding_a" in found or "embedding_b" in found
+        keys = ("embedding_a", "embedding_b") if embedding else ("a", "b")
+        if any(key not in found for key in keys):
+            raise ModelError(f"{self.folder}: {layer} lacks one of lora_A and lora_B")
+        a, b = (self._numbers(found[key]) for key in keys)  # (r, in), (out, r)
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise ModelError(f"{self.folder}: {layer} has factors of {a.shape} and {b.shape}")
+        scale = self._scale(layer, len(a), a.shape, b.shape)
+        if embedding or self.config.get("fan_in_fan_out"):
+            a, b = b.T, a.T
+        self._fits(name, (len(b), a.shape[1]), base)
+        plain = low_rank(np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
+        if "magnitude" not in found:
+            return plain
+        whole = Whole(base.raw(name), base[name].dtype)
+        return _dora(plain, self._numbers(found["magnitude"]).ravel(), whole, a.shape[1])
+
+    def _scale(self, layer: str, rank: int, *shapes: tuple[int, ...]) -> float:
+        stated = by_pattern(self.config.get("rank_pattern"), layer, self.config.get("r"))
+        alpha = by_pattern(self.config.get("alpha_pattern"), layer, self.config.get("lora_alpha"))
+        if stated != rank:
+            raise ModelError(
+                f"{self.folder}: {layer} should have rank {stated} by its {CONFIG}, but its "
+                f"factors are {' and '.join(map(str, shapes))}"
+            )
+        if not isinstance(alpha, int | float) or not alpha > 0:
+            raise ModelError(f"{self.folder}: lora_alpha must be a positive number, not {alpha!r}")
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _fits(self, name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
+        if name not in base:
+            raise ModelError(
+                f"{self.folder} changes {name}, which {base.folder} does not have. Same model?"
+            )
+        if base[name].shape != shape:
+            raise ModelError(
+                f"{self.folder} has {name} as {shape}, but {base.folder} as {base[name].shape}"
+            )
+
+    def _bytes(self, stored: Stored) -> np.ndarray:
+        return self._raw[stored.offset : stored.offset + stored.nbytes]
+
+    def _numbers(self, stored: Stored) -> np.ndarray:
+        if stored.dtype not in FLOATS:
+            raise ModelError(f"{stored.file}: {stored.name} is {stored.dtype}, not a float")
+        numbers = decode(self._bytes(stored), KINDS[stored.dtype]).reshape(stored.shape)
+        if not np.isfinite(numbers).all():
+            raise ModelError(f"{stored.file}: {stored.name} holds NaN or infinite numbers")
+        return numbers
+
+
+def _checked(folder: Path, config: Any) -> dict[str, Any]:
+    """The config of an adapter whose update can be formed."""
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else json.dumps(config)[:40]
+        raise ModelError(f"{folder} is a {kind} adapter, not LoRA")
+    for option in _UNREAD:
+        if config.get(option) not in (None, False, "none", [], {}):
+            raise ModelError(f"{folder} has {option}: {config[option]}, which cannot be merged")
+    if str(config.get("init_lora_weights")).startswith(_CHANGES_BASE):
+        raise ModelError(
+            f"{folder} was initialised by {config['init_lora_weights']}, which changed its base; "
+            "save it with peft's path_initial_model_for_weight_conversion to make it plain LoRA"
+        )
+    return config
+
+
+def _dora(plain: Update, magnitude: np.ndarray, base: Whole, columns: int) -> Update:
+    """δ of weight-decomposed LoRA: m (W + s B A) / |W + s B A| - W, norms by row.
+
+    Source: DoRA, arXiv:2402.09353.
+    """
+
+    def rows(first: int, last: int) -> np.ndarray:
+        raw, kind = base.read(first * columns, last * columns, columns)
+        before = decode(raw, kind).reshape(last - first, columns)
+        after = before + plain.rows(first, last)
+        length = np.linalg.norm(after, axis=1, keepdims=True)
+        return magnitude[first:last, None] * after / length - before
+
+    return Update(rows)

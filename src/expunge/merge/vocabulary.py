@@ -1,0 +1,217 @@
+"""Line up vocabularies: one tokenizer for the output, and each model's embeddings in its order.
+
+Dimensions: V words of the output, d width. A word that a model lacks gets a row from where it is
+known: the one model that has it, else the base, else the mean of those that have it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from expunge import models
+from expunge.errors import MergeError
+from expunge.merge.compat import MergeFile, Tokenizer
+from expunge.merge.operands import KINDS, Part, Update, Whole, decode
+from expunge.merge.plan import Plan
+from expunge.merge.sources import Source
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+ABSENT = -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The output's words, and where each model keeps them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: int
+    """Rows of the embeddings: V, rounded up if asked for."""
+
+    places: Mapping[Source, np.ndarray]
+    """By model: (V,) its row of each word, ABSENT where it has none."""
+
+    forced: np.ndarray
+    """(V,) bool: words whose row comes from elsewhere even where a model has it."""
+
+    donors: Mapping[int, tuple[Source | None, int]]
+    """By word: the model and row that it is taken from; row ABSENT is a row of zeros."""
+
+    base: Source | None
+
+    def lines_up(self, name: str) -> bool:
+        """Whether the rows of a tensor stand for words."""
+        return name.endswith((*_EMBEDDINGS, *_HEADS))
+
+    def line_up(
+        self, parts: dict[Source, Part], columns: int
+    ) -> tuple[dict[Source, Part], tuple[int, ...]]:
+        """Each model's embeddings in the output's order, and their common shape."""
+        lent = self._lent(parts, columns)
+
+        def lined_up(name: Source) -> Update:
+            places = np.where(self.forced, ABSENT, self.places[name])
+
+            def rows(first: int, last: int) -> np.ndarray:
+                out = np.zeros((last - first, columns), np.float32)
+                wanted = places[first:last]
+                own = np.flatnonzero(wanted != ABSENT)
+                out[own] = _gathered(parts[name], wanted[own], columns)
+                for word in range(first, min(last, len(places))):
+                    if places[word] == ABSENT:
+                        out[word - first] = lent.get(word, 0)
+                if last > len(places):  # padding
+                    out[max(0, len(places) - first) :] = self._mean(parts[name], places, columns)
+                return out
+
+            return Update(rows, whole=True)
+
+        return {name: lined_up(name) for name in parts}, (self.rows, columns)
+
+    def _lent(self, parts: Mapping[Source, Part], columns: int) -> dict[int, np.ndarray]:
+        """Rows of words that some model lacks, or that are taken from one on purpose."""
+        lacking = np.zeros(len(self.forced), bool)
+        for name in parts:
+            lacking |= self.places[name] == ABSENT
+        return {
+            int(word): self._row(int(word), parts, columns)
+            for word in np.flatnonzero(lacking | self.forced)
+        }
+
+    def _row(self, word: int, parts: Mapping[Source, Part], columns: int) -> np.ndarray:
+        if word in self.donors:
+            donor, row = self.donors[word]
+            if donor is None or row == ABSENT:
+                return np.zeros(columns, np.float32)
+            if donor not in parts:
+                raise MergeError("a token is taken from a model that has no such embeddings")
+            return _gathered(parts[donor], np.array([row]), columns)[0]
+        having = [name for name in parts if self.places[name][word] != ABSENT]
+        if len(having) > 1 and self.base in having:
+            having = [self.base]
+        if not having:
+            return np.zeros(columns, np.float32)
+        found = [_gathered(parts[n], self.places[n][word : word + 1], columns)[0] for n in having]
+        return np.stack(found).mean(0)
+
+    def _mean(self, part: Part, places: np.ndarray, columns: int) -> np.ndarray:
+        return _gathered(part, places[places != ABSENT], columns).mean(0)
+
+
+def vocabulary(plan: Plan) -> Vocabulary | None:
+    """What the merge file asks of the vocabulary; None where the donor's tokenizer is copied."""
+    file = plan.file
+    wanted = file.tokenizer
+    if file.tokenizer_source is not None:
+        wanted = Tokenizer(source=file.tokenizer_source)
+    if wanted is None:
+        return None
+    loaded = {source: _load(source) for source in plan.sources}
+    tokenizer = _chosen(wanted.source, plan, loaded)
+    for token in wanted.tokens:
+        if token not in tokenizer.get_vocab():
+            tokenizer.add_tokens([token])
+    words = tokenizer.get_vocab()
+    size = max(words.values()) + 1
+    pad = wanted.pad_to_multiple_of or 1
+    places = {}
+    for name, own in loaded.items():
+        own_words, found = own.get_vocab(), np.full(size, ABSENT, np.int64)
+        for word, number in words.items():
+            found[number] = own_words.get(word, ABSENT)
+        places[name] = found
+    forced, donors = np.zeros(size, bool), {}
+    for token, how in wanted.tokens.items():
+        forced[words[token]] = bool(how.get("force"))
+        donors[words[token]] = _donor(token, how.get("source"), plan, loaded)
+    rows = -(-size // pad) * pad
+    return Vocabulary(tokenizer, rows, places, forced, donors, plan.base)
+
+
+def chat_template(file: MergeFile, sources: list[Source]) -> str | None:
+    """The template that the merge file asks for; None keeps the tokenizer's own."""
+    if file.chat_template is None:
+        return None
+    if file.chat_template != "auto":
+        if "{" not in file.chat_template:
+            raise MergeError("chat_template is a Jinja template, or auto")
+        return file.chat_template
+    found = [_load(source).chat_template for source in sources]
+    counts = Counter(text.strip() for text in found if isinstance(text, str))
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> Callable[[Path], None]:
+    """A function that puts the tokenizer into a folder."""
+
+    def write(folder: Path) -> None:
+        if template is not None:
+            tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+
+    return write
+
+
+def _load(source: Source) -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(source.checkpoint.folder)
+
+
+def _chosen(
+    wanted: str, plan: Plan, loaded: Mapping[Source, PreTrainedTokenizerBase]
+) -> PreTrainedTokenizerBase:
+    if wanted == "union":
+        tokenizer = _load(plan.donor)
+        for other in loaded.values():
+            words = tokenizer.get_vocab()
+            new = [w for w, _ in sorted(other.get_vocab().items(), key=lambda p: p[1])]
+            tokenizer.add_tokens([w for w in new if w not in words])
+        return tokenizer
+    if wanted == "base":
+        if plan.base is None:
+            raise MergeError("tokenizer source: base needs base_model")
+        return _load(plan.base)
+    return _load(plan.source(wanted))
+
+
+def _donor(
+    token: str, given: Any, plan: Plan, loaded: Mapping[Source, PreTrainedTokenizerBase]
+) -> tuple[Source | None, int]:
+    """The model and row that a token is taken from."""
+    if isinstance(given, dict) and given.get("kind") == "zero":
+        return None, ABSENT
+    word: Any = token
+    if isinstance(given, dict) and given.get("kind") == "model_token":
+        word = given.get("token", given.get("token_id", token))
+        given = given["model"]
+    if given is None:
+        raise MergeError(f"the token {token!r} needs a source")
+    source = plan.source(given)
+    words = loaded[source].get_vocab() if source in loaded else {}
+    row = word if isinstance(word, int) else words.get(word)
+    if row is None:
+        raise MergeError(f"{source.name} has no token {word!r}")
+    return source, row
+
+
+def _gathered(part: Part, rows: np.ndarray, columns: int) -> np.ndarray:
+    """Some rows of a tensor, in float32: (len(rows), columns)."""
+    if isinstance(part, Whole):
+        kind = KINDS[part.dtype]
+        size = 4 if part.dtype == "F32" else 2
+        table = part.raw.reshape(-1, columns * size)
+        return decode(np.ascontiguousarray(table[rows]).ravel(), kind).reshape(-1, columns)
+    out = np.empty((len(rows), columns), np.float32)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    for run in np.split(np.arange(len(rows)), breaks):
+        if len(run):
+            low, high = int(rows[run[0]]), int(rows[run[-1]]) + 1
+            raw, kind = part.read(low * columns, high * columns, columns)
+            out[run] = decode(raw, kind).reshape(-1, columns)
+    return out
