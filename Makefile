@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check bench docs setup
+.PHONY: demo test check bench bench-merge docs setup
 
 demo: $(READY)
 	$(BIN)/expunge run recipes/demo.yaml --out runs/demo
@@ -28,6 +28,9 @@ check: $(READY)
 
 bench: $(READY)
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python $$script; done
+
+bench-merge: $(READY)
+	$(BIN)/python benchmarks/merge.py
 
 docs: $(READY)
 	$(BIN)/expunge docs

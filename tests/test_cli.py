@@ -168,3 +168,21 @@ def test_a_seed_and_a_model_can_be_given_on_the_command_line(recipe, tmp_path, t
     out = tmp_path / "o"
     done = expunge("run", recipe(), "--out", out, "--seed", 7, "--model", tiny_folder, "--json")
     assert json.loads(done.stdout)["seed"] == 7
+
+
+def test_merge_reads_a_merge_file_and_says_what_it_did(tmp_path, tiny_folder):
+    path = tmp_path / "merge.yaml"
+    fields = {"merge_method": "linear", "models": [{"model": str(tiny_folder)}]}
+    path.write_text(yaml.safe_dump(fields))
+    done = expunge("merge", path, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensors"] == 20
+    assert {"model.safetensors", "config.json", "tokenizer.json", "merge.json", "merge.yaml"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert "exists and is not empty" in refused(expunge("merge", path, tmp_path / "out"))
+    assert "OUT is missing" in refused(expunge("merge", path))
+    assert "nothing found" in expunge("merge", path, "--lint").stdout
+    assert json.loads(expunge("merge", path, "--explain", "--json").stdout) == []
+    path.write_text(yaml.safe_dump({**fields, "merge_method": "linea"}))
+    assert "Did you mean 'linear'" in refused(expunge("merge", path, tmp_path / "other"))

@@ -117,9 +117,21 @@ def adapter_scales(
     return scales
 
 
-def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """The value of the first pattern that `name` is or ends in, as peft reads it."""
+def by_pattern(patterns: Any, name: str, default: Any) -> Any:
+    """The value of the first pattern that `name` is or ends in, as peft reads it.
+
+    A pattern that could take exponential time (a repeated group) is a `ModelError`.
+    """
+    if not isinstance(patterns or {}, Mapping):
+        raise ModelError(f"patterns map layers to numbers; {str(patterns)[:40]!r} does not")
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
+        try:
+            if "(" in pattern and re.search(r"[*+{?]", pattern):
+                raise ModelError(
+                    f"the pattern {pattern[:80]!r} repeats groups; name layers plainly"
+                )
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return value
+        except re.error as error:
+            raise ModelError(f"{pattern[:80]!r} is not a pattern: {error}") from None
     return default

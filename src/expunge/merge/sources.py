@@ -42,7 +42,7 @@ class Source:
         stored = self.checkpoint[name]
         whole = Whole(self.checkpoint.raw(name), stored.dtype)
         changed = self.adapter.part(name, self.checkpoint) if self.adapter else None
-        if not isinstance(changed, Update):
+        if not isinstance(changed, Update) or changed.whole:
             return changed or whole
         if base and not base.adapter and base.checkpoint.folder == self.checkpoint.folder:
             return changed

@@ -14,7 +14,7 @@ from expunge import runs
 from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, by_pattern
 from expunge.errors import ModelError
 from expunge.merge.checkpoint import FLOATS, Checkpoint, Stored, map_file, read_header
-from expunge.merge.operands import KINDS, Part, Update, Whole, decode, low_rank
+from expunge.merge.operands import KINDS, Part, Update, Whole, added, decode, low_rank
 
 _UNREAD = (
     *("lora_bias", "layer_replication", "trainable_token_indices", "target_parameters"),
@@ -53,7 +53,8 @@ class Adapter:
                 layer = name.removesuffix(ending)
                 self.factors.setdefault(layer, {})[_ENDINGS[ending]] = stored
             else:
-                self.replaced[name.replace(".modules_to_save", "")] = stored
+                plain = name.replace(".modules_to_save", "").replace(".base_layer", "")
+                self.replaced[plain] = stored
 
     def names(self) -> set[str]:
         """The tensors of the base that it changes."""
@@ -61,12 +62,14 @@ class Adapter:
 
     def part(self, name: str, base: Checkpoint) -> Part | None:
         """What it makes of one tensor of `base`; None where it leaves it alone."""
-        if name in self.replaced:
-            stored = self.replaced[name]
-            self._fits(name, stored.shape, base)
-            return Whole(self._bytes(stored), stored.dtype)
         found = self.factors.get(name.removesuffix(".weight"))
-        return self._update(name, found, base) if found else None
+        update = self._update(name, found, base) if found else None
+        if name not in self.replaced:
+            return update
+        stored = self.replaced[name]
+        self._fits(name, stored.shape, base)
+        whole = Whole(self._bytes(stored), stored.dtype)
+        return added(whole, update, stored.shape[-1]) if update else whole
 
     @property
     def ranks(self) -> list[int]:

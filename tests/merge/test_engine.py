@@ -1,0 +1,281 @@
+"""The engine: kernels equal torch bit for bit, bounds are exact, files are whole or not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from expunge.errors import ExpungeError, MergeError
+from expunge.merge import codec, fused, operands, plain
+from expunge.merge.families import REQUIRED
+from expunge.merge.fused import Rounding, Tally
+from expunge.merge.methods import METHODS
+from expunge.merge.operands import Operand, Whole
+from expunge.merge.options import resolved
+from expunge.merge.run import merge_models
+from expunge.merge.tensor import merge_operand
+from expunge.merge.trim import Settings, find_bounds
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def stored(tensor):
+    raw = tensor.contiguous().view(torch.uint8).numpy().reshape(-1).copy()
+    raw.setflags(write=False)
+    return Whole(raw, next(name for name, kind in DTYPES.items() if kind == tensor.dtype))
+
+
+def near(base, seed, spread=1e-3):
+    noise = torch.randn(base.shape, generator=torch.Generator().manual_seed(seed))
+    return (base.float() + spread * noise).to(base.dtype)
+
+
+def example(dtype="BF16", shape=(70, 257), models=3):
+    base = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    base = base.to(DTYPES[dtype])
+    parts = [stored(near(base, seed)) for seed in range(models)]
+    return Operand("w", shape, stored(base), parts)
+
+
+def settings_for(name, models):
+    method = METHODS[name]
+    wanted = {"density": 0.4, "gamma": 0.05, "select_topk": 0.3, "t": 0.3, "epsilon": 0.1}
+    if name.startswith("ram"):
+        wanted["epsilon"] = 1e-4
+    known = {k: v for k, v in wanted.items() if k in method.options}
+    assert all(k in known for k, v in method.options.items() if v is REQUIRED)
+    options = resolved(name, method, known, models, where="w")
+    return Settings("w", (0.7, 1.3, -0.2)[:models], options)
+
+
+def run(operand, name, ops, kind=codec.BFLOAT16, **rounding):
+    tally = Tally()
+    settings = settings_for(name, len(operand.models))
+    how = Rounding(kind, **rounding)
+    slices = merge_operand(operand, METHODS[name], settings, how, tally, ops=ops)
+    return np.concatenate([raw for _, raw in slices]), tally
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", METHODS)
+def test_kernels_give_the_bits_that_torch_gives(name, dtype, monkeypatch):
+    monkeypatch.setattr(operands, "SLICE", 5_000)
+    count = min(3, METHODS[name].models[1])
+    operand = example(dtype, models=2 if name == "slerp" else count)
+    kind = operands.KINDS[dtype]
+    ours, tally = run(operand, name, fused, kind)
+    theirs, again = run(operand, name, plain, kind)
+    assert tally == again
+    size = 4 if dtype == "F32" else 2
+    one, two = (torch.from_numpy(raw.copy()).view(DTYPES[dtype]).float() for raw in (ours, theirs))
+    assert len(ours) == operand.size * size
+    if METHODS[name].how.__class__.__name__ in ("Elect", "Piece", "Matrix"):
+        assert torch.equal(one, two)
+    else:  # inner products are summed in another order
+        torch.testing.assert_close(one, two, rtol=1e-2 if size == 2 else 1e-6, atol=1e-8)
+    base = torch.from_numpy(operands.decode(operand.base.raw, kind).copy())
+    assert (one != base).any()  # control
+
+
+@pytest.mark.parametrize("name", ["ties", "della", "dare_ties", "sce", "linear", "slerp"])
+def test_the_size_of_a_slice_changes_nothing(name, monkeypatch):
+    operand = example(shape=(300, 257), models=2)
+    whole = run(operand, name, fused)[0]
+    monkeypatch.setattr(operands, "SLICE", 3_000)
+    assert np.array_equal(run(operand, name, fused)[0], whole)
+
+
+def test_bounds_equal_those_of_a_sort():
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        numbers = np.round(rng.normal(size=5_000), number % 4).astype(np.float32)
+        operand = Operand("w", (5_000,), None, [stored(torch.from_numpy(numbers))])
+        counts = sorted(rng.integers(1, 5_000, 2))
+        ((bounds,),) = find_bounds([operand], [tuple(counts)], fused)
+        order = np.lexsort((np.arange(5_000), -np.abs(numbers)))
+        magnitudes = np.abs(numbers).view(np.uint32)
+        for (bits, cut), count in zip(bounds, counts, strict=True):
+            within = (magnitudes > bits) | ((magnitudes == bits) & (np.arange(5_000) < cut))
+            assert set(np.flatnonzero(within)) == set(order[:count])
+
+
+def test_a_trim_over_the_model_keeps_the_greatest_of_all_tensors(tuned, tmp_path):
+    file = merge_file(tuned, tmp_path, density=0.3, trim="model", method="magnitude_prune")
+    file["models"] = file["models"][:1]
+    merge_models(written(file, tmp_path), tmp_path / "out")
+    base, one, out = map(tensors, (tuned[0], tuned[1], tmp_path / "out"))
+    deltas = torch.cat([(one[name] - base[name]).flatten() for name in base])
+    bound = deltas.abs().sort(descending=True).values[int(0.3 * len(deltas)) - 1]
+    shares = []
+    for name in base:
+        delta = one[name] - base[name]
+        kept = torch.where(delta.abs() >= bound, delta, 0.0)
+        torch.testing.assert_close(out[name], base[name] + kept)
+        shares.append(float((kept != 0).float().mean()))
+    assert max(shares) > min(shares) + 0.01  # control: not the same share of each
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(1, torch.bfloat16), (2, torch.float16)])
+def test_rounding_is_to_nearest_even_for_every_stored_value_and_its_midpoints(kind, dtype):
+    codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    codes = codes[torch.isfinite(codes)].sort().values.unique()
+    middle = (codes[1:].double() + codes[:-1].double()) / 2
+    numbers = torch.cat([codes, middle.float(), middle.float() * (1 + 1e-6)])
+    numbers = numbers[numbers.to(dtype).isfinite()]
+    operand = Operand("w", (len(numbers),), None, [stored(numbers)])
+    (piece,) = operand
+    raw = fused.combine(piece, np.ones(1), Rounding(kind), Tally())
+    assert torch.equal(torch.from_numpy(raw).view(dtype), numbers.to(dtype))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(1, torch.bfloat16), (2, torch.float16)])
+def test_stochastic_rounding_is_right_on_average_and_the_same_in_torch(kind, dtype):
+    for value in (1.0 + 2.0**-12, 3e-7):
+        numbers = torch.full((200_000,), value)
+        operand = Operand("w", (len(numbers),), None, [stored(numbers)])
+        (piece,) = operand
+        how = Rounding(kind, stochastic=True, key=7)
+        raw = fused.combine(piece, np.ones(1), how, Tally())
+        rounded = torch.from_numpy(raw).view(dtype).double()
+        assert np.array_equal(raw, plain.combine(piece, np.ones(1), how, Tally()))
+        spread = float(rounded.std()) / len(rounded) ** 0.5
+        assert abs(float(rounded.mean()) - value) <= 5 * spread + 1e-12
+        assert len(rounded.unique()) == 2
+    nearest = fused.combine(piece, np.ones(1), Rounding(kind), Tally())
+    assert len(torch.from_numpy(nearest).view(dtype).unique()) == 1  # control
+
+
+def tensors(folder):
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def merge_file(tuned, tmp_path, method="ties", **parameters):
+    base, *models = map(str, tuned)
+    return {
+        "method": method,
+        "base_model": base,
+        "models": [{"model": model} for model in models],
+        "parameters": parameters,
+    }
+
+
+def written(fields, tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def test_shards_index_config_and_tokenizer_load(tuned, tmp_path):
+    path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
+    report = merge_models(path, tmp_path / "one")
+    merge_models(path, tmp_path / "many", shard_bytes=40_000)
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
+    assert not list((tmp_path / "many").glob("*.jsonl"))
+    one, many = tensors(tmp_path / "one"), tensors(tmp_path / "many")
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "many")
+    assert torch.equal(model.state_dict()["model.norm.weight"], one["model.norm.weight"])
+    assert AutoTokenizer.from_pretrained(tmp_path / "many")("a")["input_ids"]
+    assert report["tensors"] == len(one) and report["storage_survival"] == 1.0
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from expunge.merge import shards
+from expunge.merge.run import merge_models
+shards._SYNC_BYTES = 1
+plain = shards.ShardWriter.finished
+def slow(self, name, note):
+    plain(self, name, note)
+    self._wait()
+    time.sleep(0.05)
+shards.ShardWriter.finished = slow
+merge_models(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_merge_goes_on_where_it_stopped(tuned, tmp_path):
+    path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
+    merge_models(path, tmp_path / "whole")
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(out)])
+    journal = partial / "journal.jsonl"
+    while not (journal.is_file() and len(journal.read_text().splitlines()) > 4):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    report = merge_models(path, out)
+    assert report["resumed"] > 3
+    assert not partial.exists()
+    assert (out / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_another_merge_left_is_not_gone_on_with(tuned, tmp_path):
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / "identity.json").write_text("another")
+    (partial / "journal.jsonl").write_text('["model.norm.weight", []]\n')
+    path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
+    report = merge_models(path, tmp_path / "out")
+    assert report["resumed"] == 0
+    assert float(tensors(tmp_path / "out")["model.norm.weight"].abs().sum()) > 0
+
+
+def test_overflow_and_nan_are_named_and_leave_nothing(tuned, tmp_path):
+    for name, value, message in (
+        ("nan", float("nan"), r"model\.norm\.weight holds NaN"),
+        ("huge", 1e30, r"model\.norm\.weight holds \d+ NaN or infinite .* stored as F16"),
+    ):
+        bad = tmp_path / name
+        AutoModelForCausalLM.from_pretrained(tuned[1]).save_pretrained(bad)
+        found = tensors(bad)
+        found["model.norm.weight"][3] = value
+        save_file(found, bad / "model.safetensors", metadata={"format": "pt"})
+        fields = merge_file([tuned[0], bad], tmp_path, density=0.5)
+        path = written({**fields, "out_dtype": "float16"}, tmp_path)
+        with pytest.raises(MergeError, match=message):
+            merge_models(path, tmp_path / "out")
+        assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tuned, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ExpungeError, match="the disk is full"):
+        merge_models(path, tmp_path / "out")
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_survival_says_what_storage_keeps(tuned, tmp_path):
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tuned[0]).bfloat16().save_pretrained(base)
+    shares = []
+    for weight in (1.0, 1e-4):
+        fields = merge_file([base, *tuned[1:]], tmp_path, method="task_arithmetic", weight=weight)
+        out = tmp_path / f"out-{weight}"
+        path = written({**fields, "out_dtype": "bfloat16"}, tmp_path)
+        shares.append(merge_models(path, out)["storage_survival"])
+        before, after = tensors(base), tensors(out)
+        changed = sum(int((before[n] != after[n]).sum()) for n in before)
+        total = sum(tensor.numel() for tensor in before.values())
+        assert shares[-1] == pytest.approx(changed / total, rel=0.01)
+    assert shares[0] > 0.9 > 0.2 > shares[1]

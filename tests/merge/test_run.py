@@ -1,0 +1,249 @@
+"""Merge files as a user writes them: vocabularies, lint, explain, and one line for each mistake."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from expunge.errors import ExpungeError
+from expunge.merge.compat import is_merge_file, read_merge_file
+from expunge.merge.explain import explain
+from expunge.merge.lint import lint
+from expunge.merge.run import merge_models, plan_of
+from expunge.models import load_tokenizer
+
+
+@pytest.fixture
+def file(tuned, tmp_path):
+    """Write a merge file, its models named base, one and two."""
+
+    def write(**fields):
+        base, one, two = map(str, tuned)
+        given = {
+            "method": "ties",
+            "base_model": base,
+            "models": [{"model": one}, {"model": two}],
+            "parameters": {"density": 0.5},
+            **fields,
+        }
+        path = tmp_path / "merge.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in given.items() if v is not None}))
+        return path
+
+    return write
+
+
+def edited(folder, to, tensors=lambda found: found, **config):
+    """A copy of a model folder with other tensors or other fields in its config."""
+    shutil.copytree(folder, to)
+    found = tensors(load_file(to / "model.safetensors"))
+    save_file(found, to / "model.safetensors", metadata={"format": "pt"})
+    fields = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**fields, **config}))
+    return str(to)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "tise"}, "no merge method is called 'tise'. Did you mean 'ties'?"),
+        ({"merge_method": "ties"}, "give either merge_method (mergekit's defaults) or method"),
+        ({"models": []}, "there is nothing to merge"),
+        ({"base_model": None}, "ties needs base_model"),
+        ({"parameters": {"densty": 1}}, "unknown parameter densty. Did you mean 'density'?"),
+        ({"parameters": {"density": 1.5}}, "density is a share from 0 to 1, not 1.5"),
+        ({"parameters": {"vote": "loud"}}, "vote is one of unweighted, weighted, not 'loud'"),
+        ({"parameters": {"density": "much"}}, "density is a number, not 'much'"),
+        ({"parameters": {"density": [{"filter": "x"}]}}, "needs value, and may have filter"),
+        ({"method": "slerp"}, "slerp merges 1 model(s) beside its base, and 2 are given"),
+        ({"method": "model_stock", "models": []}, "there is nothing to merge"),
+        ({"dtype": "float8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"modules": {}}, "modules are not merged"),
+        ({"tokenizer_source": "union", "tokenizer": {}}, "give either tokenizer or"),
+        ({"chat_template": "chatml"}, "chat_template is a Jinja template, or auto"),
+        ({"method": "della", "parameters": {"density": 0.9}}, "chances outside (0, 1)"),
+        ({"modls": []}, "unknown field modls. Did you mean 'models'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(file, tmp_path, fields, message):
+    if fields.get("method") == "slerp":
+        fields = {**fields, "parameters": {"t": 0.5}}
+    with pytest.raises(ExpungeError, match=re.escape(message)) as error:
+        merge_models(file(**fields), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_a_required_option_is_asked_for(file, tmp_path, tuned):
+    fields = {"method": "slerp", "models": [{"model": str(tuned[1])}], "parameters": {}}
+    with pytest.raises(ExpungeError, match="slerp needs the option 't'"):
+        merge_models(file(**fields), tmp_path / "out")
+
+
+def test_models_that_do_not_fit_are_named(file, tuned, tmp_path):
+    _, one, two = tuned
+    key = "model.layers.0.mlp.up_proj.weight"
+
+    def without(found):
+        return {k: v for k, v in found.items() if k != key}
+
+    cases = {
+        "lacks model.layers.0.mlp.up_proj.weight, which": edited(one, tmp_path / "a", without),
+        "has extra, which": edited(
+            one, tmp_path / "b", lambda found: {**found, "extra": torch.zeros(2)}
+        ),
+        "up_proj.weight is [2, 2] in": edited(
+            one, tmp_path / "c", lambda found: {**found, key: torch.zeros(2, 2)}
+        ),
+        "embed_tokens.weight is": edited(
+            one,
+            tmp_path / "d",
+            lambda found: {**found, "model.embed_tokens.weight": torch.zeros(300, 32)},
+        ),
+    }
+    for message, folder in cases.items():
+        with pytest.raises(ExpungeError, match=re.escape(message)):
+            merge_models(file(models=[{"model": folder}, {"model": str(two)}]), tmp_path / "out")
+    with pytest.raises(ExpungeError, match="name a tokenizer_source"):
+        merge_models(file(models=[{"model": str(tmp_path / "d")}]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_a_float_is_carried_over_or_refused(file, tuned, tmp_path):
+    def ids(*numbers):
+        return lambda found: {**found, "ids": torch.tensor(numbers)}
+
+    base = edited(tuned[0], tmp_path / "base", ids(1, 2))
+    same, other = (
+        edited(tuned[1], tmp_path / name, ids(1, number)) for name, number in (("s", 2), ("o", 3))
+    )
+    merge_models(file(base_model=base, models=[{"model": same}]), tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors")["ids"].tolist() == [1, 2]
+    with pytest.raises(ExpungeError, match="ids is I64 and differs between"):
+        merge_models(file(base_model=base, models=[{"model": other}]), tmp_path / "no")
+
+
+def extended(folder, to, words):
+    """A copy of a model with more words in its vocabulary."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(words)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    torch.manual_seed(len(words))
+    model.get_input_embeddings().weight.data[-len(words) :] = torch.randn(len(words), 32)
+    model.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+    return str(to)
+
+
+@pytest.mark.parametrize("source", ["union", "base", "two"])
+def test_vocabularies_are_lined_up_by_word(file, tuned, tmp_path, source):
+    one = extended(tuned[1], tmp_path / "one", ["<x>", "<y>"])
+    two = extended(tuned[2], tmp_path / "two", ["<y>"])
+    path = file(
+        method="linear",
+        base_model=None,
+        models=[{"model": one}, {"model": two}],
+        tokenizer_source={"union": "union", "base": "union", "two": two}[source],
+    )
+    if source == "base":
+        path = file(
+            method="task_arithmetic",
+            models=[{"model": one}, {"model": two}],
+            parameters={"weight": 0.5},
+            tokenizer_source="base",
+        )
+    merge_models(path, tmp_path / "out")
+    words = load_tokenizer(tmp_path / "out").get_vocab()
+    merged = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(words) == len(merged) == {"union": 259, "base": 257, "two": 258}[source]
+    rows = {
+        name: load_file(f"{folder}/model.safetensors")["model.embed_tokens.weight"]
+        for name, folder in (("one", one), ("two", two))
+    }
+    vocabularies = {"one": load_tokenizer(one).get_vocab(), "two": load_tokenizer(two).get_vocab()}
+    for word, place in words.items():
+        having = [rows[n][vocabularies[n][word]] for n in rows if word in vocabularies[n]]
+        expected = torch.stack(having).mean(0)
+        torch.testing.assert_close(merged[place], expected, rtol=1e-4, atol=1e-6)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == len(merged)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_single_tokens_can_be_taken_from_one_model_and_rows_padded(file, tuned, tmp_path):
+    one = extended(tuned[1], tmp_path / "one", ["<x>"])
+    two = extended(tuned[2], tmp_path / "two", ["<x>"])
+    tokens = {"<x>": {"source": two, "force": True}}
+    tokenizer = {"source": one, "tokens": tokens, "pad_to_multiple_of": 64}
+    path = file(
+        method="linear",
+        base_model=None,
+        models=[{"model": one}, {"model": two}],
+        tokenizer=tokenizer,
+    )
+    merge_models(path, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    theirs = load_file(f"{two}/model.safetensors")["model.embed_tokens.weight"]
+    assert len(merged) == 320
+    torch.testing.assert_close(merged[257], theirs[257])
+
+
+def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):
+    clean = lint(plan_of(file()))
+    assert clean == []
+
+    def broken(found):
+        found["model.norm.weight"][0] = float("nan")
+        return found
+
+    nan = edited(tuned[1], tmp_path / "nan", broken, rope_theta=5.0)
+    (tmp_path / "nan" / "chat_template.jinja").write_text("{{ messages }}")
+    opposite = tmp_path / "opposite"
+    base, one = (load_file(f / "model.safetensors") for f in tuned[:2])
+    edited(tuned[1], opposite, lambda _: {n: 2 * base[n] - one[n] for n in base})
+    found = lint(plan_of(file(models=[{"model": nan}])))
+    assert {"config", "template", "nan"} <= {finding.kind for finding in found}
+    found = lint(plan_of(file(models=[{"model": str(tuned[1])}, {"model": str(opposite)}])))
+    assert [(f.kind, f.what) for f in found] == [("cancel", "updates have cosine -1.00")]
+    copy = edited(tuned[0], tmp_path / "copy")
+    (same,) = lint(plan_of(file(models=[{"model": copy}])))
+    assert same.kind == "same"
+
+
+def test_lint_tells_an_adapter_of_another_base_and_mixed_ranks(file, tuned, branches, make_branch):
+    odd = make_branch(3, rank=2)
+    models = [{"model": f"{tuned[0]}+{folder}"} for folder in (branches[0], odd)]
+    (found,) = lint(plan_of(file(models=models)), weights=False)
+    assert found.kind == "rank"
+    models = [{"model": f"{tuned[1]}+{branches[0]}"}]
+    (found,) = lint(plan_of(file(models=models)), weights=False)
+    assert found.kind == "base" and "was trained on" in found.what
+
+
+def test_explain_says_what_stays_where_signs_clash_and_who_wins(file, tuned):
+    rows = explain(plan_of(file(parameters={"density": 0.5, "weight": 1.0})))
+    base, one, two = (load_file(folder / "model.safetensors") for folder in tuned)
+    row = next(r for r in rows if r["name"] == "model.layers.0.mlp.up_proj.weight")
+    name = row["name"]
+    deltas = torch.stack([one[name] - base[name], two[name] - base[name]])
+    clash = (deltas.sign().prod(0) < 0).float().mean()
+    assert row["conflicts"] == pytest.approx(float(clash))
+    assert row["kept"] == (0.5, 0.5)
+    assert all(0.3 < share < 0.6 for share in row["won"])
+    assert sum(row["won"]) < 1  # where both are trimmed, nobody wins
+    assert all(0.3 < cosine < 0.9 for cosine in row["cosine"])
+    assert row["norm"] == pytest.approx(row["relative"] * float(base[name].norm()), rel=1e-3)
+
+
+def test_a_merge_file_is_told_from_a_recipe(file, tmp_path):
+    assert is_merge_file(file())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: r\n")
+    assert not is_merge_file(recipe)
+    assert read_merge_file(file()).row.source == "arXiv:2306.01708"

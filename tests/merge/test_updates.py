@@ -1,0 +1,171 @@
+"""LoRA into full models: every kind that peft saves gives what peft's own merge gives."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from expunge.adapter_files import read_adapter
+from expunge.errors import MergeError, ModelError
+from expunge.merge.run import merge_models
+
+# peft reads a name that transformers is about to drop.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+]
+LINEAR = ["q_proj", "up_proj", "down_proj"]
+KINDS = {
+    "plain": {"target_modules": LINEAR},
+    "rslora": {"target_modules": LINEAR, "use_rslora": True},
+    "patterns": {
+        "target_modules": LINEAR,
+        "rank_pattern": {"up_proj": 2},
+        "alpha_pattern": {"model.layers.1.mlp.down_proj": 3},
+    },
+    "dora": {"target_modules": LINEAR, "use_dora": True},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "modules_to_save": {"target_modules": LINEAR, "modules_to_save": ["norm"]},
+    "bias": {"target_modules": LINEAR, "bias": "all"},
+}
+
+
+def adapter(base, folder, seed=1, **options):
+    """A trained-looking adapter that peft has written."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tuned = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 6, **options}))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def peft_merged(base, folder):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+    return {k: v.detach() for k, v in model.merge_and_unload().state_dict().items()}
+
+
+def written(fields, tmp_path, name="merge"):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def ours(tmp_path, name="out", **fields):
+    merge_models(written(fields, tmp_path, name), tmp_path / name)
+    return load_file(tmp_path / name / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_adapter_merges_into_its_base_as_peft_merges_it(tiny_folder, tmp_path, kind):
+    folder = adapter(tiny_folder, tmp_path / "lora", **KINDS[kind])
+    models = [{"model": f"{tiny_folder}+{folder}"}]
+    own = ours(tmp_path, method="task_arithmetic", base_model=str(tiny_folder), models=models)
+    theirs, base = (
+        peft_merged(tiny_folder, folder),
+        load_file(tiny_folder / "model.safetensors"),
+    )
+    for name, tensor in own.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6)
+    changed = {name for name in own if not torch.equal(own[name], base[name])}
+    assert any("q_proj" in name for name in changed)  # control
+    assert ("model.norm.weight" in changed) == (kind == "modules_to_save")
+    assert ("model.embed_tokens.weight" in changed) == (kind == "embeddings")
+
+
+def test_an_adapter_on_a_tuned_model_counts_its_tuning_too(tuned, tmp_path):
+    base, one, _ = tuned
+    folder = adapter(one, tmp_path / "lora", **KINDS["plain"])
+    models = [{"model": f"{one}+{folder}", "parameters": {"weight": 0.5}}]
+    own = ours(tmp_path, method="task_arithmetic", base_model=str(base), models=models)
+    theirs, start = peft_merged(one, folder), load_file(base / "model.safetensors")
+    for name, tensor in own.items():
+        halfway = start[name] + 0.5 * (theirs[name] - start[name])
+        torch.testing.assert_close(tensor, halfway, rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_of_unlike_rank_and_full_models_meet_in_one_merge(tuned, tmp_path):
+    base, one, _ = tuned
+    folders = [
+        adapter(base, tmp_path / f"lora-{r}", seed=r, r=r, target_modules=LINEAR) for r in (2, 8)
+    ]
+    given = [str(one), *(f"{base}+{folder}" for folder in folders)]
+    models = [{"model": name} for name in given]
+    fields = {"method": "ties", "base_model": str(base), "parameters": {"density": 0.4}}
+    own = ours(tmp_path, **fields, models=models)
+    whole = []
+    for folder in folders:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        model.save_pretrained(tmp_path / f"whole-{folder.name}")
+        whole.append({"model": str(tmp_path / f"whole-{folder.name}")})
+    slow = ours(tmp_path, "slow", **fields, models=[models[0], *whole])
+    for name, tensor in own.items():
+        close = torch.isclose(tensor, slow[name], rtol=1e-4, atol=1e-6)
+        assert close.float().mean() > 0.998  # an entry at the bound may fall on either side
+
+
+def test_slerp_and_linear_see_whole_weights_of_an_adapter(tuned, tmp_path):
+    base, one, _ = tuned
+    folder = adapter(base, tmp_path / "lora", **KINDS["plain"])
+    models = [{"model": str(one)}, {"model": f"{base}+{folder}"}]
+    own = ours(tmp_path, method="linear", models=models)
+    theirs, other = peft_merged(base, folder), load_file(one / "model.safetensors")
+    for name, tensor in own.items():
+        torch.testing.assert_close(tensor, (theirs[name] + other[name]) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_merge_into_an_adapter(tiny_folder, tmp_path):
+    folders = [
+        adapter(tiny_folder, tmp_path / f"lora-{seed}", seed=seed, **KINDS["plain"])
+        for seed in (1, 2)
+    ]
+    models = [
+        {"model": f"{tiny_folder}+{folder}", "parameters": {"weight": weight}}
+        for folder, weight in zip(folders, (1.0, -0.5), strict=True)
+    ]
+    path = written({"method": "linear", "output": "adapter", "models": models}, tmp_path)
+    report = merge_models(path, tmp_path / "out")
+    assert report["truncation_error"] is None
+    factors, _ = read_adapter(tmp_path / "out")
+    parts = [read_adapter(folder)[0] for folder in folders]
+    for name, (a, b) in factors.items():
+        one, two = (1.5 * part[name][1] @ part[name][0] for part in parts)
+        torch.testing.assert_close(b @ a, one - 0.5 * two, rtol=1e-4, atol=1e-6)
+    short = {"method": "linear", "output": "adapter", "rank": 3, "models": models}
+    report = merge_models(written(short, tmp_path, "short"), tmp_path / "short")
+    assert 0 < report["truncation_error"] < 1
+    bad = {"method": "linear", "output": "adapter", "models": [{"model": str(tiny_folder)}]}
+    with pytest.raises(MergeError, match=r"needs every model as base\+lora"):
+        merge_models(written(bad, tmp_path, "bad"), tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 9}, r"lora: .* should have rank 9"),
+        ({"peft_type": "IA3"}, "is a IA3 adapter"),
+        ({"init_lora_weights": "pissa"}, "which changed its base"),
+        ({"layer_replication": [[0, 1]]}, "has layer_replication"),
+        ({"rank_pattern": {"(a+)+": 3}}, "repeats groups"),
+        ({"rank_pattern": {"[": 3}}, "is not a pattern"),
+    ],
+)
+def test_an_adapter_that_cannot_be_read_is_named(tiny_folder, tmp_path, change, message):
+    folder = adapter(tiny_folder, tmp_path / "lora", **KINDS["plain"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=message):
+        ours(
+            tmp_path,
+            method="task_arithmetic",
+            base_model=str(tiny_folder),
+            models=[{"model": f"{tiny_folder}+{folder}"}],
+        )
+    assert not (tmp_path / "out").exists()
