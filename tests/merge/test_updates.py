@@ -15,7 +15,7 @@ from expunge.merge.run import merge_models
 # peft reads a name that transformers is about to drop.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
 ]
 LINEAR = ["q_proj", "up_proj", "down_proj"]
