@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -247,3 +250,37 @@ def test_a_merge_file_is_told_from_a_recipe(file, tmp_path):
     recipe.write_text("name: r\n")
     assert not is_merge_file(recipe)
     assert read_merge_file(file()).row.source == "arXiv:2306.01708"
+
+
+def test_regmean_and_fisher_read_statistics_beside_each_model(file, tuned, tmp_path):
+    key = "model.layers.0.mlp.up_proj.weight"
+    base, one, two = (load_file(folder / "model.safetensors") for folder in tuned)
+    models = []
+    for number, folder in enumerate(tuned[1:]):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({key: torch.full((48, 32), 1.0 + 2.0 * number)}, path)
+        models.append({"model": str(folder), "statistics": str(path)})
+    merge_models(file(method="fisher", models=models, parameters={}), tmp_path / "out")
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    expected = base[key] + (one[key] - base[key]) / 4 + 3 * (two[key] - base[key]) / 4
+    torch.testing.assert_close(out[key], expected, rtol=1e-4, atol=1e-6)
+    other = "model.layers.1.mlp.up_proj.weight"  # has none, so it is averaged
+    torch.testing.assert_close(out[other], (one[other] + two[other]) / 2, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ExpungeError, match="its Gram matrix is"):
+        merge_models(file(method="regmean", models=models, parameters={}), tmp_path / "no")
+    with pytest.raises(ExpungeError, match="needs statistics of each model"):
+        merge_models(file(method="regmean", parameters={}), tmp_path / "no")
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(file, tmp_path):
+    words = [sys.executable, "-m", "expunge", "merge", str(file()), str(tmp_path / "out")]
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 40; exec {shlex.join(words)}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "cannot write" in line and "too large" in line
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]

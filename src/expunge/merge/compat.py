@@ -37,6 +37,10 @@ class Input(Section):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Parameters of this model."""
 
+    statistics: str | None = None
+    """A safetensors file of what regmean and fisher need, by tensor name: the Gram matrix XᵀX
+    (in, in) of a layer's inputs, or the Fisher information in the tensor's own shape."""
+
 
 class SliceInput(Input):
     """Layers of one model."""

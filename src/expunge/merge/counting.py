@@ -7,7 +7,7 @@ variance of their deltas. `base` and `models` are addresses; see codec.
 import numpy as np
 from numba import get_num_threads, prange
 
-from expunge.merge.codec import LOW_BITS, TILE, compiled, read_tile, variance
+from expunge.merge.codec import BINS, LOW_BITS, TILE, compiled, read_tile, variance
 
 
 def chunks() -> int:
@@ -57,6 +57,8 @@ def count_low(base, base_kind, models, kinds, n, shared, bins, hists):
                 for k in range(hists.shape[2]):
                     hist = hists[part, i, k]
                     wanted = bins[i, k]
+                    if wanted >= BINS:  # not sought
+                        continue
                     for j in range(width):
                         magnitude = bits[j] & np.uint32(0x7FFFFFFF)
                         if (magnitude >> np.uint32(LOW_BITS)) == wanted:

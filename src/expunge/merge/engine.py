@@ -17,7 +17,7 @@ import numpy as np
 from expunge.errors import MergeError
 from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
-from expunge.merge.operands import KINDS, Operand
+from expunge.merge.operands import KINDS, Operand, blame
 from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, model_folder
 from expunge.merge.survival import Survival
 from expunge.merge.tensor import Statistics, merge_operand, operations
@@ -164,10 +164,7 @@ def _merge_job(
     )
     for start, raw in merged:
         if tally.bad:
-            raise MergeError(
-                f"{job.name} holds {tally.bad} NaN or infinite numbers once merged and stored as "
-                f"{job.dtype}; look for them in the models with --lint, or store a wider type"
-            )
+            raise MergeError(f"{blame(job.operand)} (stored as {job.dtype})")
         survival.sample(job.operand, start, raw, rounding.kind)
         writer.write(job.name, start * rounding.itemsize, raw)
     survival.moved, survival.changed = tally.moved, tally.changed

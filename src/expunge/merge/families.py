@@ -68,6 +68,9 @@ class Method:
 
     how: Span | Elect | Piece | Matrix
     source: str
+    summary: str = ""
+    """What it does, where its function's docstring does not say."""
+
     options: Mapping[str, Any] = field(default_factory=dict)
     """Name and default of each option; REQUIRED where it must be given."""
 

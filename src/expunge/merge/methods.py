@@ -66,6 +66,7 @@ METHODS = {
     ),
     "task_arithmetic": Method(
         Elect(),
+        summary="Sum of the weighted deltas; a negative weight unlearns.",
         source="arXiv:2212.04089",
         options=_SUM,
         mergekit=_MERGEKIT,
@@ -73,6 +74,7 @@ METHODS = {
     ),
     "ties": Method(
         Elect("largest", elect=True),
+        summary="Keep the largest entries of each delta, elect signs, average those that agree.",
         source="arXiv:2306.01708",
         options={**_MEAN, **_TRIM},
         mergekit=_MERGEKIT_MEAN,
@@ -84,6 +86,7 @@ METHODS = {
     ),
     "dare_linear": Method(
         Elect("random"),
+        summary="Drop entries at random, sum the rest.",
         source="arXiv:2311.03099",
         options={**_SUM, **_DRAW},
         mergekit={**_MERGEKIT, "rescale": "l1"},
@@ -91,6 +94,7 @@ METHODS = {
     ),
     "dare_ties": Method(
         Elect("random", elect=True),
+        summary="Drop entries at random, elect signs, average those that agree.",
         source="arXiv:2311.03099",
         options={**_MEAN, **_DRAW},
         mergekit={**_MERGEKIT, "rescale": "l1"},
@@ -100,6 +104,7 @@ METHODS = {
     ),
     "della": Method(
         Elect("ranked", elect=True),
+        summary="Drop entries at random, small ones sooner; elect signs, average those that agree.",
         source="arXiv:2406.11617",
         options={**_MEAN, **_DRAW, "epsilon": 0.15},
         mergekit={**_MERGEKIT_MEAN, "rescale": "l1"},
@@ -108,6 +113,7 @@ METHODS = {
     ),
     "della_linear": Method(
         Elect("ranked"),
+        summary="Drop entries at random, small ones sooner; sum the rest.",
         source="arXiv:2406.11617",
         options={**_SUM, **_DRAW, "epsilon": 0.15},
         mergekit={**_MERGEKIT, "rescale": "l1"},
@@ -116,6 +122,7 @@ METHODS = {
     ),
     "breadcrumbs": Method(
         Elect("middle"),
+        summary="Drop the largest and the smallest entries, sum the rest.",
         source="arXiv:2312.06795",
         options={**_SUM, **_TRIM, "gamma": 0.01},
         mergekit=_MERGEKIT,
@@ -124,6 +131,7 @@ METHODS = {
     ),
     "breadcrumbs_ties": Method(
         Elect("middle", elect=True),
+        summary="Drop the largest and the smallest entries, elect signs, average those that agree.",
         source="arXiv:2312.06795",
         options={**_MEAN, **_TRIM, "gamma": 0.01},
         mergekit=_MERGEKIT,
@@ -134,6 +142,7 @@ METHODS = {
     ),
     "magnitude_prune": Method(
         Elect("largest"),
+        summary="Keep the largest entries of each delta, sum them.",
         source="peft add_weighted_adapter",
         options={**_SUM, **_TRIM},
         needs=("density",),
@@ -141,6 +150,7 @@ METHODS = {
     ),
     "sce": Method(
         Elect("variance", elect=True, by_energy=True),
+        summary="Keep entries in which models differ most, weigh by energy, elect signs.",
         source="arXiv:2408.07990",
         options={"select_topk": 1.0, "lambda": 1.0},
         needs=("select_topk",),

@@ -21,6 +21,8 @@ class Whole:
 
     raw: np.ndarray
     dtype: str
+    origin: str = ""
+    """The file, for messages."""
 
     def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
         """The bytes of the numbers low … high, and the kind to read them as."""
@@ -37,6 +39,9 @@ class Update:
 
     whole: bool = False
     """`rows` gives weights, not a difference from the base."""
+
+    origin: str = ""
+    """The file, for messages."""
 
     def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
         """The bytes of δ at low … high, both at the start of a row."""
@@ -128,6 +133,17 @@ def added(base: Part, update: Update, columns: int) -> Update:
         return decode(raw, kind).reshape(last - first, -1) + update.rows(first, last)
 
     return Update(rows, whole=True)
+
+
+def blame(operand: Operand) -> str:
+    """Which input of an operand holds numbers that are not finite, as a sentence."""
+    parts = [operand.base] if operand.base is not None else []
+    for part in [*parts, *operand.models]:
+        alone = Operand(operand.name, operand.shape, None, [part])
+        if any(not np.isfinite(piece.deltas).all() for piece in alone):
+            where = f"{part.origin}: " if part.origin else ""
+            return f"{where}{operand.name} holds NaN or infinite numbers"
+    return f"{operand.name} overflows once merged"
 
 
 def summed(arrays: Iterable[np.ndarray]) -> np.ndarray:

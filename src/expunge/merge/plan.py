@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from expunge.errors import MergeError
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
 from expunge.merge.engine import Job
+from expunge.merge.families import Matrix
 from expunge.merge.operands import Operand, Part
 from expunge.merge.sources import HEAD, LAYER, Opened, Source
 from expunge.merge.trim import Settings
@@ -53,7 +56,8 @@ class Plan:
 
     def __init__(self, file: MergeFile) -> None:
         self.file = file
-        self.source = Opened().source
+        self._opened = Opened()
+        self.source = self._opened.source
         self.base = self.source(file.base_model) if file.base_model is not None else None
         self.slices = [self._with_base(one) for one in file.slices or [self._whole()]]
         self._check_counts()
@@ -119,8 +123,7 @@ class Plan:
 
         def ranged(given: Input) -> SliceInput:
             layers = max(1, self.source(given.model).layers)
-            fields = {"model": given.model, "parameters": given.parameters}
-            return SliceInput(**fields, layer_range=(0, layers))
+            return SliceInput(**given.model_dump(), layer_range=(0, layers))
 
         return OutputSlice(sources=tuple(ranged(given) for given in self.file.models))
 
@@ -168,41 +171,54 @@ class Plan:
             return self._carried(place, found)
         wanted = STORED[file.stored] if file.stored else _widest(kinds)
         shape = stored[0].shape
-        parts = {source: source.part(held, base) for _, source, _, held in found}
+        parts = [source.part(held, base) for _, source, _, held in found]
         if embeddings is not None and lined_up:
             whole = {source: source.part(held, None) for _, source, _, held in found}
-            parts, shape = embeddings.line_up(whole, shape[-1])
+            rows, shape = embeddings.line_up(whole, shape[-1])
+            parts = [rows[source] for _, source, _, _ in found]
         return self._merged(place, [f[:3] for f in found], parts, base, wanted, shape)
 
     def _merged(
         self,
         place: Place,
         found: Sequence[tuple[SliceInput, Source, str]],
-        parts: dict[Source, Part],
+        parts: Sequence[Part],
         base: Source | None,
         dtype: str,
         shape: tuple[int, ...],
     ) -> Job:
         """The job of a tensor of floats."""
         one, name = place.slice, self.file.name
-        others = [f for f in found if f[1] != base or name in _BASE_TOO]
+        held = list(zip(found, parts, strict=True))
+        given = [(f, part) for f, part in held if f[1] != base or name in _BASE_TOO]
+        others = [f for f, _ in given]
         within: list[Parameters] = [one.parameters, self.file.parameters]
         weights, options = settle(
             self.file,
-            [[given.parameters, *within] for given, _, _ in others],
+            [[source.parameters, *within] for source, _, _ in others],
             within,
             tensor=place.name,
             inputs=[inner for _, _, inner in others],
             t=place.t,
         )
-        merged = [parts[source] for _, source, _ in others]
-        bottom = parts.get(base) if base is not None else None
+        merged = [part for _, part in given]
+        bottom = next((part for (_, source, _), part in held if source == base), None)
         if name == "slerp":
             assert bottom is not None
             merged = [bottom, *merged]
         operand = Operand(place.name, shape, bottom, merged)
         settings = Settings(place.name, weights, options, self.file.seed)
-        return Job(place.name, dtype, shape, operand, self.file.row, settings)
+        statistics = self._statistics([(source, inner) for source, _, inner in others])
+        return Job(place.name, dtype, shape, operand, self.file.row, settings, statistics)
+
+    def _statistics(self, given: Sequence[tuple[SliceInput, str]]) -> list[Tensor] | None:
+        """What regmean and fisher need of each model for one tensor; None where one has none."""
+        how = self.file.row.how
+        if not (isinstance(how, Matrix) and how.statistics):
+            return None
+        found = [self._opened.matrix(source.statistics, name) for source, name in given]
+        whole = [matrix for matrix in found if matrix is not None]
+        return whole if len(whole) == len(found) else None
 
     def _carried(self, place: Place, found: Sequence[tuple[SliceInput, Source, str, str]]) -> Job:
         """A tensor that is not of floats: every model must hold the same."""
@@ -240,7 +256,7 @@ class Plan:
         known = self.donor.checkpoint
         for source in self.sources:
             for name in source.checkpoint:
-                tied = name.endswith(HEAD) and known.config.get("tie_word_embeddings")
+                tied = name.endswith(HEAD) and source.checkpoint.config.get("tie_word_embeddings")
                 if name not in known and not name.endswith(_BUFFERS) and not tied:
                     raise MergeError(f"{source.name} has {name}, which {self.donor.name} lacks")
 

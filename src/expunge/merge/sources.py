@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from expunge import models
 from expunge.errors import MergeError, ModelError
-from expunge.merge.checkpoint import Checkpoint
-from expunge.merge.operands import Part, Update, Whole, added
+from expunge.merge.checkpoint import Checkpoint, map_file, read_header
+from expunge.merge.operands import KINDS, Part, Update, Whole, added, decode
 from expunge.merge.updates import Adapter
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -40,7 +42,7 @@ class Source:
     def part(self, name: str, base: "Source | None") -> Part:
         """A tensor of it; the update alone where it is an adapter on the base itself."""
         stored = self.checkpoint[name]
-        whole = Whole(self.checkpoint.raw(name), stored.dtype)
+        whole = Whole(self.checkpoint.raw(name), stored.dtype, str(stored.file))
         changed = self.adapter.part(name, self.checkpoint) if self.adapter else None
         if not isinstance(changed, Update) or changed.whole:
             return changed or whole
@@ -63,6 +65,25 @@ class Source:
         return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found]
 
 
+class Statistics:
+    """A safetensors file of matrices by tensor name."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ModelError(f"there are no statistics at {path}")
+        self._tensors, self._raw = read_header(path), map_file(path)
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The matrix of a tensor, in float32."""
+        stored = self._tensors.get(name)
+        if stored is None:
+            return None
+        if stored.dtype not in KINDS:
+            raise ModelError(f"{stored.file}: {name} is {stored.dtype}, not a float")
+        raw = self._raw[stored.offset : stored.offset + stored.nbytes]
+        return torch.tensor(decode(raw, KINDS[stored.dtype])).view(stored.shape)
+
+
 class Opened:
     """Models by their names, each checkpoint and adapter opened and checked once."""
 
@@ -70,6 +91,7 @@ class Opened:
         self._find = find
         self._sources: dict[str, Source] = {}
         self._checkpoints: dict[Path, Checkpoint] = {}
+        self._statistics: dict[str, Statistics] = {}
 
     def source(self, given: str | dict[str, Any]) -> Source:
         """A model by its name, or by `model+lora`."""
@@ -85,6 +107,14 @@ class Opened:
                 loaded.check(checkpoint)
             self._sources[key] = Source(key if adapter else name, checkpoint, loaded)
         return self._sources[key]
+
+    def matrix(self, path: str | None, name: str) -> torch.Tensor | None:
+        """The matrix of a tensor in the statistics of a model; None where it has none."""
+        if path is None:
+            raise MergeError("the method needs statistics of each model")
+        if path not in self._statistics:
+            self._statistics[path] = Statistics(Path(path).expanduser())
+        return self._statistics[path].get(name)
 
 
 def _names(given: str | dict[str, Any]) -> tuple[str, str | None]:

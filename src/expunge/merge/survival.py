@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from expunge.merge.codec import FLOAT32
 from expunge.merge.operands import Operand, decode
 
 _EVERY, _GROUP = 64, 128
@@ -26,17 +27,16 @@ class Survival:
         columns = operand.columns
         if operand.base is None or len(operand.shape) < 2 or columns % _GROUP:
             return
-        size = 4 if kind == 0 else 2
-        first = -(-start // columns // _EVERY) * _EVERY
-        for row in range(first, (start + len(raw) // size) // columns, _EVERY):
-            low = row * columns
-            before = decode(*operand.base.read(low, low + columns, columns))
-            place = (low - start) * size
-            after = decode(raw[place : place + columns * size], kind)
-            edited = before != after
-            self.sampled += int(edited.sum())
-            self.kept8 += int((edited & _differs(before, after, columns, 127)).sum())
-            self.kept4 += int((edited & _differs(before, after, _GROUP, 7)).sum())
+        size = 4 if kind == FLOAT32 else 2
+        rows = len(raw) // size // columns
+        old, old_kind = operand.base.read(start, start + rows * columns, columns)
+        chosen = slice(-(start // columns) % _EVERY, None, _EVERY)
+        before = decode(_rows(old, rows, chosen), old_kind)
+        after = decode(_rows(raw, rows, chosen), kind)
+        edited = before != after
+        self.sampled += int(edited.sum())
+        self.kept8 += int((edited & _differs(before, after, columns, 127)).sum())
+        self.kept4 += int((edited & _differs(before, after, _GROUP, 7)).sum())
 
     def note(self) -> list[int]:
         """The counts, for a journal."""
@@ -57,6 +57,11 @@ class Survival:
         if not self.sampled:
             return stored, None, None
         return stored, self.kept8 / self.sampled, self.kept4 / self.sampled
+
+
+def _rows(raw: np.ndarray, rows: int, chosen: slice) -> np.ndarray:
+    """The bytes of some rows of a slice."""
+    return np.ascontiguousarray(raw.reshape(rows, -1)[chosen]).reshape(-1)
 
 
 def _differs(before: np.ndarray, after: np.ndarray, group: int, levels: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from expunge.errors import MergeError
 from expunge.merge import codec, fused, plain, spectral
 from expunge.merge.families import Elect, Matrix, Method, Piece, Span
 from expunge.merge.fused import Election, Rounding, Tally, Trim
-from expunge.merge.operands import Operand, Slice, constant, summed
+from expunge.merge.operands import Operand, Slice, blame, constant, summed
 from expunge.merge.pieces import tensors
 from expunge.merge.trim import Settings, find_trim
 
@@ -119,7 +119,7 @@ def _span(
     if how.measures:
         gram = summed(ops.products(piece) for piece in operand) + np.zeros((models, models))
         if not np.isfinite(gram).all():
-            raise MergeError(f"{operand.name} holds NaN or infinite numbers")
+            raise MergeError(blame(operand))
     weights = how.fn(gram, settings).astype(np.float32)
     election = Election(weights)
     for piece in operand:

@@ -19,7 +19,7 @@ import numpy as np
 from expunge.errors import MergeError
 from expunge.merge.codec import BINS, LOW_BITS
 from expunge.merge.fused import ALWAYS, NEVER, Trim
-from expunge.merge.operands import Operand, summed
+from expunge.merge.operands import Operand, blame, summed
 
 Keep = Literal["all", "largest", "middle", "random", "ranked", "variance"]
 Rescale = Literal["none", "chance", "l1"]
@@ -138,7 +138,7 @@ def _bins(operands: Sequence[Operand], shared: bool, ops: ModuleType) -> np.ndar
         for piece in operand:
             found = ops.bins(piece, shared)
             if found[:, _INFINITE:].any():
-                raise MergeError(f"{operand.name} holds NaN or infinite numbers")
+                raise MergeError(blame(operand))
             total = total + found
     return total
 

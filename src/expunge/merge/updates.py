@@ -68,7 +68,7 @@ class Adapter:
             return update
         stored = self.replaced[name]
         self._fits(name, stored.shape, base)
-        whole = Whole(self._bytes(stored), stored.dtype)
+        whole = Whole(self._bytes(stored), stored.dtype, str(stored.file))
         return added(whole, update, stored.shape[-1]) if update else whole
 
     @property

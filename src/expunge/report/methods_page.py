@@ -88,7 +88,7 @@ def method_row(
     return MethodRow(
         name=name,
         kind=kind,
-        summary=said.summary or getattr(row, "summary", ""),
+        summary=getattr(row, "summary", "") or said.summary,
         equation=said.equation,
         notes=said.notes,
         source=getattr(row, "source", "") or said.source,
