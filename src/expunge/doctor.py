@@ -15,7 +15,7 @@ from expunge import __version__, models
 from expunge.errors import ModelError
 from expunge.recipe import Recipe
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numba", "datasets")
 
 
 def examine(recipe: Recipe | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from expunge.errors import MergeError
 from expunge.merge.families import REQUIRED, Elect, Matrix, Span
 from expunge.merge.methods import METHODS
-from expunge.merge.operands import Operand, constant
+from expunge.merge.operands import Operand, constant, low_rank
 from expunge.merge.options import resolved
 from expunge.merge.spectral import truncated, truncated_product
 from expunge.merge.tensor import merged_float32
@@ -264,6 +264,22 @@ def test_knots_and_tsv_give_back_what_does_not_overlap():
     one[0, 0], two[1, 1] = 3.0, 2.0
     for name in ("knots", "tsv"):
         torch.testing.assert_close(merged(torch.stack([one, two]), name), one + two)
+
+
+@pytest.mark.parametrize("name", ["knots", "tsv"])
+def test_shared_bases_of_loras_are_found_from_their_factors(name):
+    a, b = normal(2, 3, 20), normal(2, 30, 3, seed=1)
+    given = {"density": 0.6} if name == "knots" else {}
+    options = resolved(name, METHODS[name], given, 2, where="w")
+    settings = Settings("w", (1.0, 0.5), options)
+    factored = [low_rank(x.numpy(), y.numpy(), 1.0) for x, y in zip(a, b, strict=True)]
+    dense = [constant((y @ x).numpy()) for x, y in zip(a, b, strict=True)]
+    one, two = (
+        merged_float32(Operand("w", (30, 20), None, parts), METHODS[name], settings)
+        for parts in (factored, dense)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
+    assert np.abs(one).sum() > 1
 
 
 def test_regmean_fits_each_model_on_its_own_inputs():

@@ -86,6 +86,33 @@ def test_dare_equals_peft_where_the_same_entries_are_dropped(
 
 
 @pytest.mark.parametrize(
+    ("method", "combination"),
+    [
+        ("linear", "svd"),
+        ("ties", "ties_svd"),
+        ("magnitude_prune", "magnitude_prune_svd"),
+        ("linear", "cat"),
+    ],
+)
+def test_merged_deltas_equal_those_of_peft(make_branch, tiny_folder, tmp_path, method, combination):
+    # peft weighs a delta by its scale once more, so only a scale of 1 can be compared.
+    folders = [make_branch(11, alpha=4.0), make_branch(12, alpha=4.0)]
+    rank = None if combination == "cat" else 4
+    config = Merge(method=method, density=0.5, weights=(1.0, 0.5), space="delta", rank=rank)
+    merge_adapters(folders, config, tmp_path / "out")
+    ours = read_adapter(tmp_path / "out")[0]
+    options = {} if rank is None else {"svd_rank": rank}
+    if method != "linear":
+        options["density"] = 0.5
+    theirs = peft_merge(tiny_folder, folders, [1.0, 0.5], combination_type=combination, **options)
+    assert ours.keys() == theirs.keys()
+    for layer, (a, b) in ours.items():
+        other = theirs[layer][1].data @ theirs[layer][0].data
+        torch.testing.assert_close(b @ a, other, rtol=1e-3, atol=1e-5)
+        assert other.abs().max() > 1e-3  # control
+
+
+@pytest.mark.parametrize(
     "config",
     [
         Merge(),

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
+import expunge
 from expunge.errors import MergeError
 from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
@@ -85,7 +86,7 @@ def merge_to_folder(
     begin = time.monotonic()
     ops = ops or operations()
     plan = [asdict(job.planned) for job in jobs]
-    text = json.dumps([description, plan, shard_bytes, stochastic])
+    text = json.dumps([expunge.__version__, description, plan, shard_bytes, stochastic])
     identity = hashlib.sha256(text.encode()).hexdigest()
     report, survival = Report(), Survival()
     with model_folder(out, identity) as folder:

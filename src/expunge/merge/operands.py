@@ -43,6 +43,9 @@ class Update:
     origin: str = ""
     """The file, for messages."""
 
+    factors: tuple[np.ndarray, np.ndarray] | None = None
+    """A (r, columns) and B (rows, r), float32, where δ = B A."""
+
     def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
         """The bytes of δ at low … high, both at the start of a row."""
         delta = np.ascontiguousarray(self.rows(low // columns, high // columns), np.float32)
@@ -170,7 +173,7 @@ def low_rank(a: np.ndarray, b: np.ndarray, scale: float) -> Update:
     def rows(first: int, last: int) -> np.ndarray:
         return scaled[first:last] @ a
 
-    return Update(rows)
+    return Update(rows, factors=(a, scaled))
 
 
 def constant(delta: np.ndarray) -> Update:

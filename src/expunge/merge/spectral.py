@@ -10,18 +10,27 @@ from torch import Tensor
 from expunge.errors import MergeError
 from expunge.merge.trim import Settings
 
+Factors = list[tuple[Tensor, Tensor]] | None
+"""(A, B) of each model where all of them are B A."""
 
-def knots(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
+
+def knots(deltas: Tensor, settings: Settings, factors: Factors) -> Tensor:
     """Merge by TIES in the basis that the models share, then go back.
 
         [δ_1 … δ_M] = U S [V_1 … V_M],   result = λ U · ties(S V_1, …, S V_M)
+
+    Of LoRAs only the span of their B's is decomposed.
 
     Source: KnOTS, arXiv:2410.19735.
     Differs: trims each S V_i to `density`, elects by the sum, and takes the mean of those agreeing.
     """
     models, out, columns = deltas.shape
     side = deltas.permute(1, 0, 2).reshape(out, models * columns)
-    u, s, vh = torch.linalg.svd(side, full_matrices=False)
+    span = torch.eye(out)
+    if factors is not None:
+        span = torch.linalg.qr(torch.cat([b for _, b in factors], 1)).Q  # (out, Σr)
+    core = span.T @ side
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
     parts = (s[:, None] * vh).reshape(-1, models, columns).permute(1, 0, 2)  # (M, k, in)
     kept = torch.stack(
         [_largest(part, d) for part, d in zip(parts, settings.options["density"], strict=True)]
@@ -30,10 +39,10 @@ def knots(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
     sign = torch.where(kept.sum(0) >= 0, 1.0, -1.0)
     agrees = kept * sign > 0
     merged = (weighted * agrees).sum(0) / agrees.sum(0).clamp_min(1)
-    return settings.options["lambda"] * (u @ merged)
+    return settings.options["lambda"] * (span @ (u @ merged))
 
 
-def tsv(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
+def tsv(deltas: Tensor, settings: Settings, factors: Factors) -> Tensor:
     """Keep each model's first singular directions and make those of all models orthogonal.
 
         δ_i ≈ U_i S_i V_iᵀ at rank r = min(out, in)/M,   U, V = [U_i], [V_i] made orthonormal
@@ -44,11 +53,12 @@ def tsv(deltas: Tensor, settings: Settings, statistics: None) -> Tensor:
     models, out, columns = deltas.shape
     rank = max(1, min(out, columns) // models)
     us, ss, vs = [], [], []
-    for delta, weight in zip(deltas, settings.weights, strict=True):
-        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-        us.append(u[:, :rank])
-        ss.append(weight * s[:rank])
-        vs.append(vh[:rank])
+    for number, weight in enumerate(settings.weights):
+        u, s, vh = _svd(deltas[number], factors[number] if factors else None)
+        kept = slice(0, min(rank, int((s > 1e-6 * s[0]).sum())))  # no direction of no strength
+        us.append(u[:, kept])
+        ss.append(weight * s[kept])
+        vs.append(vh[kept])
     u, v = _orthonormal(torch.cat(us, 1)), _orthonormal(torch.cat(vs).T)
     return settings.options["lambda"] * (u * torch.cat(ss)) @ v.T
 
@@ -122,6 +132,17 @@ def truncated_product(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(rb @ ra.T, full_matrices=False)
     root = s[:rank].sqrt()
     return ((root[:, None] * vh[:rank]) @ qa.T).to(a.dtype), ((qb @ u[:, :rank]) * root).to(b.dtype)
+
+
+def _svd(delta: Tensor, factors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, Vᵀ of a delta, or of its factors' product without forming it."""
+    if factors is None:
+        return torch.linalg.svd(delta, full_matrices=False)
+    a, b = factors
+    qb, rb = torch.linalg.qr(b)
+    qa, ra = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+    return qb @ u, s, vh @ qa.T
 
 
 def _largest(values: Tensor, density: float) -> Tensor:

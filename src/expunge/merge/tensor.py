@@ -14,7 +14,7 @@ from expunge.errors import MergeError
 from expunge.merge import codec, fused, plain, spectral
 from expunge.merge.families import Elect, Matrix, Method, Piece, Span
 from expunge.merge.fused import Election, Rounding, Tally, Trim
-from expunge.merge.operands import Operand, Slice, blame, constant, summed
+from expunge.merge.operands import Operand, Slice, Update, blame, constant, summed
 from expunge.merge.pieces import tensors
 from expunge.merge.trim import Settings, find_trim
 
@@ -181,11 +181,20 @@ def _matrix(
     elif how.statistics or deltas.dim() != 3:
         merged = spectral.mean(deltas, settings)
     else:
-        merged = how.fn(deltas, settings, None)
+        merged = how.fn(deltas, settings, _factors(operand))
     flat = merged.reshape(-1).numpy()
     for piece in operand:
         delta = flat[piece.start : piece.start + piece.n]
         yield piece.start, _store(piece, delta, rounding, tally, ops)
+
+
+def _factors(operand: Operand) -> spectral.Factors:
+    """The factors of every model, where all of them are low-rank updates."""
+    found = [part.factors if isinstance(part, Update) else None for part in operand.models]
+    pairs = [pair for pair in found if pair is not None]
+    if len(pairs) < len(found):
+        return None
+    return [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in pairs]
 
 
 def _store(
