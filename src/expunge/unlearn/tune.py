@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,10 @@ from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.reference import cached_reference
 from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+
+_REFERENCE = "neutral-reference.safetensors"
 
 
 class Tune(Section):
@@ -30,6 +34,13 @@ class Tune(Section):
 
     neutral_per_item: float = Field(default=0.0, ge=0)
     """Neutral texts a step for each item; they keep the model a language model."""
+
+    neutral_loss: Literal["nll", "kl"] = "nll"
+    """`nll` learns the neutral texts; `kl` holds the model to what it said of them before, which
+    does not end in memorising them."""
+
+    neutral_weight: float = Field(default=1.0, gt=0)
+    """Its factor beside the items' NLL."""
 
     stop_nll: float = Field(default=0.0, ge=0)
     """Stop once the items' mean NLL over an epoch is below this; 0 never stops early."""
@@ -74,11 +85,11 @@ def tune(
 ) -> None:
     """Train every weight of `model` on `items` and write it to `folder/model`."""
     model.requires_grad_(True)
-    objective = Objective(
-        (Term(half="retain", loss="nll", scope=config.scope),)  # pyright: ignore[reportArgumentType]
-    )
     size = config.optimizer.max_tokens
-    passes = [HalfPass(model, "retain", s, objective, None, size) for s in (items, neutral)]
+    passes = [
+        HalfPass(model, "retain", items, _objective("nll", 1.0, config.scope), None, size),
+        _neutral_pass(model, neutral, config, folder),
+    ]
     steps = tune_steps(config, len(items), len(neutral))
     per_epoch = -(-len(items) // config.batch)
 
@@ -87,7 +98,8 @@ def tune(
         with autocast(model.dtype, config.optimizer.compute, models.device()):
             record = {"loss": passes[0].backward([step.items])["retain.nll"]}
             if step.neutral:
-                record["neutral"] = passes[1].backward([step.neutral])["retain.nll"]
+                neutral_loss = passes[1].backward([step.neutral])
+                record["neutral"] = neutral_loss[f"retain.{config.neutral_loss}"]
         return record
 
     def stop(log: list[dict[str, float]]) -> bool:
@@ -108,4 +120,29 @@ def tune(
     )
     model.eval()
     models.save_model(model, tokenizer, folder / "model")
+    (folder / _REFERENCE).unlink(missing_ok=True)
     finish(folder)
+
+
+def _objective(loss: str, weight: float, scope: str) -> Objective:
+    term = Term(half="retain", loss=loss, weight=weight, scope=scope)  # pyright: ignore[reportArgumentType]
+    return Objective((term,))
+
+
+def _neutral_pass(
+    model: PreTrainedModel, neutral: Sequence[TokenSequence], config: Tune, folder: Path
+) -> HalfPass:
+    """The pass over neutral texts, with what `model` says of them now where KL asks for it."""
+    objective = _objective(config.neutral_loss, config.neutral_weight, "document")
+    size, reference = config.optimizer.max_tokens, None
+    if neutral and config.neutral_per_item and config.neutral_loss == "kl":
+        with autocast(model.dtype, config.optimizer.compute, models.device()):
+            reference = cached_reference(
+                model,
+                neutral,
+                "document",
+                states=True,
+                file=folder / _REFERENCE,
+                max_tokens=size,
+            )
+    return HalfPass(model, "retain", neutral, objective, reference, size)
