@@ -27,6 +27,9 @@ _GOLDEN, _MIX1, _MIX2 = (
     np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 _config: Any = _numba
+_config.THREADING_LAYER = "workqueue"
+"""A pool of its own: numba on OpenMP would change how many threads torch sums with from then on,
+and so the last bits of whatever is trained after a merge."""
 _SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("codec", "counting", "kernels")]
 _CACHE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
 

@@ -6,6 +6,7 @@ Dimensions: M models, rows = M (or 1 where models share one score), n numbers of
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 
 from expunge.merge import codec, counting, kernels
@@ -89,6 +90,11 @@ class Tally:
 
     changed: int = 0
     """Of those, whose stored value changed."""
+
+
+def use_threads(count: int) -> None:
+    """Let the kernels use as many threads as torch does."""
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
 
 
 def bins(piece: Slice, shared: bool) -> np.ndarray:

@@ -31,6 +31,8 @@ def knots(deltas: Tensor, settings: Settings, factors: Factors) -> Tensor:
         span = torch.linalg.qr(torch.cat([b for _, b in factors], 1)).Q  # (out, Σr)
     core = span.T @ side
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    strong = s > 1e-6 * s[0]  # directions of no strength would count as entries to trim
+    u, s, vh = u[:, strong], s[strong], vh[strong]
     parts = (s[:, None] * vh).reshape(-1, models, columns).permute(1, 0, 2)  # (M, k, in)
     kept = torch.stack(
         [_largest(part, d) for part, d in zip(parts, settings.options["density"], strict=True)]

@@ -24,7 +24,10 @@ Statistics = list[torch.Tensor] | None
 
 def operations() -> ModuleType:
     """Kernels on the CPU; torch where there is a GPU."""
-    return plain if torch.cuda.is_available() else fused
+    if torch.cuda.is_available():
+        return plain
+    fused.use_threads(torch.get_num_threads())
+    return fused
 
 
 def merge_operand(
