@@ -9,7 +9,7 @@ from rich.console import Console
 from expunge.errors import RunError
 from expunge.report.page import SHOWN, groups, html_page, write_report
 from expunge.report.results import Results, read_results
-from expunge.report.tables import column_names, lines, markdown, markdown_table, results_table
+from expunge.report.tables import column_names, lines, markdown, markdown_table, results_tables
 from expunge.report.terminal import print_results, result_folders
 from expunge.report.verdict import verdict
 
@@ -55,11 +55,25 @@ def test_a_sample_says_that_it_is_one(results):
     content["models"]["target"]["semeval"]["mmlu"] = {"accuracy": 0.25, "n": 14042}
     found = cells(Results.model_validate(content), "MMLU ↑")
     assert (found["merged"], found["before"]) == ("0.250 (n=570)", "0.250")
+    for model in content["models"].values():
+        model["semeval"]["mmlu"] = content["models"]["merged"]["semeval"]["mmlu"]
+    found = cells(Results.model_validate(content), "MMLU ↑ (n=570)")
+    assert set(found.values()) == {"0.250"}
+
+
+def test_a_narrow_terminal_gets_the_models_below_each_other(results):
+    tables = results_tables(results, 60)
+    assert len(tables) > 1
+    out = io.StringIO()
+    Console(file=out, width=60).print(*tables)
+    assert "…" not in out.getvalue()
+    for line in lines(results):
+        assert all(cell in out.getvalue() for cell in line.cells)
 
 
 def test_the_terminal_shows_the_same_cells(results):
     out = io.StringIO()
-    Console(file=out, width=140).print(results_table(results))
+    Console(file=out, width=140).print(*results_tables(results, 140))
     for line in lines(results):
         assert line.label in out.getvalue()
         assert all(cell in out.getvalue() for cell in line.cells)
@@ -68,7 +82,7 @@ def test_the_terminal_shows_the_same_cells(results):
 def test_markup_in_names_is_text_everywhere(results):
     hostile = results.model_copy(update={"recipe": "[red]<b>|x"})
     out = io.StringIO()
-    Console(file=out, width=140).print(results_table(hostile))
+    Console(file=out, width=140).print(*results_tables(hostile, 140))
     assert "[red]<b>|x" in out.getvalue()
     assert markdown(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
 

@@ -35,6 +35,7 @@ def column_names(results: Results) -> list[str]:
 def lines(results: Results) -> list[Line]:
     """Every measure that the run knows, as text; what was not measured is a dash."""
     models = list(results.ordered_models().values())
+    sample = _common_sample(models)
 
     def line(label: str, cell: Callable[[ModelResults], str], section: bool = False) -> Line:
         return Line(label, tuple(cell(model) for model in models), section)
@@ -48,7 +49,7 @@ def lines(results: Results) -> list[Line]:
         line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
         line("MIA AUC interval", _mia_interval),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
-        line("MMLU ↑", _mmlu),
+        line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
         line("final ↑", final_cell),
         *(
             line(label, lambda model, pick=pick: number(pick(model)), position == 0)
@@ -57,22 +58,39 @@ def lines(results: Results) -> list[Line]:
     ]
 
 
-def results_table(results: Results) -> Table:
-    """The table for a terminal."""
+def results_tables(results: Results, width: int) -> list[Table]:
+    """The table for a terminal of `width` columns: as many side by side as fit, the rest below."""
+    names, found = column_names(results), lines(results)
+    widths = [
+        max(len(name), *(len(line.cells[place]) for line in found)) + 1
+        for place, name in enumerate(names)
+    ]
+    room = width - max(len(line.label) for line in found) - 2
+    groups: list[list[int]] = [[]]
+    for place, wide in enumerate(widths):
+        if groups[-1] and sum(widths[p] for p in groups[-1]) + wide > room:
+            groups.append([])
+        groups[-1].append(place)
+    title = f"{results.recipe}, seed {results.seed}"
+    return [_table(title, [names[p] for p in group], found, group) for group in groups]
+
+
+def _table(title: str, names: list[str], found: list[Line], places: list[int]) -> Table:
     table = Table(
-        title=Text(f"{results.recipe}, seed {results.seed}"),
+        title=Text(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for name in column_names(results):
+    for name in names:
         table.add_column(Text(name), justify="right")
-    for line in lines(results):
+    for line in found:
         if line.section and table.rows:
             table.add_section()
-        cells = [Text(c, style="bold red" if c == COLLAPSED else "") for c in line.cells]
+        shown = [line.cells[place] for place in places]
+        cells = [Text(c, style="bold red" if c == COLLAPSED else "") for c in shown]
         table.add_row(Text(line.label), *cells)
     return table
 
@@ -134,11 +152,19 @@ def _mia_interval(model: ModelResults) -> str:
     return f"{mia.low:.2f}–{mia.high:.2f}"
 
 
-def _mmlu(model: ModelResults) -> str:
+def _common_sample(models: list[ModelResults]) -> int | None:
+    """How many questions every model was asked, where that is one sample."""
+    found = [m.semeval.mmlu for m in models if m.semeval.mmlu is not None]
+    counts = {mmlu.n if mmlu.sampled else None for mmlu in found}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _mmlu(model: ModelResults, sample: int | None) -> str:
     mmlu = model.semeval.mmlu
     if mmlu is None or mmlu.accuracy is None:
         return NOT_MEASURED
-    return number(mmlu.accuracy) + (f" (n={mmlu.n})" if mmlu.sampled else "")
+    own = mmlu.sampled and mmlu.n != sample
+    return number(mmlu.accuracy) + (f" (n={mmlu.n})" if own else "")
 
 
 def _side_measures(

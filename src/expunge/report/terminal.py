@@ -11,7 +11,7 @@ from rich.table import Table
 
 from expunge.errors import RunError
 from expunge.report.results import read_results
-from expunge.report.tables import NOT_MEASURED, results_table
+from expunge.report.tables import NOT_MEASURED, results_tables
 from expunge.report.verdict import verdict
 
 
@@ -33,7 +33,8 @@ def print_results(folder: Path, out: Console | None = None) -> None:
     """Print the table of one results.json, and under it the verdict and where the page lies."""
     out = out or console()
     results = read_results(folder / "results.json")
-    out.print(results_table(results))
+    for table in results_tables(results, out.width):
+        out.print(table)
     for sentence in verdict(results):
         out.print(sentence, markup=False)
     out.print(f"{folder / 'report.html'} shows what each model says.", markup=False)
