@@ -17,6 +17,7 @@ import numpy as np
 import expunge
 from expunge.errors import MergeError
 from expunge.merge.families import Elect, Method
+from expunge.memory import keep_freed_memory
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.operands import KINDS, Operand, blame
 from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, model_folder
@@ -84,6 +85,7 @@ def merge_to_folder(
     gone on with. Overflow and NaN are a `MergeError` that names the tensor.
     """
     begin = time.monotonic()
+    keep_freed_memory()
     ops = ops or operations()
     plan = [asdict(job.planned) for job in jobs]
     text = json.dumps([expunge.__version__, description, plan, shard_bytes, stochastic])
