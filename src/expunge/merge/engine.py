@@ -16,8 +16,8 @@ import numpy as np
 
 import expunge
 from expunge.errors import MergeError
-from expunge.merge.families import Elect, Method
 from expunge.memory import keep_freed_memory
+from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.operands import KINDS, Operand, blame
 from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, model_folder
