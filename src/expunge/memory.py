@@ -4,6 +4,11 @@ import ctypes
 import gc
 import platform
 
+import numpy as np
+
+BLOCK = 4096
+"""Bytes of a page of memory, and of what disks write at once."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LIMIT = 2**31 - 1  # mallopt takes an int
 _LIBRARY = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -25,3 +30,10 @@ def release_freed_memory() -> None:
     gc.collect()
     if _LIBRARY is not None:
         _LIBRARY.malloc_trim(0)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Bytes that begin at the beginning of a page, not set to anything: (size,) uint8."""
+    buffer = np.empty(size + BLOCK, np.uint8)
+    first = -buffer.ctypes.data % BLOCK
+    return buffer[first : first + size]

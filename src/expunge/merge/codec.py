@@ -23,6 +23,9 @@ TILE = 16384
 BINS, LOW_BITS = 1 << 16, 15
 """A magnitude (31 bits of a float32) is its high 16 bits, the bin, and its low 15."""
 
+WINDOW, INFINITY = 1 << 17, 0x7F800000
+"""Magnitudes that are counted each by itself; the bits of an infinite one."""
+
 _GOLDEN, _MIX1, _MIX2 = (
     np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )

@@ -7,12 +7,12 @@ variance of their deltas. `base` and `models` are addresses; see codec.
 import numpy as np
 from numba import get_num_threads, prange
 
-from expunge.merge.codec import BINS, LOW_BITS, TILE, compiled, read_tile, variance
+from expunge.merge.codec import INFINITY, LOW_BITS, TILE, WINDOW, compiled, read_tile, variance
 
 
 def chunks() -> int:
-    """Into how many parts a slice is split: a few a thread."""
-    return 2 * get_num_threads()
+    """Into how many parts a slice is split: a few a thread, and few enough for their memory."""
+    return min(2 * get_num_threads(), 16)
 
 
 @compiled(parallel=True)
@@ -38,69 +38,83 @@ def count_bins(base, base_kind, models, kinds, n, shared, hists):
 
 
 @compiled(parallel=True)
-def count_low(base, base_kind, models, kinds, n, shared, bins, hists):
-    """Add to hists (chunks, rows, bounds, 2^15) the low bits of what lies in `bins`."""
+def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, bad, hists):
+    """Count each of the WINDOW magnitudes from lows (S,) on by itself, and those beyond.
+
+    Adds to hists (chunks, S, WINDOW), beyond and bad (chunks, S); bad ones are not finite. The
+    magnitudes are those of the models `rows` (S,).
+    """
     tiles = (n + TILE - 1) // TILE
     parts = len(hists)
     for part in prange(parts):
         b = np.empty(TILE, np.float32)
         d = np.empty((len(models), TILE), np.float32)
         v = np.empty(TILE, np.float32)
+        inside = np.empty(TILE, np.uint32)
         for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
             low, high = tile * TILE, min(n, (tile + 1) * TILE)
-            width = high - low
             read_tile(base, base_kind, models, kinds, low, high, b, d)
             if shared:
-                variance(d, width, v)
-            for i in range(hists.shape[1]):
-                bits = v.view(np.uint32) if shared else d[i].view(np.uint32)
-                for k in range(hists.shape[2]):
-                    hist = hists[part, i, k]
-                    wanted = bins[i, k]
-                    if wanted >= BINS:  # not sought
-                        continue
-                    for j in range(width):
-                        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
-                        if (magnitude >> np.uint32(LOW_BITS)) == wanted:
-                            hist[magnitude & np.uint32(0x7FFF)] += 1
-
-
-@compiled(parallel=True)
-def count_equal(base, base_kind, models, kinds, n, shared, bits_wanted, counts):
-    """counts (rows, bounds, tiles): how many magnitudes of each tile are `bits_wanted` exactly."""
-    for tile in prange((n + TILE - 1) // TILE):
-        b = np.empty(TILE, np.float32)
-        d = np.empty((len(models), TILE), np.float32)
-        v = np.empty(TILE, np.float32)
-        low, high = tile * TILE, min(n, (tile + 1) * TILE)
-        read_tile(base, base_kind, models, kinds, low, high, b, d)
-        if shared:
-            variance(d, high - low, v)
-        for i in range(counts.shape[0]):
-            bits = v.view(np.uint32) if shared else d[i].view(np.uint32)
-            for k in range(counts.shape[1]):
-                total = 0
-                for j in range(high - low):
-                    total += (bits[j] & np.uint32(0x7FFFFFFF)) == bits_wanted[i, k]
-                counts[i, k, tile] = total
+                variance(d, high - low, v)
+            for s in range(len(rows)):
+                row = v[: high - low] if shared else d[rows[s], : high - low]
+                above, wrong = _count_above(row, np.uint32(lows[s] + WINDOW))
+                beyond[part, s] += above
+                bad[part, s] += wrong
+                _count_each(row, np.uint32(lows[s]), hists[part, s], inside)
 
 
 @compiled()
-def place_of(base, base_kind, models, kinds, low, high, shared, row, wanted, number):
-    """The place, in the slice, just after the `number`-th magnitude that is `wanted`."""
+def _count_above(row, least):
+    """How many magnitudes are `least` or more, and how many are not finite."""
+    bits = row.view(np.uint32)
+    above = wrong = 0
+    for j in range(len(bits)):
+        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+        above += magnitude >= least
+        wrong += magnitude >= np.uint32(INFINITY)
+    return above, wrong
+
+
+@compiled()
+def _count_each(row, low, hist, inside):
+    """hist[k] += how many magnitudes are low + k.
+
+    They are first gathered in `inside`, without a branch: one that goes either way costs more.
+    """
+    bits = row.view(np.uint32)
+    found = 0
+    for j in range(len(bits)):
+        place = (bits[j] & np.uint32(0x7FFFFFFF)) - low  # wraps to a large number where it is less
+        inside[found] = place
+        found += place < np.uint64(WINDOW)
+    for j in range(found):
+        hist[inside[j]] += np.uint32(1)
+
+
+@compiled()
+def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number):
+    """The place just after the `number`-th magnitude that is `wanted`, and 0; or how many lack."""
     b = np.empty(TILE, np.float32)
     d = np.empty((len(models), TILE), np.float32)
     v = np.empty(TILE, np.float32)
-    read_tile(base, base_kind, models, kinds, low, high, b, d)
-    if shared:
-        variance(d, high - low, v)
-    bits = v.view(np.uint32) if shared else d[row].view(np.uint32)
-    for j in range(high - low):
-        if (bits[j] & np.uint32(0x7FFFFFFF)) == wanted:
-            number -= 1
+    for low in range(0, n, TILE):
+        high = min(n, low + TILE)
+        read_tile(base, base_kind, models, kinds, low, high, b, d)
+        if shared:
+            variance(d, high - low, v)
+        bits = v[: high - low].view(np.uint32) if shared else d[row, : high - low].view(np.uint32)
+        equal = 0
+        for j in range(len(bits)):
+            equal += (bits[j] & np.uint32(0x7FFFFFFF)) == wanted
+        if equal < number:
+            number -= equal
+            continue
+        for j in range(len(bits)):
+            number -= (bits[j] & np.uint32(0x7FFFFFFF)) == wanted
             if number == 0:
-                return low + j + 1
-    return high
+                return low + j + 1, number
+    return n, number
 
 
 @compiled(parallel=True)

@@ -17,13 +17,14 @@ import numpy as np
 import expunge
 from expunge.errors import MergeError
 from expunge.memory import keep_freed_memory
+from expunge.merge.bounds import find_bounds
 from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.operands import KINDS, Operand, blame
 from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, model_folder
 from expunge.merge.survival import Survival
 from expunge.merge.tensor import Statistics, merge_operand, operations
-from expunge.merge.trim import Settings, counts_of, find_bounds
+from expunge.merge.trim import Settings, counts_of
 from expunge.progress import progress
 
 

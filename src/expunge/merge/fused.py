@@ -9,8 +9,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from expunge.memory import aligned
 from expunge.merge import codec, counting, kernels
-from expunge.merge.codec import BINS, LOW_BITS, TILE
+from expunge.merge.codec import BINS, INFINITY, TILE, WINDOW
 from expunge.merge.operands import Slice
 
 _count: Any = counting
@@ -105,24 +106,23 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
     return hists.sum(0, dtype=np.int64)
 
 
-def low_bits(piece: Slice, shared: bool, wanted: np.ndarray) -> np.ndarray:
-    """Of the magnitudes in the bins `wanted` (rows, bounds): the low half, (rows, bounds, 2^15)."""
-    hists = np.zeros((_parts(piece.n), *wanted.shape, 1 << LOW_BITS), np.uint32)
-    _count.count_low(*_inputs(piece), piece.n, shared, wanted.astype(np.uint32), hists)
-    return hists.sum(0, dtype=np.int64)
+def window(
+    piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
+
+    How many lie beyond it (S,), how many are not finite, how many equal each (S, WINDOW).
+    """
+    parts, sought = _parts(piece.n), len(rows)
+    beyond, bad = np.zeros((2, parts, sought), np.int64)
+    hists = np.zeros((parts, sought, WINDOW), np.uint32)
+    _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, beyond, bad, hists)
+    return beyond.sum(0), int(bad.sum()), hists.sum(0, dtype=np.uint32)
 
 
-def equal(piece: Slice, shared: bool, wanted: np.ndarray) -> np.ndarray:
-    """How many magnitudes of each tile have the bits `wanted` (rows, bounds): + (tiles,) int64."""
-    counts = np.zeros((*wanted.shape, -(-piece.n // TILE)), np.int64)
-    _count.count_equal(*_inputs(piece), piece.n, shared, wanted.astype(np.uint32), counts)
-    return counts
-
-
-def place_of(piece: Slice, shared: bool, tile: int, row: int, wanted: int, number: int) -> int:
-    """The place in the slice just after the `number`-th such magnitude of a tile."""
-    low, high = tile * TILE, min(piece.n, (tile + 1) * TILE)
-    return _count.place_of(*_inputs(piece), low, high, shared, row, np.uint32(wanted), number)
+def place_of(piece: Slice, shared: bool, row: int, wanted: int, number: int) -> tuple[int, int]:
+    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack."""
+    return _count.place_of(*_inputs(piece), piece.n, shared, row, np.uint32(wanted), number)
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:
@@ -136,7 +136,7 @@ def elect(
     piece: Slice, trim: Trim, election: Election, rounding: Rounding, tally: Tally
 ) -> np.ndarray:
     """base + times · elected(τ), stored: (n · itemsize,) uint8."""
-    out = np.empty(piece.n * rounding.itemsize, np.uint8)
+    out = aligned(piece.n * rounding.itemsize)
     counts = np.zeros((-(-piece.n // TILE), 3), np.int64)
     _merge.elect(
         *_inputs(piece),
@@ -170,7 +170,7 @@ def products(piece: Slice) -> np.ndarray:
 
 def combine(piece: Slice, weights: np.ndarray, rounding: Rounding, tally: Tally) -> np.ndarray:
     """Σ w_i x_i, stored: (n · itemsize,) uint8."""
-    out = np.empty(piece.n * rounding.itemsize, np.uint8)
+    out = aligned(piece.n * rounding.itemsize)
     bad = np.zeros(-(-piece.n // TILE), np.int64)
     _merge.combine(
         _addresses(piece),
@@ -206,4 +206,14 @@ def _trim(piece: Slice, trim: Trim) -> tuple[object, ...]:
     else:
         chances = np.empty((len(piece.models), piece.n), np.float32)
         _count.rank_chances(*_inputs(piece), trim.columns, trim.odds, trim.spread, chances)
-    return trim.bounds, trim.keys, trim.odds, chances, trim.shared, trim.scales
+    limits, cuts = _limits(trim.bounds)
+    return limits, cuts, trim.keys, trim.odds, chances, trim.shared, trim.scales
+
+
+def _limits(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds for comparing numbers, not bits: (rows, 2, before and after the cut) float32, cuts."""
+    bits = np.minimum(bounds[..., 0], INFINITY)
+    after = bits.astype(np.uint32).view(np.float32)
+    before = np.maximum(bits - 1, 0).astype(np.uint32).view(np.float32)
+    before = np.where(bits > 0, before, np.float32(-1))  # below every magnitude
+    return np.stack([before, after], -1), np.ascontiguousarray(bounds[..., 1])

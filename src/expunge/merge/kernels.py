@@ -21,30 +21,47 @@ from expunge.merge.codec import (
 
 
 @compiled()
-def _trim(d, width, first, bounds, keys, odds, chances, place, shared, scales, v):
-    """δ_i → τ_i in place: what lies between the bounds and is drawn, times its scale.
+def _keep(row, shared, scores, begin, end, outer, inner, scale):
+    """row[begin:end] stays, times scale, where its score lies above `inner` and not above `outer`.
 
-    bounds (rows, 2, 2): [outer, inner][bits, cut]: among the magnitudes from the greatest down,
-    lower index first among equals, outer ones go and inner ones stay. Drawing is by the odds of a
-    model, or by those of each number where `chances` (M, n) gives them; a scale of 0 then means
-    that each is divided by its own.
+    NaN stays, to be found in what is stored. (Two loops, for one over two names of one array is not
+    vectorised; nor is one that loads a number in a branch.)
+    """
+    part = row[begin:end]
+    if shared:
+        own = scores[begin:end]
+        for j in range(len(part)):
+            tau = part[j] * scale
+            part[j] = np.float32(0) if (own[j] > outer) | (own[j] <= inner) else tau
+    else:
+        for j in range(len(part)):
+            tau, score = part[j] * scale, abs(part[j])
+            part[j] = np.float32(0) if (score > outer) | (score <= inner) else tau
+
+
+@compiled()
+def _trim(d, width, first, limits, cuts, keys, odds, chances, place, shared, scales, v):
+    """δ_i → τ_i in place: what lies between the limits and is drawn, times its scale.
+
+    limits (rows, 2, 2): the greatest magnitude that is not beyond the outer bound, and not within
+    the inner one; each before and after the place in cuts (rows, 2), for the lower index comes
+    first among equals. Drawing is by the odds of a model, or by those of each number where
+    `chances` (M, n) gives them; a scale of 0 then means that each is divided by its own.
     """
     if shared:
         variance(d, width, v)
     for i in range(len(d)):
-        row = d[i]
-        bits = v.view(np.uint32) if shared else row.view(np.uint32)
-        r = 0 if shared else i
-        out_bits, out_cut = np.uint32(bounds[r, 0, 0]), bounds[r, 0, 1]
-        in_bits, in_cut = np.uint32(bounds[r, 1, 0]), bounds[r, 1, 1]
+        row, r = d[i], 0 if shared else i
         each = scales[i] == 0
         scale = np.float32(1) if each else scales[i]
-        for j in range(width):
-            magnitude = bits[j] & np.uint32(0x7FFFFFFF)
-            index = first + j
-            outer = (magnitude > out_bits) | ((magnitude == out_bits) & (index < out_cut))
-            inner = (magnitude > in_bits) | ((magnitude == in_bits) & (index < in_cut))
-            row[j] = row[j] * scale if inner and not outer else np.float32(0)
+        out_cut = min(max(cuts[r, 0] - first, 0), width)
+        in_cut = min(max(cuts[r, 1] - first, 0), width)
+        begin = 0
+        for end in (min(out_cut, in_cut), max(out_cut, in_cut), width):
+            outer = limits[r, 0, 0 if begin < out_cut else 1]
+            inner = limits[r, 1, 0 if begin < in_cut else 1]
+            _keep(row, shared, v, begin, end, outer, inner, scale)
+            begin = end
         if len(chances) > 0:
             for j in range(width):
                 chance = chances[i, place + j]
@@ -87,7 +104,7 @@ def _elect(d, width, weights, elect, weighted, divide, vote, share, out):
 @compiled(parallel=True)
 def measure(
     base, base_kind, models, kinds, n, start,
-    bounds, keys, odds, chances, shared, scales,
+    limits, cuts, keys, odds, chances, shared, scales,
     sums,
 ):  # fmt: skip
     """sums (tiles, M, 3): Σ|δ_i|, Σ|τ_i| and Σ τ_i² of each tile."""
@@ -101,7 +118,7 @@ def measure(
         for i in range(len(models)):
             for j in range(width):
                 sums[tile, i, 0] += abs(np.float64(d[i, j]))
-        _trim(d, width, start + low, bounds, keys, odds, chances, low, shared, scales, v)
+        _trim(d, width, start + low, limits, cuts, keys, odds, chances, low, shared, scales, v)
         for i in range(len(models)):
             for j in range(width):
                 kept = np.float64(d[i, j])
@@ -112,7 +129,7 @@ def measure(
 @compiled(parallel=True)
 def elect(
     base, base_kind, models, kinds, n, start,
-    bounds, keys, odds, chances, shared, scales,
+    limits, cuts, keys, odds, chances, shared, scales,
     weights, election, weighted, divide, times,
     out, out_kind, stochastic, key, tally,
 ):  # fmt: skip
@@ -126,7 +143,7 @@ def elect(
         low, high = tile * TILE, min(n, (tile + 1) * TILE)
         width = high - low
         read_tile(base, base_kind, models, kinds, low, high, b, d)
-        _trim(d, width, start + low, bounds, keys, odds, chances, low, shared, scales, v)
+        _trim(d, width, start + low, limits, cuts, keys, odds, chances, low, shared, scales, v)
         _elect(d, width, weights, election, weighted, divide, vote, share, v)
         merged = d[0]
         for j in range(width):

@@ -14,6 +14,8 @@ KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
 SLICE = 1 << 23
 """Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
 
+_BLOCKS = 256  # of rows in a sample
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -104,11 +106,31 @@ class Operand:
         """Length of a row: the last dimension, or the whole of a vector."""
         return self.shape[-1] if self.shape else 1
 
-    def __iter__(self) -> Iterator[Slice]:
-        """Slices of whole rows, in order."""
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where its slices begin and end: whole rows, in order."""
         step = max(1, SLICE // max(1, self.columns)) * self.columns
-        for low in range(0, self.size, step):
-            yield self.slice(low, min(self.size, low + step))
+        return [(low, min(self.size, low + step)) for low in range(0, self.size, step)]
+
+    def __iter__(self) -> Iterator[Slice]:
+        return (self.slice(low, high) for low, high in self.spans)
+
+    def sample(self, numbers: int) -> Slice:
+        """About so many numbers, in blocks of rows from all over, as if they were one slice."""
+        rows = self.size // self.columns
+        wanted = min(rows, max(1, numbers // self.columns))
+        blocks = min(_BLOCKS, wanted)
+        each = wanted // blocks
+        firsts = [(rows - each) * block // max(1, blocks - 1) for block in range(blocks)]
+        pieces = [self.slice(r * self.columns, (r + each) * self.columns) for r in firsts]
+        return Slice(
+            0,
+            blocks * each * self.columns,
+            np.concatenate([piece.base for piece in pieces]),
+            pieces[0].base_kind,
+            tuple(np.concatenate(raws) for raws in zip(*(p.models for p in pieces), strict=True)),
+            pieces[0].kinds,
+        )
 
     def slice(self, low: int, high: int) -> Slice:
         """The numbers low … high, both at the start of a row."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from expunge.merge import codec
-from expunge.merge.codec import BINS, LOW_BITS, TILE
+from expunge.merge.codec import BINS, INFINITY, LOW_BITS, WINDOW
 from expunge.merge.fused import Election, Rounding, Tally, Trim
 from expunge.merge.operands import Slice, decode
 from expunge.models import device
@@ -30,32 +30,26 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
     return np.stack([torch.bincount(row, minlength=BINS).cpu().numpy() for row in high])
 
 
-def low_bits(piece: Slice, shared: bool, wanted: np.ndarray) -> np.ndarray:
-    """Of the magnitudes in the bins `wanted` (rows, bounds): the low half, (rows, bounds, 2^15)."""
-    magnitudes = _magnitudes(piece, shared)
-    found = np.zeros((*wanted.shape, 1 << LOW_BITS), np.int64)
-    for place, which in np.ndenumerate(wanted):
-        row = magnitudes[place[0]]
-        low = row[(row >> LOW_BITS) == int(which)] & ((1 << LOW_BITS) - 1)
-        found[place] = torch.bincount(low, minlength=1 << LOW_BITS).cpu().numpy()
-    return found
+def window(
+    piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
+
+    How many lie beyond it (S,), how many are not finite, how many equal each (S, WINDOW).
+    """
+    places = _magnitudes(piece, shared)[rows] - torch.tensor(lows, device=device())[:, None]
+    bad = int((places >= torch.tensor(INFINITY - lows, device=device())[:, None]).sum())
+    inside = [row[(row >= 0) & (row < WINDOW)] for row in places]
+    hists = [torch.bincount(row, minlength=WINDOW).cpu().numpy() for row in inside]
+    return (places >= WINDOW).sum(1).cpu().numpy(), bad, np.stack(hists)
 
 
-def equal(piece: Slice, shared: bool, wanted: np.ndarray) -> np.ndarray:
-    """How many magnitudes of each tile have the bits `wanted` (rows, bounds): + (tiles,) int64."""
-    magnitudes = _magnitudes(piece, shared)
-    tiles = -(-piece.n // TILE)
-    found = np.zeros((*wanted.shape, tiles), np.int64)
-    for place, bits in np.ndenumerate(wanted):
-        where = (magnitudes[place[0]] == int(bits)).nonzero().flatten() // TILE
-        found[place] = torch.bincount(where, minlength=tiles).cpu().numpy()
-    return found
-
-
-def place_of(piece: Slice, shared: bool, tile: int, row: int, wanted: int, number: int) -> int:
-    """The place in the slice just after the `number`-th such magnitude of a tile."""
-    there = _magnitudes(piece, shared)[row, tile * TILE : (tile + 1) * TILE] == int(wanted)
-    return tile * TILE + int(there.nonzero().flatten()[number - 1]) + 1
+def place_of(piece: Slice, shared: bool, row: int, wanted: int, number: int) -> tuple[int, int]:
+    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack."""
+    there = (_magnitudes(piece, shared)[row] == wanted).nonzero().flatten()
+    if len(there) < number:
+        return piece.n, number - len(there)
+    return int(there[number - 1]) + 1, 0
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:

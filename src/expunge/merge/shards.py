@@ -20,7 +20,9 @@ import numpy as np
 
 from expunge import runs
 from expunge.errors import ExpungeError, MergeError
+from expunge.memory import BLOCK
 from expunge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE
+from expunge.merge.direct import OutputFile
 
 SHARD_BYTES = 5_000_000_000
 _SYNC_BYTES = 1 << 30  # written between two entries of the journal
@@ -49,8 +51,8 @@ class ShardWriter:
         self.done: dict[str, Any] = {}
         """What was noted of each tensor that is on disk."""
 
-        self._places: dict[str, tuple[int, int]] = {}
-        self._files: list[int] = []
+        self._places: dict[str, tuple[OutputFile, int]] = {}
+        self._files: list[OutputFile] = []
         self._noted: dict[str, Any] = {}
         self._unsynced = 0
         self._thread = ThreadPoolExecutor(1)
@@ -70,7 +72,7 @@ class ShardWriter:
         """Write bytes at an offset within a tensor, while the caller goes on computing."""
         file, start = self._places[name]
         self._wait()
-        self._last = self._thread.submit(_write, file, start + offset, raw)
+        self._last = self._thread.submit(file.write, start + offset, raw)
         self._unsynced += len(raw)
 
     def finished(self, name: str, note: Any) -> None:
@@ -93,12 +95,12 @@ class ShardWriter:
         finally:
             self._thread.shutdown()
             for file in self._files:
-                os.close(file)
+                file.close()
             self._files = []
 
     def _sync(self, noted: dict[str, Any]) -> None:
         for file in self._files:
-            os.fdatasync(file)
+            file.sync()
         with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
             for name, note in noted.items():
                 journal.write(json.dumps([name, note]) + "\n")
@@ -121,12 +123,12 @@ class ShardWriter:
             }
             offset = span[1]
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % BLOCK)
         begin = 8 + len(text)
-        file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        file = OutputFile(self.folder / name, begin + offset)
         self._files.append(file)
-        os.posix_fallocate(file, 0, begin + offset)
-        os.pwrite(file, struct.pack("<Q", len(text)) + text, 0)
+        head = struct.pack("<Q", len(text)) + text
+        file.write(0, np.frombuffer(head, np.uint8))
         for tensor in group:
             self.weight_map[tensor.name] = name
             self._places[tensor.name] = (file, begin)
@@ -183,7 +185,7 @@ def _begin(partial: Path, identity: str) -> None:
 
 
 def _grouped(tensors: Iterable[Planned], shard_bytes: int) -> Iterator[list[Planned]]:
-    """Shards of at most `shard_bytes`, wider types first so that all are aligned."""
+    """Shards of at most `shard_bytes`, of whole blocks and wide types first: all are aligned."""
     group: list[Planned] = []
     size = 0
     for tensor in tensors:
@@ -197,15 +199,8 @@ def _grouped(tensors: Iterable[Planned], shard_bytes: int) -> Iterator[list[Plan
 
 
 def _aligned(group: list[Planned]) -> list[Planned]:
-    return sorted(group, key=lambda tensor: -ITEM_BYTES[tensor.dtype])
+    return sorted(group, key=lambda t: (t.nbytes % BLOCK != 0, -ITEM_BYTES[t.dtype]))
 
 
 def _shard_name(number: int, count: int) -> str:
     return f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _write(file: int, offset: int, raw: np.ndarray) -> None:
-    left = raw.data
-    while len(left):
-        written = os.pwrite(file, left, offset)
-        left, offset = left[written:], offset + written

@@ -1,11 +1,6 @@
 """Which entries of each delta stay: exact bounds by counting, chances, and rescaling.
 
 Dimensions: M models, n numbers of a tensor, rows = M, or 1 where models share one score.
-
-A bound is a magnitude and an index: the k-th greatest magnitude, the lower index coming first among
-equals. It is found without sorting: the bits of a positive float32 order as it does, so one count
-by the high 16 bits finds the bin of the k-th, a second by the low 15 bits its exact value, and only
-where equal numbers straddle the bound is their place looked up.
 """
 
 import hashlib
@@ -17,16 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.errors import MergeError
-from expunge.merge.codec import BINS, LOW_BITS
-from expunge.merge.fused import ALWAYS, NEVER, Trim
-from expunge.merge.operands import Operand, blame, summed
+from expunge.merge.bounds import find_bounds
+from expunge.merge.fused import Trim
+from expunge.merge.operands import Operand, summed
 
 Keep = Literal["all", "largest", "middle", "random", "ranked", "variance"]
 Rescale = Literal["none", "chance", "l1"]
-Counts = Sequence[tuple[int, int]]
-"""For each row: how many of the greatest lie beyond the outer bound, and within the inner one."""
 
-_INFINITE = 0x7F800000 >> LOW_BITS
 _TINY = 1e-7  # sums below it are not divided by
 
 
@@ -103,95 +95,10 @@ def counts_of(keep: Keep, density: float, size: int, gamma: float = 0.0) -> tupl
     return outliers, outliers + kept
 
 
-def find_bounds(
-    operands: Sequence[Operand], counts: Counts, ops: ModuleType, *, shared: bool = False
-) -> list[np.ndarray]:
-    """The bounds of `counts` over all operands as one: (rows, 2, 2) int64 for each operand."""
-    size = sum(operand.size for operand in operands)
-    sought = np.array(counts, np.int64)  # (rows, 2)
-    places = [np.empty((len(sought), 2, 2), np.int64) for _ in operands]
-    for bounds in places:
-        bounds[:, 0], bounds[:, 1] = NEVER, ALWAYS
-        bounds[sought >= size], bounds[sought <= 0] = ALWAYS, NEVER
-    open_bounds = (sought > 0) & (sought < size)
-    if not open_bounds.any():
-        return places
-    bins, rest = _from_the_top(_bins(operands, shared, ops), sought)
-    asked = np.where(open_bounds, bins, BINS)
-    pieces = (piece for operand in operands for piece in operand)
-    low = summed(ops.low_bits(piece, shared, asked) for piece in pieces).astype(np.int64)
-    lows, rest, ties = _within(low, rest)
-    bits = (bins << LOW_BITS) | lows
-    for row, which in np.argwhere(open_bounds):
-        for bounds in places:
-            bounds[row, which] = bits[row, which], ALWAYS[1]
-        if rest[row, which] < ties[row, which]:
-            cuts = _cuts(operands, shared, row, int(bits[row, which]), int(rest[row, which]), ops)
-            for bounds, cut in zip(places, cuts, strict=True):
-                bounds[row, which, 1] = cut
-    return places
-
-
-def _bins(operands: Sequence[Operand], shared: bool, ops: ModuleType) -> np.ndarray:
-    total = np.zeros(1, np.int64)
-    for operand in operands:
-        for piece in operand:
-            found = ops.bins(piece, shared)
-            if found[:, _INFINITE:].any():
-                raise MergeError(blame(operand))
-            total = total + found
-    return total
-
-
-def _from_the_top(hist: np.ndarray, sought: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bin in which the k-th greatest lies, and its number within it: (rows, bounds) each."""
-    above = hist[:, ::-1].cumsum(1)  # (rows, BINS)
-    bins, rest = np.zeros_like(sought), np.zeros_like(sought)
-    for (row, which), number in np.ndenumerate(sought):
-        step = min(int(np.searchsorted(above[row], number)), hist.shape[1] - 1)
-        bins[row, which] = hist.shape[1] - 1 - step
-        rest[row, which] = number - (above[row, step - 1] if step else 0)
-    return bins, rest
-
-
-def _within(hist: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The low bits of the bound, its number among those equal to it, and how many those are."""
-    lows, left, ties = (np.zeros_like(rest) for _ in range(3))
-    for place, number in np.ndenumerate(rest):
-        low, within = _from_the_top(hist[place][None], np.array([[number]]))
-        lows[place], left[place] = low[0, 0], within[0, 0]
-        ties[place] = hist[place][low[0, 0]]
-    return lows, left, ties
-
-
-def _cuts(
-    operands: Sequence[Operand], shared: bool, row: int, bits: int, number: int, ops: ModuleType
-) -> list[int]:
-    """For each operand: the index before which numbers equal to the bound lie within it."""
-    cuts = []
-    for operand in operands:
-        cut = 0
-        for piece in operand if number > 0 else ():
-            wanted = np.full((row + 1, 1), BINS << LOW_BITS, np.int64)
-            wanted[row, 0] = bits
-            running = ops.equal(piece, shared, wanted)[row, 0].cumsum()
-            if running[-1] < number:
-                number -= int(running[-1])
-                cut = ALWAYS[1]
-                continue
-            tile = int(np.searchsorted(running, number))
-            before = int(running[tile - 1]) if tile else 0
-            cut = piece.start + ops.place_of(piece, shared, tile, row, bits, number - before)
-            number = 0
-            break
-        cuts.append(cut)
-    return cuts
-
-
 def _varied(operand: Operand, share: float, ops: ModuleType) -> int:
     """How many entries are a share of those in which the models differ at all."""
-    none = np.zeros((1, 1), np.int64)
-    same = sum(int(ops.low_bits(piece, True, none)[0, 0, 0]) for piece in operand)
+    none = np.zeros(1, np.int64)
+    same = sum(int(ops.window(piece, True, none, none)[2][0, 0]) for piece in operand)
     return int((operand.size - same) * max(share, 0.0))
 
 

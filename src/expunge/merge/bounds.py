@@ -1,0 +1,152 @@
+"""The k-th greatest magnitude of a tensor, or of a whole model, without sorting.
+
+Dimensions: rows = M models, or 1 where they share one score; S bounds sought.
+
+A bound is a magnitude and an index: the k-th greatest magnitude, the lower index coming first among
+equals. The bits of a positive float32 order as it does. So what lies beyond a narrow window of bit
+patterns is counted, and within it each pattern by itself: that gives the bound to the last bit if
+it lies within. Where to put the window is guessed from a sample of the rows. Where the guess
+was wrong, or no sample is worth taking, all magnitudes are first counted by their high 16 bits.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+
+from expunge.errors import MergeError
+from expunge.merge.codec import INFINITY, LOW_BITS, WINDOW
+from expunge.merge.fused import ALWAYS, NEVER
+from expunge.merge.operands import Operand, Slice, blame, summed
+
+Counts = Sequence[tuple[int, int]]
+"""For each row: how many of the greatest lie beyond the outer bound, and within the inner one."""
+
+_SAMPLE, _WORTH_SAMPLING = 1 << 20, 1 << 21
+_GROUPS = 16  # in which equal numbers are counted apart, to find the index of a bound among them
+
+
+def find_bounds(
+    operands: Sequence[Operand], counts: Counts, ops: ModuleType, *, shared: bool = False
+) -> list[np.ndarray]:
+    """The bounds of `counts` over all operands as one: (rows, 2, 2) int64 for each operand.
+
+    Each is [outer, inner][bits, index]. NaN and infinity are a `MergeError` naming the tensor.
+    """
+    size = sum(operand.size for operand in operands)
+    sought = np.array(counts, np.int64)  # (rows, 2)
+    places = [np.empty((len(sought), 2, 2), np.int64) for _ in operands]
+    for bounds in places:
+        bounds[:, 0], bounds[:, 1] = NEVER, ALWAYS
+        bounds[sought >= size], bounds[sought <= 0] = ALWAYS, NEVER
+    asked = np.argwhere((sought > 0) & (sought < size))
+    if len(asked) == 0:
+        return places
+    search = Search(operands, asked[:, 0], sought[tuple(asked.T)], shared, ops)
+    for (row, which), (bits, cuts) in zip(asked, search.bounds(), strict=True):
+        for bounds, cut in zip(places, cuts, strict=True):
+            bounds[row, which] = bits, cut
+    return places
+
+
+class Search:
+    """The search for some bounds: `rows` (S,) in which they lie, `counts` (S,) down to them."""
+
+    def __init__(
+        self,
+        operands: Sequence[Operand],
+        rows: np.ndarray,
+        counts: np.ndarray,
+        shared: bool,
+        ops: ModuleType,
+    ) -> None:
+        self.operands, self.rows, self.counts = operands, rows, counts
+        self.shared, self.ops = shared, ops
+        self.spans = [(n, span) for n, operand in enumerate(operands) for span in operand.spans]
+        self.groups = min(_GROUPS, len(self.spans))
+
+    def bounds(self) -> list[tuple[int, list[int]]]:
+        """For each bound: its bits, and the index before which equals are within, by operand."""
+        lows = self.guessed()
+        found = None if lows is None else self.within(lows)
+        if found is None:
+            hist = summed(self.ops.bins(self.piece(span), self.shared) for span in self.spans)
+            found = self.within(self.centred(hist, self.counts))
+            assert found is not None
+        return found
+
+    def guessed(self) -> np.ndarray | None:
+        """Where the windows should begin, by a sample; None where that is not worth it."""
+        operand = self.operands[0]
+        if len(self.operands) > 1 or operand.size < _WORTH_SAMPLING:
+            return None
+        sample = operand.sample(min(_SAMPLE, operand.size // 16))
+        counts = np.rint(self.counts * (sample.n / operand.size)).astype(np.int64)
+        return self.centred(self.ops.bins(sample, self.shared), np.clip(counts, 1, sample.n))
+
+    def centred(self, hist: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The beginnings of windows around the k-th greatest of a count by bins: (S,)."""
+        lows = []
+        for row, number in zip(self.rows, counts, strict=True):
+            which, within, equal = _from_the_top(hist[row], int(number))
+            share = 1 - within / equal  # of the bin, from its least
+            lows.append(int((which + share) * (1 << LOW_BITS)) - WINDOW // 2)
+        return np.clip(lows, 0, INFINITY - WINDOW)
+
+    def within(self, lows: np.ndarray) -> list[tuple[int, list[int]]] | None:
+        """What `bounds` says, or None if a bound lies outside its window."""
+        beyond = np.zeros(len(lows), np.int64)
+        hists = np.zeros((self.groups, len(lows), WINDOW), np.int64)
+        for number, (which, span) in enumerate(self.spans):
+            piece = self.piece((which, span))
+            above, bad, hist = self.ops.window(piece, self.shared, self.rows, lows)
+            if bad:
+                raise MergeError(blame(self.operands[which]))
+            beyond += above
+            hists[self.group(number)] += hist
+        counts = self.counts - beyond
+        if (counts < 1).any() or (counts > hists.sum((0, 2))).any():
+            return None
+        found = []
+        for s, (low, count) in enumerate(zip(lows, counts, strict=True)):
+            step, left, equal = _from_the_top(hists[:, s].sum(0), int(count))
+            cuts = [ALWAYS[1]] * len(self.operands)
+            if left < equal:
+                cuts = self.cuts(int(self.rows[s]), int(low) + step, left, hists[:, s, step])
+            found.append((int(low) + step, cuts))
+        return found
+
+    def cuts(self, row: int, bits: int, number: int, equal: np.ndarray) -> list[int]:
+        """For each operand: the index just after the `number`-th of its magnitudes `bits`.
+
+        equal (groups,): how many there are in each group.
+        """
+        running = equal.cumsum()
+        group = int(np.searchsorted(running, number))
+        number -= int(running[group - 1]) if group else 0
+        for place, (which, span) in enumerate(self.spans):
+            if self.group(place) < group:
+                continue
+            piece = self.piece((which, span))
+            end, number = self.ops.place_of(piece, self.shared, row, bits, number)
+            if number == 0:
+                after = len(self.operands) - which - 1
+                return [ALWAYS[1]] * which + [piece.start + end] + [0] * after
+        raise AssertionError("counted, and not found")
+
+    def piece(self, span: tuple[int, tuple[int, int]]) -> Slice:
+        """The numbers of one span."""
+        which, (low, high) = span
+        return self.operands[which].slice(low, high)
+
+    def group(self, number: int) -> int:
+        """Of a span."""
+        return number * self.groups // len(self.spans)
+
+
+def _from_the_top(hist: np.ndarray, number: int) -> tuple[int, int, int]:
+    """The place in which the k-th greatest lies, its number there, and how many lie there."""
+    above = hist[::-1].cumsum()
+    step = min(int(np.searchsorted(above, number)), len(hist) - 1)
+    place = len(hist) - 1 - step
+    return place, number - (int(above[step - 1]) if step else 0), int(hist[place])
