@@ -23,7 +23,7 @@ Counts = Sequence[tuple[int, int]]
 """For each row: how many of the greatest lie beyond the outer bound, and within the inner one."""
 
 _SAMPLE, _WORTH_SAMPLING = 1 << 20, 1 << 21
-_GROUPS = 16  # in which equal numbers are counted apart, to find the index of a bound among them
+_GROUPS, _FINEST = 16, 4  # in which numbers are counted apart: of a model, and of one slice
 
 
 def find_bounds(
@@ -63,7 +63,7 @@ class Search:
         self.operands, self.rows, self.counts = operands, rows, counts
         self.shared, self.ops = shared, ops
         self.spans = [(n, span) for n, operand in enumerate(operands) for span in operand.spans]
-        self.groups = min(_GROUPS, len(self.spans))
+        self.groups = min(_GROUPS, _FINEST * len(self.spans))
 
     def bounds(self) -> list[tuple[int, list[int]]]:
         """For each bound: its bits, and the index before which equals are within, by operand."""
@@ -97,51 +97,51 @@ class Search:
         """What `bounds` says, or None if a bound lies outside its window."""
         beyond = np.zeros(len(lows), np.int64)
         hists = np.zeros((self.groups, len(lows), WINDOW), np.int64)
+        begins: dict[int, tuple[int, int]] = {}
         for number, (which, span) in enumerate(self.spans):
             piece = self.piece((which, span))
-            above, bad, hist = self.ops.window(piece, self.shared, self.rows, lows)
+            above, bad, parts = self.ops.window(piece, self.shared, self.rows, lows)
             if bad:
                 raise MergeError(blame(self.operands[which]))
             beyond += above
-            hists[self.group(number)] += hist
-        counts = self.counts - beyond
-        if (counts < 1).any() or (counts > hists.sum((0, 2))).any():
+            for part, (first, hist) in enumerate(parts):
+                group = (number * len(parts) + part) * self.groups // (len(self.spans) * len(parts))
+                begins.setdefault(group, (number, first))
+                hists[group] += hist
+        counts, totals = self.counts - beyond, hists.sum(0)
+        if (counts < 1).any() or (counts > totals.sum(1)).any():
             return None
         found = []
         for s, (low, count) in enumerate(zip(lows, counts, strict=True)):
-            step, left, equal = _from_the_top(hists[:, s].sum(0), int(count))
+            step, left, equal = _from_the_top(totals[s], int(count))
             cuts = [ALWAYS[1]] * len(self.operands)
             if left < equal:
-                cuts = self.cuts(int(self.rows[s]), int(low) + step, left, hists[:, s, step])
+                running = hists[:, s, step].cumsum()
+                group = int(np.searchsorted(running, left))
+                left -= int(running[group - 1]) if group else 0
+                cuts = self.cuts(int(self.rows[s]), int(low) + step, left, begins[group])
             found.append((int(low) + step, cuts))
         return found
 
-    def cuts(self, row: int, bits: int, number: int, equal: np.ndarray) -> list[int]:
+    def cuts(self, row: int, bits: int, number: int, begin: tuple[int, int]) -> list[int]:
         """For each operand: the index just after the `number`-th of its magnitudes `bits`.
 
-        equal (groups,): how many there are in each group.
+        begin: the span, and the place in it, from which they are numbered.
         """
-        running = equal.cumsum()
-        group = int(np.searchsorted(running, number))
-        number -= int(running[group - 1]) if group else 0
-        for place, (which, span) in enumerate(self.spans):
-            if self.group(place) < group:
-                continue
-            piece = self.piece((which, span))
-            end, number = self.ops.place_of(piece, self.shared, row, bits, number)
+        span, first = begin
+        for which, bounds in self.spans[span:]:
+            piece = self.piece((which, bounds))
+            end, number = self.ops.place_of(piece, self.shared, row, bits, number, first)
             if number == 0:
                 after = len(self.operands) - which - 1
                 return [ALWAYS[1]] * which + [piece.start + end] + [0] * after
+            first = 0
         raise AssertionError("counted, and not found")
 
     def piece(self, span: tuple[int, tuple[int, int]]) -> Slice:
         """The numbers of one span."""
         which, (low, high) = span
         return self.operands[which].slice(low, high)
-
-    def group(self, number: int) -> int:
-        """Of a span."""
-        return number * self.groups // len(self.spans)
 
 
 def _from_the_top(hist: np.ndarray, number: int) -> tuple[int, int, int]:

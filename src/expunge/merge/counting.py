@@ -93,12 +93,15 @@ def _count_each(row, low, hist, inside):
 
 
 @compiled()
-def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number):
-    """The place just after the `number`-th magnitude that is `wanted`, and 0; or how many lack."""
+def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number, first):
+    """The place just after the `number`-th magnitude that is `wanted`, and 0; or how many lack.
+
+    They are numbered from the place `first` on, the beginning of a tile.
+    """
     b = np.empty(TILE, np.float32)
     d = np.empty((len(models), TILE), np.float32)
     v = np.empty(TILE, np.float32)
-    for low in range(0, n, TILE):
+    for low in range(first, n, TILE):
         high = min(n, low + TILE)
         read_tile(base, base_kind, models, kinds, low, high, b, d)
         if shared:

@@ -16,6 +16,7 @@ from expunge.merge.operands import Slice
 
 _count: Any = counting
 _merge: Any = kernels
+Parts = list[tuple[int, np.ndarray]]
 NEVER, ALWAYS = (0xFFFFFFFF, 0), (0, 1 << 62)
 """Bounds that no number and every number lies within."""
 
@@ -103,26 +104,34 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
     rows = 1 if shared else len(piece.models)
     hists = np.zeros((_parts(piece.n), rows, BINS), np.uint32)
     _count.count_bins(*_inputs(piece), piece.n, shared, hists)
-    return hists.sum(0, dtype=np.int64)
+    return hists.sum(0, dtype=np.uint32).astype(np.int64)
 
 
 def window(
     piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
-) -> tuple[np.ndarray, int, np.ndarray]:
+) -> tuple[np.ndarray, int, Parts]:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,), how many are not finite, how many equal each (S, WINDOW).
+    How many lie beyond it (S,); how many are not finite; how many equal each (S, WINDOW), for each
+    part of the slice, with the place where it begins.
     """
-    parts, sought = _parts(piece.n), len(rows)
+    parts, sought, tiles = _parts(piece.n), len(rows), -(-piece.n // TILE)
     beyond, bad = np.zeros((2, parts, sought), np.int64)
     hists = np.zeros((parts, sought, WINDOW), np.uint32)
     _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, beyond, bad, hists)
-    return beyond.sum(0), int(bad.sum()), hists.sum(0, dtype=np.uint32)
+    begins = [part * tiles // parts * TILE for part in range(parts)]
+    return beyond.sum(0), int(bad.sum()), list(zip(begins, hists, strict=True))
 
 
-def place_of(piece: Slice, shared: bool, row: int, wanted: int, number: int) -> tuple[int, int]:
-    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack."""
-    return _count.place_of(*_inputs(piece), piece.n, shared, row, np.uint32(wanted), number)
+def place_of(
+    piece: Slice, shared: bool, row: int, wanted: int, number: int, first: int = 0
+) -> tuple[int, int]:
+    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack.
+
+    They are numbered from `first` on, where a part of the slice begins.
+    """
+    bits = np.uint32(wanted)
+    return _count.place_of(*_inputs(piece), piece.n, shared, row, bits, number, first)
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:

@@ -14,7 +14,7 @@ KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
 SLICE = 1 << 23
 """Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
 
-_BLOCKS = 256  # of rows in a sample
+_BLOCKS = 64  # of rows in a sample
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge.merge import codec
 from expunge.merge.codec import BINS, INFINITY, LOW_BITS, WINDOW
-from expunge.merge.fused import Election, Rounding, Tally, Trim
+from expunge.merge.fused import Election, Parts, Rounding, Tally, Trim
 from expunge.merge.operands import Slice, decode
 from expunge.models import device
 
@@ -32,24 +32,30 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
 
 def window(
     piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
-) -> tuple[np.ndarray, int, np.ndarray]:
+) -> tuple[np.ndarray, int, Parts]:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,), how many are not finite, how many equal each (S, WINDOW).
+    How many lie beyond it (S,); how many are not finite; how many equal each (S, WINDOW), for each
+    part of the slice (here it is one), with the place where it begins.
     """
     places = _magnitudes(piece, shared)[rows] - torch.tensor(lows, device=device())[:, None]
     bad = int((places >= torch.tensor(INFINITY - lows, device=device())[:, None]).sum())
     inside = [row[(row >= 0) & (row < WINDOW)] for row in places]
     hists = [torch.bincount(row, minlength=WINDOW).cpu().numpy() for row in inside]
-    return (places >= WINDOW).sum(1).cpu().numpy(), bad, np.stack(hists)
+    return (places >= WINDOW).sum(1).cpu().numpy(), bad, [(0, np.stack(hists))]
 
 
-def place_of(piece: Slice, shared: bool, row: int, wanted: int, number: int) -> tuple[int, int]:
-    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack."""
-    there = (_magnitudes(piece, shared)[row] == wanted).nonzero().flatten()
+def place_of(
+    piece: Slice, shared: bool, row: int, wanted: int, number: int, first: int = 0
+) -> tuple[int, int]:
+    """The place just after the `number`-th one `wanted`, and 0; or the end, and how many lack.
+
+    They are numbered from `first` on, where a part of the slice begins.
+    """
+    there = (_magnitudes(piece, shared)[row, first:] == wanted).nonzero().flatten()
     if len(there) < number:
         return piece.n, number - len(there)
-    return int(there[number - 1]) + 1, 0
+    return first + int(there[number - 1]) + 1, 0
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:
