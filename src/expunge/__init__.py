@@ -4,44 +4,65 @@ Each function takes a recipe (a YAML file, a mapping or a `Recipe`) and the fold
 that folder holds already is not computed again.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
 
-
+import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from expunge import semeval
-from expunge.pipeline import Pipeline, RecipeLike
+if TYPE_CHECKING:
+    from types import ModuleType
 
+    from expunge import semeval as semeval
+    from expunge.pipeline import Pipeline, RecipeLike
+
+__version__ = "0.1.0"
 __all__ = ["evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
+    "evaluate",
+    "merge",
+    "report",
+    "run",
+    "semeval",
+    "tune",
+    "unlearn",
+]
 
-# These stand in place of the subpackages of the same names; import from those with
-# `from expunge.merge.methods import ...`.
+# The functions stand in place of the subpackages of the same names, which are therefore imported
+# before them; import from those with `from expunge.merge.methods import ...`. What takes long to
+# import is imported when it is called for.
+for _name in ("evaluate", "merge", "report", "unlearn"):
+    importlib.import_module(f"{__name__}.{_name}")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "semeval":
+        return importlib.import_module("expunge.semeval")
+    raise AttributeError(f"module 'expunge' has no attribute {name!r}")
 
 
 def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
     """Run every stage of a recipe; returns the folder of each seed's report."""
-    return Pipeline(recipe, out).run()
+    return _pipeline(recipe, out).run()
 
 
 def tune(recipe: RecipeLike, out: Path | str) -> Path:
     """Make the target of a recipe; returns its folder."""
-    return Pipeline(recipe, out).target.base
+    return _pipeline(recipe, out).target.base
 
 
 def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> dict[str, Path]:
     """Train the branches of a recipe (or one of them) for its first seed; returns their folders."""
-    return {name: w.folder for name, w in Pipeline(recipe, out).branches(branch).items()}
+    return {name: w.folder for name, w in _pipeline(recipe, out).branches(branch).items()}
 
 
 def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
     """Merge the branches of a recipe for its first seed; returns the merges' folders."""
-    return {name: w.folder for name, w in Pipeline(recipe, out).merges().items()}
+    return {name: w.folder for name, w in _pipeline(recipe, out).merges().items()}
 
 
 def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
     """Score every model of a recipe for its first seed; returns each one's scores."""
-    pipeline = Pipeline(recipe, out)
+    pipeline = _pipeline(recipe, out)
     weights = pipeline.models(pipeline.recipe.seeds[0])
     unscored = pipeline.recipe.unscored
     return {n: pipeline.evaluate(n, made)[0] for n, made in weights if n not in unscored}
@@ -49,5 +70,11 @@ def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
 
 def report(recipe: RecipeLike, out: Path | str) -> Path:
     """Write the report of a recipe's first seed; returns its folder."""
-    pipeline = Pipeline(recipe, out)
+    pipeline = _pipeline(recipe, out)
     return pipeline.report(pipeline.recipe.seeds[0])
+
+
+def _pipeline(recipe: RecipeLike, out: Path | str) -> Pipeline:
+    from expunge.pipeline import Pipeline
+
+    return Pipeline(recipe, out)

@@ -1,27 +1,22 @@
-"""Commands: read, run, print. No logic."""
+"""Commands: read, run, print. No logic.
+
+Each imports what it needs when it is called: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.data.synthetic import Synthetic, synthesize
-from expunge.doctor import examine
 from expunge.errors import ExpungeError, RecipeError
-from expunge.merge.compat import is_merge_file
-from expunge.merge.explain import explain
-from expunge.merge.lint import lint
-from expunge.merge.run import merge_models, plan_of
-from expunge.methods import method_rows, methods_table
-from expunge.pipeline import Pipeline
-from expunge.recipe import Recipe, load_recipe, with_model
-from expunge.report.board import add_rows, rows_of
-from expunge.report.docs import write_docs
-from expunge.report.results import read_results
-from expunge.report.terminal import console, print_results, print_rows, result_folders
+
+if TYPE_CHECKING:
+    from expunge.pipeline import Pipeline
 
 app = typer.Typer(
     help="Remove chosen content from a language model, keep everything else, and prove both.",
@@ -99,6 +94,12 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge models as a merge file says, or the branches of a recipe."""
+    from expunge.merge.compat import is_merge_file
+    from expunge.merge.explain import explain
+    from expunge.merge.lint import lint
+    from expunge.merge.run import merge_models, plan_of
+    from expunge.report.terminal import print_rows
+
     if not is_merge_file(config):
         for name, weights in _pipeline(config, _given(out, "--out"), model, seed).merges().items():
             _print_folder(name, weights.adapter or weights.base, as_json)
@@ -138,6 +139,10 @@ def print_report(
     as_json: Json = False,
 ) -> None:
     """Print the results of a finished run."""
+    from expunge.report.board import add_rows, rows_of
+    from expunge.report.results import read_results
+    from expunge.report.terminal import result_folders
+
     folders = result_folders(run)
     if rows is not None:
         for folder in folders:
@@ -152,6 +157,8 @@ def synthesize_data(
     as_json: Json = False,
 ) -> None:
     """Write LUME-shaped synthetic forget, retain, member, non-member and neutral sets."""
+    from expunge.data.synthetic import Synthetic, synthesize
+
     out.mkdir(parents=True, exist_ok=True)
     counts = synthesize(Synthetic(seed=seed), out)
     typer.echo(json.dumps(counts) if as_json else _lines(counts))
@@ -160,6 +167,9 @@ def synthesize_data(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List every method: losses, step rules, merges, metrics."""
+    from expunge.methods import method_rows, methods_table
+    from expunge.report.terminal import console
+
     if as_json:
         typer.echo(json.dumps(method_rows(), indent=1))
     else:
@@ -172,6 +182,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what this machine has, and what of a recipe fits on it."""
+    from expunge.doctor import examine
+    from expunge.recipe import load_recipe
+
     facts = examine(load_recipe(recipe) if recipe else None)
     typer.echo(json.dumps(facts, indent=1) if as_json else _lines(facts))
 
@@ -179,12 +192,17 @@ def doctor(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
+    from expunge.recipe import Recipe
+
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
 
 
 @app.command(hidden=True)
 def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
     """Regenerate docs/methods.md and docs/results.md."""
+    from expunge.methods import method_rows
+    from expunge.report.docs import write_docs
+
     write_docs(method_rows(), check=check)
 
 
@@ -198,6 +216,9 @@ def main() -> None:
 
 
 def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:
+    from expunge.pipeline import Pipeline
+    from expunge.recipe import load_recipe, with_model
+
     read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
     return Pipeline(with_model(read, model) if model else read, out)
 
@@ -209,6 +230,8 @@ def _given(path: Path | None, name: str) -> Path:
 
 
 def _print_reports(folders: list[Path], as_json: bool) -> None:
+    from expunge.report.terminal import print_results
+
     for folder in folders:
         if as_json:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))

@@ -3,17 +3,18 @@
 Dimensions: r rank, (out, in) the shape of a linear layer. ΔW = scale · B A, A (r, in), B (out, r).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from expunge.adapter_files import (
     PREFIX,
@@ -25,6 +26,9 @@ from expunge.adapter_files import (
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Lora(Section):

