@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
-    "evaluate",
-    "merge",
-    "report",
-    "run",
-    "semeval",
-    "tune",
-    "unlearn",
-]
 
 # The functions stand in place of the subpackages of the same names, which are therefore imported
 # before them; import from those with `from expunge.merge.methods import ...`. What takes long to
