@@ -186,3 +186,21 @@ def test_merge_reads_a_merge_file_and_says_what_it_did(tmp_path, tiny_folder):
     assert json.loads(expunge("merge", path, "--explain", "--json").stdout) == []
     path.write_text(yaml.safe_dump({**fields, "merge_method": "linea"}))
     assert "Did you mean 'linear'" in refused(expunge("merge", path, tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"), [("expunge.cli", "torch"), ("expunge.merge.run", "transformers")]
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(module, absent):
+    script = f"import sys, {module}; print({absent!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_functions_stay_in_place_of_the_subpackages():
+    script = """
+import expunge, expunge.merge.run, expunge.report.page, expunge.unlearn.branch
+print(*map(callable, (expunge.merge, expunge.report, expunge.unlearn, expunge.semeval.unlearn)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 4, done.stderr

@@ -119,15 +119,45 @@ def merge(
 
 @app.command()
 def evaluate(
-    recipe: RecipePath,
-    out: OutDir,
+    target: Annotated[str, typer.Argument(help="A recipe, or a model: id, folder or GGUF file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write numbers and items here.")] = None,
+    suite: Annotated[str, typer.Option(help="Of a model: what to measure, by comma.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", help="suite.field=value, as in YAML.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA on the model.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="'semeval.mia.auc > 0.6': exit with 3 if it holds.")
+    ] = None,
     model: ModelPath = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Score every model of the recipe and write the report."""
-    folders = _pipeline(recipe, out, model, seed).run()
-    _print_reports(list(folders.values()), as_json)
+    """Measure a model by suites, or score every model of a recipe and write the report."""
+    if Path(target).suffix in (".yaml", ".yml"):
+        if suite or option or adapter or fail_if:
+            raise RecipeError("--suite, --option, --adapter and --fail-if belong to a model")
+        run_folder = _given(out, "--out")
+        folders = _pipeline(Path(target), run_folder, model, seed).run()
+        return _print_reports(list(folders.values()), as_json)
+    from expunge.evaluate.gates import check_gates, parse_gates
+    from expunge.evaluate.run import evaluate_model, numbers_of
+    from expunge.evaluate.suites import parse_suites
+    from expunge.report.terminal import print_numbers
+
+    gates = parse_gates(fail_if or [])
+    results = evaluate_model(
+        target,
+        parse_suites([name for name in suite.split(",") if name], option or []),
+        adapter=adapter,
+        dtype=dtype,
+        cache=cache,
+        out=out,
+    )
+    print_numbers(results, as_json)
+    return check_gates(gates, numbers_of(results))
 
 
 @app.command(name="report")
@@ -207,12 +237,12 @@ def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> 
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Entry point: a user's mistake is one line on stderr and exit code 2, a failed gate 3."""
     try:
         app()
     except ExpungeError as error:
         print(f"expunge: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def _pipeline(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:

@@ -7,12 +7,15 @@ ExpungeError
 ├── MergeError       the given models cannot be merged as asked
 ├── TrainingError    a loss became NaN or infinite, or nothing moved
 ├── EvaluationError  a metric cannot be computed: an item it cannot place, a score that is NaN
+├── GateError        a measured number is beyond a limit that --fail-if names
 └── RunError         a run folder cannot be used: another recipe's, read-only, disk full
 """
 
 
 class ExpungeError(Exception):
     """Something the user can put right. The command line prints it on one line and exits with 2."""
+
+    exit_code = 2
 
 
 class RecipeError(ExpungeError):
@@ -37,6 +40,12 @@ class TrainingError(ExpungeError):
 
 class EvaluationError(ExpungeError):
     """A metric cannot be computed: an item it cannot place, a score that is NaN."""
+
+
+class GateError(ExpungeError):
+    """A measured number is beyond a limit that --fail-if names; exit code 3."""
+
+    exit_code = 3
 
 
 class RunError(ExpungeError):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import lora, models, runs
+from expunge import models, runs
 from expunge.config import Section, parse_section
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
@@ -21,6 +21,7 @@ from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
+from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
@@ -189,21 +190,20 @@ class Pipeline:
         config = self.recipe.evaluate
 
         def build(work: Path) -> None:
-            model, tokenizer = self._load(weights)
             sets = self.sets
             data = EvaluationData(
                 sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
             )
             how = self.recipe.model
-            entry, items = evaluate(
-                model,
-                tokenizer,
-                data,
-                config,
-                max_length=how.max_length,
-                prompt_tail=how.prompt_tail,
-                separator=how.separator,
+            release_freed_memory()
+            reader = open_reader(
+                weights.base,
+                weights.adapter,
+                dtype=how.dtype,
+                folder=self.folder.root / "cache" / "tables",
+                max_batch=config.max_batch,
             )
+            entry, items = evaluate(reader, data, config, **self._reading)
             runs.write_json(work / "scores.json", entry)
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             runs.write_text(work / "items.jsonl", "".join(lines))
@@ -268,26 +268,19 @@ class Pipeline:
         release_freed_memory()
         dtype = "float32" if full else self.recipe.model.dtype
         model = models.load_model(weights.base, dtype=dtype)
-        tokenizer = models.load_tokenizer(weights.base, model)
-        if weights.adapter is not None:
-            lora.load_adapter(model, weights.adapter)
-        return model, tokenizer
+        return model, models.load_tokenizer(weights.base, model)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How items are cut and joined."""
+        return self.recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
 
     def _encode(
         self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenSequence]:
         """Token sequences, saying what is cut."""
         how = self.recipe.model
-        sequences = [
-            encode(
-                example,
-                tokenizer,
-                max_length=how.max_length,
-                prompt_tail=how.prompt_tail,
-                separator=how.separator,
-            )
-            for example in examples
-        ]
+        sequences = [encode(example, tokenizer, **self._reading) for example in examples]
         cut = [sequence for sequence in sequences if sequence.cut]
         if cut:
             worst = max(cut, key=lambda sequence: sequence.cut)

@@ -176,3 +176,41 @@ class _TokenKL(torch.autograd.Function):
 
 def _blocks(count: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What the model's distribution says of each target token (N,), natural logs."""
+
+    logp: Tensor  # float32, log p(target)
+    rank: Tensor  # int64, how many tokens are likelier
+    hit: Tensor  # bool, whether the target is the arg-max (the lowest id among equals)
+    entropy: Tensor  # float32, -Σ p log p
+    variance: Tensor  # float32, Σ p (log p)² - (Σ p log p)²
+
+
+@torch.inference_mode()
+def token_statistics(states: Tensor, head: Tensor, targets: Tensor) -> TokenStatistics:
+    """Everything that offline metrics read of a token, from one product with the head.
+
+    states (N, d), head (V, d), targets (N,); logits a block at a time.
+    """
+    weight = head.to(states.dtype)
+    found: list[tuple[Tensor, ...]] = []
+    for block in _blocks(len(states)):
+        x = (states[block] @ weight.T).float()
+        x -= x.amax(-1, keepdim=True)
+        odds = x.exp()  # of each token against the likeliest
+        total = odds.sum(-1)
+        target = x.gather(1, targets[block, None])
+        rank = (x > target).sum(-1)
+        hit = x.argmax(-1) == targets[block]
+        mean = torch.linalg.vecdot(odds, x) / total
+        square = torch.linalg.vecdot(odds, x.square_()) / total
+        log_total = total.log()
+        logp = target.squeeze(1) - log_total
+        found.append((logp, rank, hit, log_total - mean, (square - mean * mean).clamp_min(0)))
+    if not found:
+        none = torch.zeros(0, device=states.device)
+        return TokenStatistics(none, none.long(), none.bool(), none, none)
+    return TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))

@@ -5,7 +5,7 @@ import torch
 
 from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
-from expunge.evaluate.generate import EARLIEST_STOP, fit_prompts, generate
+from expunge.evaluate.generate import EARLIEST_STOP, context_length, fit_prompts, generate
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_settled_row_stops_but_never_before_the_earliest_stop(lively, tokenize
 
 
 def test_a_prompt_too_long_keeps_its_end_and_is_counted(tiny):
-    fitted, cut = fit_prompts([list(range(600)), [1, 2]], tiny, 12)
+    fitted, cut = fit_prompts([list(range(600)), [1, 2]], context_length(tiny), 12)
     assert fitted == [list(range(100, 600)), [1, 2]]
     assert cut == 1
 
@@ -102,4 +102,4 @@ def test_what_cannot_be_generated_is_refused(tiny, tokenizer):
     with pytest.raises(EvaluationError, match="context of 512"):
         generate(tiny, tokenizer, [[1] * 300])
     with pytest.raises(EvaluationError, match="holds only 512"):
-        fit_prompts([[1]], tiny, 512)
+        fit_prompts([[1]], context_length(tiny), 512)

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from expunge.data.examples import Document
 from expunge.errors import EvaluationError
-from expunge.evaluate.membership import auc, document_nll, mia
+from expunge.evaluate.membership import auc, mia
 
 
 @pytest.mark.parametrize(
@@ -53,18 +51,3 @@ def test_one_sided_or_broken_scores_are_refused():
         mia([1.0], [], seed=0)
     with pytest.raises(EvaluationError, match="1 of 2 member scores are NaN"):
         mia([1.0, math.nan], [1.0], seed=0)
-
-
-@torch.no_grad()
-def test_document_losses_are_those_of_the_model_in_the_order_given(tiny, tokenizer):
-    texts = ["short", "a rather longer document", "mid length"]
-    found = document_nll(tiny, tokenizer, [Document(t, t) for t in texts], 16)
-    for text, nll in zip(texts, found, strict=True):
-        tokens = torch.tensor([tokenizer(text)["input_ids"][:16]])
-        assert nll == pytest.approx(float(tiny(input_ids=tokens, labels=tokens).loss), abs=1e-5)
-
-
-def test_a_broken_model_is_an_error_that_names_the_document(tiny, tokenizer):
-    tiny.model.norm.weight.data.fill_(math.nan)
-    with pytest.raises(EvaluationError, match="loss of 'doc' is nan"):
-        document_nll(tiny, tokenizer, [Document("doc", "text")], 16)

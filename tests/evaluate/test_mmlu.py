@@ -8,6 +8,7 @@ import torch
 from expunge.errors import DataError
 from expunge.evaluate import mmlu
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu, letter_logits, prompt, read_mmlu
+from expunge.evaluate.reader import reader_of
 
 
 def question(number, subject="world_facts", split="test"):
@@ -30,19 +31,19 @@ def test_the_prompt_is_the_original_one():
 def test_a_shared_prefix_gives_the_logits_of_the_full_prompt(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(mmlu, "PACK_TOKENS", 120)  # several packs a subject
     examples = {"world_facts": DEV[:5], "maths": DEV[5:]}
-    found, shots = letter_logits(tiny, tokenizer, TEST, examples, shots=5)
+    found, shots = letter_logits(reader_of(tiny, tokenizer), TEST, examples, shots=5)
     letters = [tokenizer(letter)["input_ids"][0] for letter in "ABCD"]
     full = []
     for asked, kept in zip(TEST, shots, strict=True):
         text = prompt(asked, examples[asked.subject][:kept]) + " "  # a byte tokenizer: space apart
         tokens = torch.tensor([tokenizer(text)["input_ids"]])
         full.append(tiny(input_ids=tokens).logits[0, -1, letters])
-    torch.testing.assert_close(found, torch.stack(full), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found), torch.stack(full), atol=1e-5, rtol=1e-4)
     assert set(shots) < set(range(6))  # control: 512 tokens hold fewer than five examples
 
 
 def test_counts_are_of_all_questions_and_constant_answers_show(tiny, tokenizer):
-    found = answer_mmlu(tiny, tokenizer, DEV + TEST, Mmlu(shots=2))
+    found = answer_mmlu(reader_of(tiny, tokenizer), DEV + TEST, Mmlu(shots=2))
     assert found is not None
     correct = sum(subject["correct"] for subject in found["per_subject"].values())
     assert found["n"] == 14
@@ -54,7 +55,7 @@ def test_counts_are_of_all_questions_and_constant_answers_show(tiny, tokenizer):
 
 def test_a_sample_is_seeded_counted_and_said(tiny, tokenizer):
     config = Mmlu(shots=0, per_subject=3)
-    found = answer_mmlu(tiny, tokenizer, DEV + TEST, config)
+    found = answer_mmlu(reader_of(tiny, tokenizer), DEV + TEST, config)
     assert found is not None
     assert [s["n"] for s in found["per_subject"].values()] == [3, 3]
     assert found["sampled"]
@@ -63,12 +64,12 @@ def test_a_sample_is_seeded_counted_and_said(tiny, tokenizer):
 
 
 def test_no_questions_are_no_score(tiny, tokenizer):
-    assert answer_mmlu(tiny, tokenizer, [], Mmlu()) is None
+    assert answer_mmlu(reader_of(tiny, tokenizer), [], Mmlu()) is None
 
 
 def test_too_few_examples_are_refused(tiny, tokenizer):
     with pytest.raises(DataError, match="maths has 0 dev questions, not 5"):
-        answer_mmlu(tiny, tokenizer, [question(1, "maths")], Mmlu())
+        answer_mmlu(reader_of(tiny, tokenizer), [question(1, "maths")], Mmlu())
 
 
 def test_a_parquet_file_is_read_and_a_missing_or_wrong_one_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
 from expunge.evaluate.mmlu import Mmlu, Question
+from expunge.evaluate.reader import reader_of
 from expunge.evaluate.semeval import TERMS
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
 
@@ -38,7 +39,8 @@ DATA = EvaluationData(
 
 
 def run(model, tokenizer, data=DATA, config=CONFIG):
-    return evaluate(model, tokenizer, data, config, max_length=64, prompt_tail=32, separator="")
+    reader = reader_of(model, tokenizer, max_batch=config.max_batch)
+    return evaluate(reader, data, config, max_length=64, prompt_tail=32, separator="")
 
 
 def test_every_part_is_measured_and_every_item_has_its_row(tiny, tokenizer):

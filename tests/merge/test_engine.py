@@ -1,11 +1,13 @@
 """The engine: kernels equal torch bit for bit, bounds are exact, files are whole or not there."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.errors import ExpungeError, MergeError
-from expunge.merge import codec, fused, operands, plain
+from expunge.memory import aligned
+from expunge.merge import bounds, codec, direct, fused, operands, plain
+from expunge.merge.bounds import find_bounds
 from expunge.merge.families import REQUIRED
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.methods import METHODS
@@ -22,7 +26,7 @@ from expunge.merge.operands import Operand, Whole
 from expunge.merge.options import resolved
 from expunge.merge.run import merge_models
 from expunge.merge.tensor import merge_operand
-from expunge.merge.trim import Settings, find_bounds
+from expunge.merge.trim import Settings
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -93,18 +97,54 @@ def test_the_size_of_a_slice_changes_nothing(name, monkeypatch):
     assert np.array_equal(run(operand, name, fused)[0], whole)
 
 
-def test_bounds_equal_those_of_a_sort():
+def assert_bounds_as_of_a_sort(numbers, counts, ops=fused, columns=None):
+    size = numbers.size
+    shape = (size // (columns or size), columns or size)
+    operand = Operand("w", shape, None, [stored(torch.from_numpy(numbers))])
+    ((found,),) = find_bounds([operand], [tuple(counts)], ops)
+    order = np.lexsort((np.arange(size), -np.abs(numbers)))
+    magnitudes = np.abs(numbers).view(np.uint32)
+    for (bits, cut), count in zip(found, counts, strict=True):
+        within = (magnitudes > bits) | ((magnitudes == bits) & (np.arange(size) < cut))
+        assert np.array_equal(np.flatnonzero(within), np.sort(order[:count]))
+
+
+@pytest.mark.parametrize("ops", [fused, plain])
+def test_bounds_equal_those_of_a_sort(ops):
     rng = np.random.default_rng(0)
     for number in range(20):
         numbers = np.round(rng.normal(size=5_000), number % 4).astype(np.float32)
-        operand = Operand("w", (5_000,), None, [stored(torch.from_numpy(numbers))])
-        counts = sorted(rng.integers(1, 5_000, 2))
-        ((bounds,),) = find_bounds([operand], [tuple(counts)], fused)
-        order = np.lexsort((np.arange(5_000), -np.abs(numbers)))
-        magnitudes = np.abs(numbers).view(np.uint32)
-        for (bits, cut), count in zip(bounds, counts, strict=True):
-            within = (magnitudes > bits) | ((magnitudes == bits) & (np.arange(5_000) < cut))
-            assert set(np.flatnonzero(within)) == set(order[:count])
+        assert_bounds_as_of_a_sort(numbers, sorted(rng.integers(1, 5_000, 2)), ops)
+
+
+@pytest.mark.parametrize("slice_size", [70_000, 9_000])
+@pytest.mark.parametrize("digits", [1, 2, 6])
+def test_bounds_among_equals_in_many_slices_and_parts_of_them(digits, slice_size, monkeypatch):
+    monkeypatch.setattr(operands, "SLICE", slice_size)
+    rng = np.random.default_rng(digits)
+    numbers = np.round(rng.normal(size=200_000), digits).astype(np.float32)
+    for _ in range(3):
+        counts = sorted(rng.integers(1, 200_000, 2))
+        assert_bounds_as_of_a_sort(numbers, counts, columns=100)
+
+
+@pytest.mark.parametrize("misleading", [False, True])
+def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, monkeypatch):
+    monkeypatch.setattr(bounds, "_WORTH_SAMPLING", 1)
+    monkeypatch.setattr(operands, "_BLOCKS", 2)
+    rows = np.random.default_rng(0).normal(size=(320, 100)).astype(np.float32)
+    if misleading:
+        rows[:20] *= 1e-6  # of which the sample is made
+        rows[-20:] *= 1e-6
+    counted = []
+
+    def bins(piece, shared):
+        counted.append(piece.n)
+        return fused.bins(piece, shared)
+
+    ops = SimpleNamespace(bins=bins, window=fused.window, place_of=fused.place_of)
+    assert_bounds_as_of_a_sort(rows.ravel(), (3_000, 20_000), ops, columns=100)
+    assert counted == ([2_000, 32_000] if misleading else [2_000])
 
 
 def test_a_trim_over_the_model_keeps_the_greatest_of_all_tensors(tuned, tmp_path):
@@ -253,6 +293,43 @@ def test_overflow_and_nan_are_named_and_leave_nothing(tuned, tmp_path):
             with pytest.raises(MergeError, match=message):
                 merge_models(path, tmp_path / "out")
         assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+@pytest.mark.parametrize("refused", [None, "open", "write"])
+def test_a_file_written_past_the_page_cache_holds_what_was_written(tmp_path, monkeypatch, refused):
+    """At any offset, from any address, and where the file system refuses such writes."""
+    size, rng = 100_000, np.random.default_rng(0)
+    plain_write = os.pwrite
+    if refused == "open":
+        monkeypatch.setattr(direct, "_open_direct", lambda path: None)
+    file = direct.OutputFile(tmp_path / "f", size)
+
+    def write(descriptor, data, offset):
+        if descriptor == file._direct:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return plain_write(descriptor, data, offset)
+
+    if refused == "write":
+        monkeypatch.setattr(os, "pwrite", write)
+    expected = np.zeros(size, np.uint8)
+    for number in range(60):
+        low, high = sorted(rng.integers(0, size, 2))
+        raw = rng.integers(0, 256, high - low, dtype=np.uint8)
+        if number % 2:
+            held = aligned(len(raw))
+            held[:] = raw
+            raw = held
+        file.write(int(low), raw)
+        expected[low:high] = raw
+    file.sync()
+    file.close()
+    assert np.array_equal(np.fromfile(tmp_path / "f", np.uint8), expected)
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(OSError, match="No space left"):
+        direct.OutputFile(tmp_path / "f", 1 << 60)
+    assert (tmp_path / "f").stat().st_size == 0
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tuned, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -56,6 +56,12 @@ class Source(Section):
 
     first: str | None = None
     """A file of documents (such as members.jsonl) that come first when `documents` cuts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        """A string stands for a source of that path."""
+        return {"path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

@@ -65,14 +65,14 @@ def generate(
 
 
 def fit_prompts(
-    prompts: Sequence[Sequence[int]], model: PreTrainedModel, max_new_tokens: int
+    prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int
 ) -> tuple[list[list[int]], int]:
     """The prompts with room for the answer, cut from the left; and how many had to be cut."""
-    room = context_length(model) - max_new_tokens
+    room = context - max_new_tokens
     if room < 1:
         raise EvaluationError(
             f"max_new_tokens is {max_new_tokens}, but the model's context holds only "
-            f"{context_length(model)} tokens, prompt included"
+            f"{context} tokens, prompt included"
         )
     return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
 

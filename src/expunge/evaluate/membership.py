@@ -6,17 +6,8 @@ Dimensions: M members, N non-members, R resamples.
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge.data.batches import TokenSequence, encode_document, pack, packs_by_length
-from expunge.data.examples import Document
 from expunge.errors import EvaluationError
-from expunge.progress import progress
-from expunge.scores import score
-
-PACK_TOKENS = 4096
-"""Tokens scored in one forward pass."""
 
 
 def auc(member_scores: Sequence[float], nonmember_scores: Sequence[float]) -> float:
@@ -73,36 +64,3 @@ def mia(
         "high": float(high),
         "n": m + n,
     }
-
-
-def document_nll(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    max_length: int,
-) -> list[float]:
-    """Mean negative log-likelihood a token of each whole document, up to `max_length` tokens."""
-    sequences = [encode_document(d, tokenizer, max_length=max_length) for d in documents]
-    return sequence_nll(model, sequences, label="score documents")
-
-
-@torch.inference_mode()
-def sequence_nll(
-    model: PreTrainedModel, sequences: Sequence[TokenSequence], *, label: str
-) -> list[float]:
-    """Mean negative log-likelihood a scored token of each sequence, in the order given."""
-    device = next(model.parameters()).device
-    numbered = [
-        TokenSequence(str(i), s.tokens, s.answer_start, s.cut) for i, s in enumerate(sequences)
-    ]
-    found = [0.0] * len(sequences)
-    with progress(label, len(sequences), "texts") as bar:
-        for group in packs_by_length(numbered, max_tokens=PACK_TOKENS):
-            values = score(model, pack(group, "answer", device)).nll.tolist()
-            for sequence, value in zip(group, values, strict=True):
-                if not np.isfinite(value):
-                    name = sequences[int(sequence.id)].id
-                    raise EvaluationError(f"the loss of {name!r} is {value}; the model is broken")
-                found[int(sequence.id)] = value
-            bar(len(group))
-    return found

@@ -6,7 +6,7 @@ holds many questions that continue that one cached prefix.
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from expunge.config import Section
 from expunge.data.batches import TokenSequence, packs_by_length, prompt_tokens
 from expunge.errors import DataError, EvaluationError
-from expunge.evaluate.generate import context_length, end_pack
+from expunge.evaluate.generate import end_pack
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import key_of, looked_up
 from expunge.packs import hidden_states, output_head
 from expunge.progress import progress
 
@@ -98,10 +100,7 @@ def prompt(question: Question, examples: Sequence[Question]) -> str:
 
 
 def answer_mmlu(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    config: Mmlu,
+    reader: Reader, questions: Sequence[Question], config: Mmlu
 ) -> dict[str, Any] | None:
     """Ask the test questions and count; None where there are none.
 
@@ -110,7 +109,7 @@ def answer_mmlu(
     asked = [q for q in sample(questions, config) if q.split == "test"]
     if not asked:
         return None
-    logits, shots = letter_logits(model, tokenizer, asked, _dev(questions), shots=config.shots)
+    logits, shots = letter_logits(reader, asked, _dev(questions), shots=config.shots)
     chosen = logits.argmax(-1).tolist()  # (Q,)
     hits: dict[str, list[bool]] = defaultdict(list)
     for question, choice in zip(asked, chosen, strict=True):
@@ -129,40 +128,72 @@ def answer_mmlu(
     }
 
 
-@torch.inference_mode()
 def letter_logits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     asked: Sequence[Question],
     examples: Mapping[str, Sequence[Question]],
     *,
     shots: int,
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[np.ndarray, list[int]]:
     """Logits of the four letters after each question (Q, 4), and how many examples each had."""
-    limit = min(CONTEXT, context_length(model))
-    prompts: dict[tuple[str, int], list[tuple[int, list[int]]]] = defaultdict(list)
-    used = []
-    for number, question in enumerate(asked):
+    limit = min(CONTEXT, reader.context)
+    prompts, used = [], []
+    for question in asked:
         solved = examples.get(question.subject, ())[:shots]
         if len(solved) < shots:
             raise DataError(
                 f"MMLU subject {question.subject} has {len(solved)} dev questions, not {shots}"
             )
-        tokens, kept = _fitting(tokenizer, question, solved, limit)
-        prompts[question.subject, kept].append((number, tokens))
+        tokens, kept = _fitting(reader.tokenizer, question, solved, limit)
+        prompts.append(tokens)
         used.append(kept)
-    letters = letter_tokens(tokenizer)
-    head = output_head(model)[letters]  # (4, d)
-    logits = torch.empty(len(asked), 4)
-    with progress("MMLU", len(asked), "questions") as bar:
-        for group in prompts.values():
-            numbers = [number for number, _ in group]
-            states = _last_states(model, [tokens for _, tokens in group])
-            logits[numbers] = (states @ head.T.to(states.dtype)).float().cpu()
-            bar(len(group))
-    if not logits.isfinite().all():
-        raise EvaluationError("MMLU: a letter's logit is not finite; the model is broken")
-    return logits, used
+    groups = [(question.subject, kept) for question, kept in zip(asked, used, strict=True)]
+    return option_logits(reader, prompts, groups, letter_tokens(reader.tokenizer)), used
+
+
+def option_logits(
+    reader: Reader,
+    prompts: Sequence[list[int]],
+    groups: Sequence[Hashable],
+    options: Sequence[int],
+    *,
+    label: str = "MMLU",
+) -> np.ndarray:
+    """Logits of the tokens `options` after each prompt: (Q, options).
+
+    The prompts of a group begin alike (few-shot examples), and what they share is read once.
+    """
+    keys = [key_of("options", tuple(prompt), tuple(options)) for prompt in prompts]
+
+    def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+        reader.forwards += len(missing)
+        together: dict[Hashable, list[int]] = defaultdict(list)
+        for number in missing:
+            together[groups[number]].append(number)
+        head = output_head(reader.model)[list(options)]  # (options, d)
+        with progress(label, len(missing), "questions") as bar:
+            for numbers in together.values():
+                found = _option_logits(reader.model, [prompts[i] for i in numbers], head)
+                if not np.isfinite(found).all():
+                    raise EvaluationError(
+                        f"{label}: an option's logit is not finite; the model is broken"
+                    )
+                bar(len(numbers))
+                yield [
+                    {"key": keys[i], "logits": row}
+                    for i, row in zip(numbers, found.tolist(), strict=True)
+                ]
+
+    rows = looked_up(reader.options, keys, compute)
+    return np.array([row["logits"] for row in rows], np.float32)
+
+
+@torch.inference_mode()
+def _option_logits(
+    model: PreTrainedModel, prompts: Sequence[list[int]], head: torch.Tensor
+) -> np.ndarray:
+    states = _last_states(model, prompts)
+    return (states @ head.T.to(states.dtype)).float().cpu().numpy()
 
 
 def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

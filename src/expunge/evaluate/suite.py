@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.config import Section
-from expunge.data.batches import encode, prompt_tokens
+from expunge.data.batches import encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
 from expunge.evaluate import collapse, semeval
-from expunge.evaluate.generate import MAX_BATCH, context_length, fit_prompts, generate
-from expunge.evaluate.membership import document_nll, mia, sequence_nll
+from expunge.evaluate.generate import MAX_BATCH, fit_prompts
+from expunge.evaluate.membership import mia
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
-from expunge.packs import output_head
+from expunge.evaluate.reader import Reader
 
 
 class Evaluate(Section):
@@ -78,8 +77,7 @@ class _Item:
 
 
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     data: EvaluationData,
     config: Evaluate,
     *,
@@ -96,20 +94,21 @@ def evaluate(
     for item in items:
         _check(item.example)
     lengths = {"max_length": max_length, "prompt_tail": prompt_tail}
-    sequences = [encode(i.example, tokenizer, separator=separator, **lengths) for i in items]
-    for item, nll in zip(items, sequence_nll(model, sequences, label="score answers"), strict=True):
-        item.nll = nll
-    losses = _document_losses(model, tokenizer, data, config)
-    cut = _generate_items(model, tokenizer, items, config)
-    neutral = _neutral_windows(model, tokenizer, data.neutral, config)
-    mmlu = answer_mmlu(model, tokenizer, data.mmlu, config.mmlu) if config.mmlu else None
+    read = {"separator": separator, **lengths}
+    sequences = [encode(item.example, reader.tokenizer, **read) for item in items]
+    for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
+        item.nll = found.nll
+    losses = _document_losses(reader, data, config)
+    cut = _generate_items(reader, items, config)
+    neutral = _neutral_windows(reader, data.neutral)
+    mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
     entry = {
         "semeval": _semeval(items, losses, mmlu, config),
         "collapse": collapse.judge(
-            _windows(items, tokenizer) | {"neutral": neutral},
+            _windows(items, reader) | {"neutral": neutral},
             known=collapse.frequent_words([f"{e.prompt} {e.answer}" for e in data.retain]),
             neutral_nll=semeval.mean(losses["neutral"]),
-            vocabulary_size=len(output_head(model)),
+            vocabulary_size=reader.vocabulary_size,
             letters=mmlu and mmlu["letters"],
         ),
         "nll": {name: semeval.mean(values) for name, values in losses.items()}
@@ -127,53 +126,39 @@ def _check(example: Example) -> None:
 
 
 def _document_losses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: EvaluationData,
-    config: Evaluate,
+    reader: Reader, data: EvaluationData, config: Evaluate
 ) -> dict[str, list[float]]:
-    length = min(config.document_tokens, context_length(model))
-    return {
-        name: document_nll(model, tokenizer, documents, length)
-        for name, documents in (
-            ("members", data.members),
-            ("nonmembers", data.nonmembers),
-            ("neutral", data.neutral),
-        )
-    }
+    length = min(config.document_tokens, reader.context)
+    losses = {}
+    for name in ("members", "nonmembers", "neutral"):
+        documents: Sequence[Document] = getattr(data, name)
+        texts = [encode_document(d, reader.tokenizer, max_length=length) for d in documents]
+        losses[name] = [found.nll for found in reader.scores(texts, label="score documents")]
+    return losses
 
 
-def _generate_items(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[_Item],
-    config: Evaluate,
-) -> int:
+def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
     chosen = _sample(items, config)
-    raw = [prompt_tokens(tokenizer, item.example.prompt) for item in chosen]
-    prompts, cut = fit_prompts(raw, model, config.max_new_tokens)
+    raw = [prompt_tokens(reader.tokenizer, item.example.prompt) for item in chosen]
+    prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:
         """A wrong answer stays wrong; a completion is done once its recall is 1."""
-        item, text = chosen[number], decode(tokenizer, tokens)
+        item, text = chosen[number], reader.text(tokens)
         if item.example.kind == "qa":
-            sure = semeval.settled_question(item.example.answer, text)
-        else:
-            sure = semeval.completion_score(item.example.answer, text) == 1.0
-        item.complete = not sure
-        return sure
+            return semeval.settled_question(item.example.answer, text)
+        return semeval.completion_score(item.example.answer, text) == 1.0
 
-    found = generate(
-        model,
-        tokenizer,
+    found = reader.generations(
         prompts,
         max_new_tokens=config.max_new_tokens,
-        max_batch=config.max_batch,
         settled=settled,
+        settled_by=[f"semeval {i.example.kind} {i.example.answer}" for i in chosen],
     )
-    for item, tokens in zip(chosen, found, strict=True):
-        item.tokens, item.generation = tokens, decode(tokenizer, tokens)
+    for item, made in zip(chosen, found, strict=True):
+        item.tokens, item.complete = made.tokens, made.complete
+        item.generation = reader.text(made.tokens)
         item.score = semeval.item_score(item.example, item.generation)
     return cut
 
@@ -190,23 +175,14 @@ def _sample(items: Sequence[_Item], config: Evaluate) -> list[_Item]:
     return [item for i, item in enumerate(items) if i in chosen]
 
 
-def _neutral_windows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    config: Evaluate,
-) -> list[collapse.Window]:
-    raw = [prompt_tokens(tokenizer, document.text) for document in documents]
-    prompts, _ = fit_prompts(raw, model, collapse.WINDOW)
-    found = generate(
-        model, tokenizer, prompts, max_new_tokens=collapse.WINDOW, max_batch=config.max_batch
-    )
-    return [collapse.Window(decode(tokenizer, tokens), tokens) for tokens in found]
+def _neutral_windows(reader: Reader, documents: Sequence[Document]) -> list[collapse.Window]:
+    raw = [prompt_tokens(reader.tokenizer, document.text) for document in documents]
+    prompts, _ = fit_prompts(raw, reader.context, collapse.WINDOW)
+    found = reader.generations(prompts, max_new_tokens=collapse.WINDOW)
+    return [collapse.Window(reader.text(made.tokens), made.tokens) for made in found]
 
 
-def _windows(
-    items: Sequence[_Item], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[collapse.Window]]:
+def _windows(items: Sequence[_Item], reader: Reader) -> dict[str, list[collapse.Window]]:
     """What the collapse measures read, by group; only completions are judged."""
     groups: dict[str, list[collapse.Window]] = {
         name: [] for name in ("retain", "retain_questions", "forget", "forget_questions")
@@ -215,7 +191,7 @@ def _windows(
         if item.tokens is not None:
             tokens = item.tokens[: collapse.WINDOW]
             name = item.half + ("_questions" if item.example.kind == "qa" else "")
-            groups[name].append(collapse.Window(decode(tokenizer, tokens), tokens))
+            groups[name].append(collapse.Window(reader.text(tokens), tokens))
     return groups
 
 
@@ -272,8 +248,3 @@ def _row(item: _Item) -> dict[str, Any]:
         "complete": item.complete,
         "nll": item.nll,
     }
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of generated tokens, special ones dropped; nothing is the empty string."""
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)) if tokens else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from expunge.errors import RunError
 from expunge.report.results import read_results
@@ -40,6 +40,31 @@ def print_results(folder: Path, out: Console | None = None) -> None:
     out.print(f"{folder / 'report.html'} shows what each model says.", markup=False)
 
 
+def print_numbers(results: Mapping[str, Any], as_json: bool) -> None:
+    """Print what each suite measured; of a collapsed model, that instead of its aggregates."""
+    out = console()
+    if as_json:
+        return out.print_json(json.dumps(results))
+    table = Table("number", "value", "95 % interval", "n", box=None, pad_edge=False)
+    notes = []
+    for suite, measured in results["suites"].items():
+        facts = measured["facts"]
+        for name, number in measured["numbers"].items():
+            value, interval = _cell(number["value"]), ""
+            if number["low"] is not None:
+                interval = f"{_cell(number['low'])} to {_cell(number['high'])}"
+            if facts.get("collapsed") and name in facts.get("aggregates", ()):
+                value, interval = "collapsed", ""
+            table.add_row(f"{suite}.{name}", value, interval, str(number["n"]))
+        if facts.get("collapsed"):
+            notes.append(f"{suite}: the model has collapsed: {'; '.join(facts['reasons'])}")
+    out.print(table)
+    for note in notes:
+        out.print(note, markup=False)
+    out.print(f"{results['read']} texts were read; the rest was known.", markup=False)
+    return None
+
+
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Print rows of like fields as a table, or as JSON."""
     out = console()
@@ -48,7 +73,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     elif not rows:
         out.print("nothing found")
     else:
-        table = Table(*rows[0], box=None, pad_edge=False)
+        first, *others = (Column(name, overflow="fold") for name in rows[0])
+        first.no_wrap = True  # names are looked for by eye
+        table = Table(first, *others, box=None, pad_edge=False)
         for row in rows:
             table.add_row(*(escape(_cell(value)) for value in row.values()))
         out.print(table)

@@ -1,0 +1,100 @@
+"""Numbers with their uncertainty: what was measured, over how many items, how far it may be off.
+
+Dimensions: n items, R resamples.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from expunge.errors import EvaluationError
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A measured number; None of nothing. `low` and `high` bound its 95 % interval."""
+
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Measured:
+    """What one suite measured of one model."""
+
+    numbers: dict[str, Number] = field(default_factory=dict)
+    """By dotted name, as in `forget.knowledge`."""
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each given item: `group`, `id` and its metrics; None where not measured."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What is no number: reasons, settings, counts."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For results.json, without the items."""
+        numbers = {name: asdict(number) for name, number in self.numbers.items()}
+        return {"numbers": numbers, "facts": self.facts}
+
+
+def estimate(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) -> Number:
+    """The mean of items' values, with its bootstrap interval; drawn by the number's name.
+
+    NaN is an `EvaluationError`: an item that could not be scored is never left out silently.
+    """
+    drawn = bootstrap({"": values}, lambda means: means[""], name=name, resamples=resamples)
+    return drawn if len(values) else Number(None, 0)
+
+
+def bootstrap(
+    groups: Mapping[str, Sequence[float]],
+    combine: Callable[[dict[str, float]], float | None],
+    *,
+    name: str,
+    resamples: int = RESAMPLES,
+) -> Number:
+    """A function of the means of several groups of items, each resampled by itself.
+
+    Groups that hold nothing are left out of what `combine` is given.
+    """
+    arrays = {group: np.asarray(values, float) for group, values in groups.items() if len(values)}
+    for group, values in arrays.items():
+        if np.isnan(values).any():
+            where = f"{name} of {group}" if group else name
+            raise EvaluationError(f"{where}: item {int(np.isnan(values).argmax())} is NaN")
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    value = combine({group: float(values.mean()) for group, values in arrays.items()})
+    n = sum(map(len, arrays.values()))
+    if value is None:
+        return Number(None, n)
+    draws = {group: _means(values, rng, resamples) for group, values in arrays.items()}
+    found = [
+        combine({group: float(drawn[i]) for group, drawn in draws.items()})
+        for i in range(resamples)
+    ]
+    low, high = np.quantile([x for x in found if x is not None], [0.025, 0.975])
+    return Number(value, n, float(low), float(high))
+
+
+def harmonic_mean(values: Sequence[float]) -> float | None:
+    """n / Σ 1/v; 0 if any is 0 or less, None of nothing."""
+    if not values:
+        return None
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def _means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """The mean of each resample: (R,), without holding R · n numbers for large n."""
+    step = max(1, (1 << 22) // len(values))
+    drawn = [
+        values[rng.integers(len(values), size=(min(step, resamples - i), len(values)))].mean(1)
+        for i in range(0, resamples, step)
+    ]
+    return np.concatenate(drawn)

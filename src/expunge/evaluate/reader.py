@@ -1,0 +1,245 @@
+"""A reader: one model that is asked for scores, generations and option logits, and remembers.
+
+Suites ask a `Reader`; what its tables hold already is not computed again, and the model itself is
+loaded only when something is missing.
+
+Dimensions: L scored tokens of one text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from expunge import lora, models, runs
+from expunge.data.batches import TokenSequence, pack, packs_by_length
+from expunge.errors import EvaluationError
+from expunge.evaluate.generate import MAX_BATCH, Settled, context_length, generate
+from expunge.evaluate.tables import (
+    Generation,
+    Table,
+    TokenScores,
+    key_of,
+    looked_up,
+    sequence_key,
+    token_scores,
+)
+from expunge.packs import hidden_states, output_head
+from expunge.progress import progress
+from expunge.scores import token_statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACK_TOKENS = 4096
+"""Tokens scored in one forward pass."""
+
+KEPT_TOKENS, KEPT_PROMPTS = 1 << 16, 512
+"""Tokens scored, and prompts continued, between two writes of a table."""
+
+Load = Callable[[], "PreTrainedModel"]
+
+
+class Reader:
+    """One model and what it has said.
+
+    context: tokens that its positions reach; vocabulary_size: rows of its output head. `forwards`
+    counts the texts that the model had to read, from no table.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int,
+        vocabulary_size: int,
+        key: str = "",
+        folder: Path | None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
+        self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
+        self.context, self.vocabulary_size = context, vocabulary_size
+        self.key = key
+        inside = folder / key if folder is not None else None
+        self._scores = Table("scores", key, inside)
+        self._generations = Table("generations", key, inside)
+        self.options = Table("options", key, inside)
+        self.forwards = 0
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, loaded when it is first needed."""
+        return self._load()
+
+    def scores(
+        self, sequences: Sequence[TokenSequence], *, label: str = "score"
+    ) -> list[TokenScores]:
+        """What the model says of each text's answer, in the order given, none left out."""
+        for sequence in sequences:
+            if sequence.scored_from("answer") >= len(sequence.tokens):
+                raise EvaluationError(f"{sequence.id!r} has no token to score")
+        keys = [sequence_key(sequence) for sequence in sequences]
+
+        def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+            yield from self._score([sequences[i] for i in missing], label)
+
+        return [token_scores(row) for row in looked_up(self._scores, keys, compute)]
+
+    def generations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        settled: Settled | None = None,
+        settled_by: Sequence[str] | None = None,
+        label: str = "generate",
+    ) -> list[Generation]:
+        """The greedy continuation of each prompt.
+
+        `settled` may stop a row that no longer matters (see generate); `settled_by` says, for each
+        prompt, by what: such rows are kept apart from whole generations.
+        """
+        marks = settled_by or [""] * len(prompts)
+        keys = [
+            key_of("generations", tuple(prompt), max_new_tokens, mark)
+            for prompt, mark in zip(prompts, marks, strict=True)
+        ]
+
+        def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+            self.forwards += len(missing)
+            missing.sort(key=lambda i: -len(prompts[i]))
+            for low in range(0, len(missing), KEPT_PROMPTS):
+                part = missing[low : low + KEPT_PROMPTS]
+                done = self._generate(
+                    [prompts[i] for i in part], max_new_tokens, settled, part, label
+                )
+                yield [{"key": keys[i], **row} for i, row in zip(part, done, strict=True)]
+
+        rows = looked_up(self._generations, keys, compute)
+        return [Generation(list(row["tokens"]), row["complete"]) for row in rows]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, special ones dropped; nothing is the empty string."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)) if tokens else ""
+
+    def _generate(
+        self,
+        prompts: list[Sequence[int]],
+        max_new_tokens: int,
+        settled: Settled | None,
+        numbers: list[int],
+        label: str,
+    ) -> list[dict[str, Any]]:
+        """Rows for some prompts; `numbers` are what `settled` knows them by."""
+        stopped: set[int] = set()
+
+        def ask(place: int, tokens: list[int]) -> bool:
+            done = settled is not None and settled(numbers[place], tokens)
+            if done:
+                stopped.add(place)
+            return done
+
+        found = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            max_batch=self.max_batch,
+            settled=ask if settled else None,
+            label=label,
+        )
+        return [
+            {"tokens": tokens, "complete": place not in stopped}
+            for place, tokens in enumerate(found)
+        ]
+
+    def _score(
+        self, sequences: Sequence[TokenSequence], label: str
+    ) -> Iterator[list[dict[str, Any]]]:
+        model, rows, held = self.model, [], 0
+        self.forwards += len(sequences)
+        device, head = next(model.parameters()).device, output_head(model)
+        with progress(label, len(sequences), "texts") as bar:
+            for group in packs_by_length(sequences, max_tokens=PACK_TOKENS):
+                rows += _scored(model, head, group, device)
+                held += sum(len(sequence.tokens) for sequence in group)
+                bar(len(group))
+                if held >= KEPT_TOKENS:
+                    yield rows
+                    rows, held = [], 0
+        yield rows
+
+
+def reader_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_batch: int = MAX_BATCH
+) -> Reader:
+    """A reader of a model in memory, which keeps nothing on disk."""
+    size = len(output_head(model))
+    context = context_length(model)
+    return Reader(
+        lambda: model, tokenizer, context=context, vocabulary_size=size, max_batch=max_batch
+    )
+
+
+def open_reader(
+    base: Path,
+    adapter: Path | None,
+    *,
+    dtype: models.Dtype,
+    folder: Path | None,
+    max_batch: int = MAX_BATCH,
+) -> Reader:
+    """A reader of a model on disk, with its tables in `folder` under the hash of its weights."""
+    hashes = [runs.hash_folder(place) for place in (base, adapter) if place is not None]
+    key = key_of("model", *hashes, dtype)
+
+    def load() -> PreTrainedModel:
+        model = models.load_model(base, dtype=dtype)
+        models.load_tokenizer(base, model)  # refused here if they do not belong together
+        if adapter is not None:
+            lora.load_adapter(model, adapter)
+        return model
+
+    config = runs.read_json(base / "config.json")
+    config = config.get("text_config", config)
+    return Reader(
+        load,
+        models.load_tokenizer(base),
+        context=int(config.get("max_position_embeddings") or 2**31),
+        vocabulary_size=int(config["vocab_size"]),
+        key=key,
+        folder=folder,
+        max_batch=max_batch,
+    )
+
+
+@torch.inference_mode()
+def _scored(
+    model: PreTrainedModel,
+    head: torch.Tensor,
+    group: Sequence[TokenSequence],
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """The rows of one pack."""
+    packed = pack(group, "answer", device)
+    found = token_statistics(hidden_states(model, packed), head, packed.targets)
+    names = ("logp", "rank", "hit", "entropy", "variance")
+    columns = {name: getattr(found, name).cpu().numpy() for name in names}
+    owner = packed.sequence.cpu().numpy()
+    bounds = np.searchsorted(owner, np.arange(len(group) + 1))
+    rows = []
+    for number, sequence in enumerate(group):
+        part = slice(bounds[number], bounds[number + 1])
+        row = {name: column[part].tolist() for name, column in columns.items()}
+        if not np.isfinite(columns["logp"][part]).all():
+            raise EvaluationError(
+                f"the log-probabilities of {sequence.id!r} are not finite; the model is broken"
+            )
+        rows.append({"key": sequence_key(sequence), **row})
+    return rows

@@ -1,0 +1,97 @@
+"""The suite `semeval`: SemEval-2025 Task 4 as `expunge evaluate MODEL` runs it."""
+
+from typing import Any
+
+from pydantic import Field
+
+from expunge.config import Section
+from expunge.data.sets import Data, read_sets
+from expunge.data.sources import Source, locate
+from expunge.evaluate.mmlu import HUB, read_mmlu
+from expunge.evaluate.numbers import Measured, Number
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+
+
+class Semeval(Section):
+    """What SemEval-2025 Task 4 scores, and how thoroughly."""
+
+    forget: Source
+    """Items that were to be forgotten."""
+
+    retain: Source
+    """Items that were to be kept."""
+
+    members: Source | None = None
+    """Whole documents of the forget set."""
+
+    nonmembers: Source | None = None
+    """Documents of the same distribution that no model has seen."""
+
+    evaluate: Evaluate = Evaluate()
+    """How thoroughly."""
+
+    max_length: int = Field(default=256, ge=8)
+    """Longest sequence in which an answer's loss is measured, in tokens."""
+
+    prompt_tail: int | None = Field(default=204, ge=1)
+    """There, a prompt keeps this many of its last tokens."""
+
+    separator: str = ""
+    """There, put before the answer."""
+
+
+def semeval_suite(reader: Reader, section: Semeval) -> Measured:
+    """The twelve terms, the task aggregate, membership, MMLU, and whether the model collapsed."""
+    names = ("forget", "retain", "members", "nonmembers")
+    sets = read_sets(Data(**{name: getattr(section, name) for name in names}))
+    config = section.evaluate.mmlu
+    questions = []
+    if config is not None:
+        questions = read_mmlu(config.path if config.path == HUB else locate(config.path))
+    data = EvaluationData(sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=questions)
+    entry, rows = evaluate(
+        reader,
+        data,
+        section.evaluate,
+        max_length=section.max_length,
+        prompt_tail=section.prompt_tail,
+        separator=section.separator,
+    )
+    items = [{"group": f"{row['half']}.{row['task']}.{row['kind']}", **row} for row in rows]
+    collapse = entry["collapse"]
+    facts = {
+        "collapsed": collapse["collapsed"],
+        "reasons": collapse["reasons"],
+        "aggregates": ["task_aggregate", "final"],
+        "collapse": collapse,
+        "nll": entry["nll"],
+    }
+    return Measured(_numbers(entry), items, facts)
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, Number]:
+    """The dotted names: forget.Task1.sc, …, task_aggregate, mia.auc, mmlu, final."""
+    scored = entry["semeval"]
+    numbers: dict[str, Number] = {}
+    for term, value in scored["terms"].items():
+        numbers[term.replace("/", ".")] = _number(
+            value, scored["counts"][term], scored["intervals"][term]
+        )
+    total = sum(scored["counts"].values())
+    interval = scored["intervals"]["task_aggregate"]
+    numbers["task_aggregate"] = _number(scored["task_aggregate"], total, interval)
+    mia, mmlu = scored["mia"], scored["mmlu"]
+    if mia:
+        numbers["mia.auc"] = Number(mia["auc"], mia["n"], mia["low"], mia["high"])
+        numbers["mia.score"] = Number(mia["score"], mia["n"])
+    if mmlu:
+        numbers["mmlu"] = Number(mmlu["accuracy"], mmlu["n"])
+        numbers["mmlu.macro"] = Number(mmlu["macro"], mmlu["n"])
+    if scored["final"] is not None:
+        numbers["final"] = Number(scored["final"], total)
+    return numbers
+
+
+def _number(value: float | None, n: int, interval: dict[str, float] | None) -> Number:
+    return Number(value, n, **(interval or {}))

@@ -1,0 +1,72 @@
+"""Suites: what can be measured of a model, each by name, with what it needs.
+
+A suite is a function of a Reader and of its own Section; it returns `Measured`. To add one: a
+module with its Section and its function, and a row in the table at the foot.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.config import Section, parse_section
+from expunge.errors import EvaluationError
+from expunge.evaluate import semeval_suite
+from expunge.evaluate.numbers import Measured
+from expunge.evaluate.reader import Reader
+from expunge.registry import lookup
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One row."""
+
+    section: type[Section]
+    """What it is told: its data, and how thoroughly it measures."""
+
+    fn: Callable[[Reader, Any], Measured]
+    source: str
+    about: str
+
+
+def parse_suites(names: Sequence[str], options: Sequence[str]) -> dict[str, Section]:
+    """The sections of the suites asked for; options are `suite.field=value`, values in YAML."""
+    fields: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for option in options:
+        path, found, value = option.partition("=")
+        suite, *keys = path.split(".")
+        if not found or not keys:
+            raise EvaluationError(f"option {option!r} is not of the form suite.field=value")
+        if suite not in fields:
+            raise EvaluationError(f"option {option!r} is for a suite that is not asked for")
+        _put(fields[suite], keys, value)
+    return {
+        name: parse_section(given, lookup(SUITES, name, "suite").section, origin=name)
+        for name, given in fields.items()
+    }
+
+
+def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measured]:
+    """Run suites on one model; what they share is read once."""
+    return {name: SUITES[name].fn(reader, section) for name, section in sections.items()}
+
+
+def _put(fields: dict[str, Any], keys: Sequence[str], value: str) -> None:
+    import yaml
+
+    for key in keys[:-1]:
+        fields = fields.setdefault(key, {})
+    try:
+        fields[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{'.'.join(keys)}={value} is not YAML: {reason}") from None
+
+
+SUITES: dict[str, Suite] = {
+    "semeval": Suite(
+        semeval_suite.Semeval,
+        semeval_suite.semeval_suite,
+        "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
+        "completion and knowledge of three tasks, membership, MMLU, collapse",
+    ),
+}

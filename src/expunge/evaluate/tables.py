@@ -1,0 +1,161 @@
+"""Tables of what one model said: token scores, generations and option logits, each computed once.
+
+A table lies in a folder named by the hash of the model's weights. Its rows are keyed by the hash
+of the tokens that were read, so two suites that ask for the same text in the same template share a
+row, and a metric is a pure function of rows: recomputed without the model.
+
+Dimensions: L scored tokens of one text, K options of one question.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge import runs
+from expunge.data.batches import TokenSequence
+from expunge.errors import EvaluationError
+
+VERSION = "1"
+"""Of what the rows hold; a table of another version is computed anew."""
+
+_SCHEMAS = {
+    "scores": pa.schema(
+        [
+            ("key", pa.string()),
+            ("logp", pa.list_(pa.float32())),
+            ("rank", pa.list_(pa.int32())),
+            ("hit", pa.list_(pa.bool_())),
+            ("entropy", pa.list_(pa.float32())),
+            ("variance", pa.list_(pa.float32())),
+        ]
+    ),
+    "generations": pa.schema(
+        [("key", pa.string()), ("tokens", pa.list_(pa.int32())), ("complete", pa.bool_())]
+    ),
+    "options": pa.schema([("key", pa.string()), ("logits", pa.list_(pa.float32()))]),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What the model said of the L scored tokens of one text, natural logs."""
+
+    logp: np.ndarray  # (L,) float32
+    rank: np.ndarray  # (L,) int32, how many tokens are likelier
+    hit: np.ndarray  # (L,) bool, whether it is the arg-max
+    entropy: np.ndarray  # (L,) float32
+    variance: np.ndarray  # (L,) float32, of log p under p
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood a token."""
+        return -float(self.logp.mean(dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the model wrote: tokens without the end of text."""
+
+    tokens: list[int]
+    complete: bool
+    """False where it was stopped once nothing could change its score."""
+
+
+class Table:
+    """Rows of one kind for one model, in parquet files of a folder; without one, in memory."""
+
+    def __init__(self, kind: str, model_key: str, folder: Path | None) -> None:
+        self.kind, self.model_key, self.folder = kind, model_key, folder
+        self.schema = _SCHEMAS[kind]
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """All rows by key; files of another version are left alone."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.folder.glob(f"{self.kind}-*.parquet")) if self.folder else ():
+            found.update({row["key"]: row for row in self._read(path)})
+        return found
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Keys that have no row, each once, in order."""
+        return [key for key in dict.fromkeys(keys) if key not in self.rows]
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep rows, on disk before this returns."""
+        if not rows:
+            return
+        if self.folder is not None:
+            meta = {"model": self.model_key, "version": VERSION}
+            table = pa.Table.from_pylist(list(rows), self.schema.with_metadata(meta))
+            name = hashlib.sha256("".join(row["key"] for row in rows).encode()).hexdigest()[:16]
+            with runs.readable_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with runs.replacing(self.folder / f"{self.kind}-{name}.parquet") as temporary:
+                    pq.write_table(table, temporary, compression="zstd")
+        self.rows.update({row["key"]: row for row in rows})
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EvaluationError(f"cannot read the table {path}: {reason}") from None
+        meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        if meta.get("version") != VERSION:
+            return []
+        if meta.get("model") != self.model_key:
+            raise EvaluationError(
+                f"{path} holds what another model said ({meta.get('model')}, not "
+                f"{self.model_key}); delete it or name another cache folder"
+            )
+        if table.schema.names != self.schema.names:
+            raise EvaluationError(f"{path} has columns {table.schema.names}; delete it")
+        return table.to_pylist()
+
+
+def key_of(*parts: object) -> str:
+    """The key of a row: a hash of the tokens that are read, and of how."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def sequence_key(sequence: TokenSequence) -> str:
+    """The key of a scored text: its tokens, and from which on they are scored."""
+    return key_of("scores", sequence.tokens, sequence.scored_from("answer"))
+
+
+def token_scores(row: dict[str, Any]) -> TokenScores:
+    """A row of the table of scores."""
+    return TokenScores(
+        np.array(row["logp"], np.float32),
+        np.array(row["rank"], np.int32),
+        np.array(row["hit"], bool),
+        np.array(row["entropy"], np.float32),
+        np.array(row["variance"], np.float32),
+    )
+
+
+Compute = Callable[[list[int]], Iterable[list[dict[str, Any]]]]
+"""(numbers of what is missing) → batches of their rows, each kept as soon as it is there."""
+
+
+def looked_up(table: Table, keys: Sequence[str], compute: Compute) -> list[dict[str, Any]]:
+    """The row of each key, in order; those that are missing are computed first, each once."""
+    wanted = set(table.missing(keys))
+    first = {}
+    for number, key in enumerate(keys):
+        if key in wanted:
+            first.setdefault(key, number)
+    if first:
+        for rows in compute(list(first.values())):
+            table.add(rows)
+    left = table.missing(keys)
+    if left:
+        raise EvaluationError(f"{len(left)} of {len(keys)} texts were not scored")
+    return [table.rows[key] for key in keys]

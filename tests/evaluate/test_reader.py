@@ -1,0 +1,176 @@
+"""What a reader asks of its model is right, asked once, and kept under the model's own name."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.data.batches import TokenSequence, encode, encode_document
+from expunge.data.examples import Document, Example
+from expunge.errors import EvaluationError
+from expunge.evaluate import generate as generation
+from expunge.evaluate import reader as reader_module
+from expunge.evaluate.reader import open_reader, reader_of
+from expunge.scores import token_statistics
+
+EXAMPLES = [
+    Example("a-qa0", "Who?", "Ada"),
+    Example("b-qa0", "Where was she born, then?", "In London."),
+    Example("c", "", "A plain text."),
+]
+
+
+def sequences(tokenizer, examples=EXAMPLES):
+    return [encode(example, tokenizer, max_length=64) for example in examples]
+
+
+@torch.no_grad()
+def test_statistics_are_those_of_the_whole_distribution(tiny, tokenizer):
+    for sequence, found in zip(
+        sequences(tokenizer), reader_of(tiny, tokenizer).scores(sequences(tokenizer)), strict=True
+    ):
+        log_p = tiny(input_ids=torch.tensor([sequence.tokens])).logits[0].double().log_softmax(-1)
+        first = sequence.scored_from("answer")
+        assert len(found.logp) == len(sequence.tokens) - first
+        for place, t in enumerate(range(first, len(sequence.tokens))):
+            row, target = log_p[t - 1], sequence.tokens[t]
+            p = row.exp()
+            mean = float((p * row).sum())
+            assert found.logp[place] == pytest.approx(float(row[target]), abs=1e-4)
+            assert found.rank[place] == int((row > row[target]).sum())
+            assert found.hit[place] == (int(row.argmax()) == target)
+            assert found.entropy[place] == pytest.approx(-mean, abs=1e-4)
+            assert found.variance[place] == pytest.approx(
+                float((p * (row - mean) ** 2).sum()), rel=1e-3, abs=1e-5
+            )
+
+
+def test_statistics_by_hand():
+    """Two tokens with odds 3 : 1: entropy ln 4 - ¾ ln 3, deviation of log p ln 3 · √(3/16)."""
+    states, head = torch.tensor([[1.0], [1.0]]), torch.tensor([[math.log(3)], [0.0]])
+    found = token_statistics(states, head, torch.tensor([0, 1]))
+    torch.testing.assert_close(found.logp, torch.tensor([0.75, 0.25]).log())
+    assert found.rank.tolist() == [0, 1]
+    assert found.hit.tolist() == [True, False]
+    entropy = math.log(4) - 0.75 * math.log(3)
+    torch.testing.assert_close(found.entropy, torch.tensor([entropy] * 2))
+    torch.testing.assert_close(found.variance, torch.tensor([math.log(3) ** 2 * 3 / 16] * 2))
+
+
+def test_document_losses_are_those_of_the_model_in_the_order_given(tiny, tokenizer):
+    texts = ["short", "a rather longer document", "mid length"]
+    asked = [encode_document(Document(t, t), tokenizer, max_length=16) for t in texts]
+    found = reader_of(tiny, tokenizer).scores(asked)
+    with torch.no_grad():
+        for text, scores in zip(texts, found, strict=True):
+            tokens = torch.tensor([tokenizer(text)["input_ids"][:16]])
+            loss = float(tiny(input_ids=tokens, labels=tokens).loss)
+            assert scores.nll == pytest.approx(loss, abs=1e-5)
+
+
+def test_nothing_is_read_twice_and_equal_texts_are_read_once(tiny_folder, tmp_path, monkeypatch):
+    first = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+    asked = sequences(first.tokenizer)
+    found = first.scores([*asked, asked[1]])
+    prompts = [list(sequence.tokens[:5]) for sequence in asked]
+    written = first.generations(prompts, max_new_tokens=6)
+    assert first.forwards == 6
+    again = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+
+    def load(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(reader_module.models, "load_model", load)
+    for one, two in zip(found, again.scores([*asked, asked[1]]), strict=True):
+        assert np.array_equal(one.logp, two.logp)
+        assert np.array_equal(one.variance, two.variance)
+    assert again.generations(prompts, max_new_tokens=6) == written
+    assert again.forwards == 0
+    with pytest.raises(AssertionError, match="was loaded"):  # control
+        again.generations(prompts, max_new_tokens=7)
+
+
+def test_stopped_generations_are_not_taken_for_whole_ones(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(generation, "EARLIEST_STOP", 2)
+    reader = reader_of(tiny, tokenizer)
+    prompts = [[5, 6, 7]]
+    (stopped,) = reader.generations(
+        prompts, max_new_tokens=9, settled=lambda *_: True, settled_by=["always"]
+    )
+    (whole,) = reader.generations(prompts, max_new_tokens=9)
+    assert not stopped.complete
+    assert whole.complete
+    assert len(stopped.tokens) == 2
+    assert whole.tokens[:2] == stopped.tokens
+    assert len(whole.tokens) == 9
+
+
+def test_a_table_of_another_model_is_refused(tiny_folder, tmp_path):
+    reader = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+    reader.scores(sequences(reader.tokenizer))
+    (tmp_path / reader.key).rename(tmp_path / "other")
+    other = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+    other._scores.folder = tmp_path / "other"
+    other._scores.model_key = "other"
+    with pytest.raises(EvaluationError, match="holds what another model said"):
+        other.scores(sequences(reader.tokenizer))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"junk" * 100])
+def test_a_broken_table_is_one_line(tiny_folder, tmp_path, content):
+    reader = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+    (tmp_path / reader.key).mkdir()
+    (tmp_path / reader.key / "scores-x.parquet").write_bytes(content)
+    with pytest.raises(EvaluationError, match="cannot read the table"):
+        reader.scores(sequences(reader.tokenizer))
+
+
+def test_a_broken_model_is_an_error_that_names_the_text(tiny, tokenizer):
+    tiny.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(EvaluationError, match=r"log-probabilities of .* are not finite"):
+        reader_of(tiny, tokenizer).scores(sequences(tokenizer))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from expunge.data.batches import TokenSequence
+from expunge.evaluate import reader
+reader.KEPT_TOKENS = reader.PACK_TOKENS = 32
+asked = [TokenSequence(str(i), tuple(range(5, 35)), 1 + i % 20) for i in range(20)]
+plain = reader._scored
+def slow(*given):
+    time.sleep(0.1)
+    return plain(*given)
+reader._scored = slow
+reader.open_reader(Path(sys.argv[1]), None, dtype="float32", folder=Path(sys.argv[2])).scores(asked)
+"""
+
+
+def test_a_killed_reader_goes_on_with_what_is_missing(tiny_folder, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tiny_folder), str(tmp_path)])
+    while len(list(tmp_path.glob("*/scores-*.parquet"))) < 3:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    asked = [TokenSequence(str(i), tuple(range(5, 35)), 1 + i % 20) for i in range(20)]
+    reader = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
+    found = reader.scores(asked)
+    assert 0 < reader.forwards <= 17
+    whole = open_reader(tiny_folder, None, dtype="float32", folder=None).scores(asked)
+    for one, two in zip(found, whole, strict=True):
+        np.testing.assert_allclose(one.logp, two.logp, atol=1e-5)
+
+
+def test_a_text_without_a_token_to_score_is_refused_by_name(tiny, tokenizer):
+    with pytest.raises(EvaluationError, match="'empty' has no token to score"):
+        reader_of(tiny, tokenizer).scores([TokenSequence("empty", (5, 6), 2)])
+    found = token_statistics(torch.zeros(0, 8), torch.zeros(9, 8), torch.zeros(0).long())
+    assert len(found.logp) == len(found.variance) == 0

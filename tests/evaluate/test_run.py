@@ -1,0 +1,124 @@
+"""`expunge evaluate MODEL`: suites by name, results on disk, gates with exit code 3."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from expunge.errors import EvaluationError, GateError, RecipeError
+from expunge.evaluate.gates import check_gates, parse_gates
+from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean
+from expunge.evaluate.run import evaluate_model, numbers_of, read_run
+from expunge.evaluate.suites import parse_suites
+
+
+@pytest.fixture
+def halves(tmp_path):
+    for half in ("forget", "retain"):
+        rows = [
+            {"id": f"{half}{n}{kind}0", "input": f"{half} {n}?", "output": f"a{n}", "task": "Task1"}
+            for n in range(3)
+            for kind in ("sc", "qa")
+        ]
+        (tmp_path / f"{half}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"semeval.{half}={tmp_path / half}.jsonl" for half in ("forget", "retain")]
+
+
+SHORT = ["semeval.evaluate.max_new_tokens=4", "semeval.evaluate.resamples=20"]
+
+
+def test_a_model_is_measured_written_and_measured_again_from_what_it_said(
+    tiny_folder, tmp_path, halves
+):
+    sections = parse_suites(["semeval"], [*halves, *SHORT])
+    how = {"cache": tmp_path / "cache", "out": tmp_path / "out"}
+    first = evaluate_model(str(tiny_folder), sections, **how)
+    again = evaluate_model(str(tiny_folder), sections, **how)
+    assert first["read"] > 0
+    assert again["read"] == 0
+    assert again["suites"] == first["suites"]
+    results, items = read_run(tmp_path / "out")
+    assert numbers_of(results) == numbers_of(first)
+    assert len(items) == 12
+    assert {item["group"] for item in items} == {
+        f"{half}.Task1.{kind}" for half in ("forget", "retain") for kind in ("sc", "qa")
+    }
+    number = results["suites"]["semeval"]["numbers"]["forget.Task1.sc"]
+    assert number["n"] == 3
+    assert number["low"] <= number["value"] <= number["high"]
+
+
+def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
+    words = [sys.executable, "-m", "expunge", "evaluate", str(tiny_folder), "--suite", "semeval"]
+    for option in [*halves, *SHORT]:
+        words += ["-o", option]
+    words += ["--cache", str(tmp_path / "cache")]
+    done = subprocess.run([*words, "--fail-if", "forget.Task1.qa > 0.5"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"semeval.forget.Task1.qa" in done.stdout
+    assert b"collapsed" in done.stdout  # an untrained model has no aggregate
+    done = subprocess.run([*words, "--fail-if", "forget.Task1.qa < 0.5"], capture_output=True)
+    assert done.returncode == 3
+    assert done.stderr.decode().startswith("expunge: semeval.forget.Task1.qa is 0, and must not")
+    done = subprocess.run([*words, "--fail-if", "forget.Task9.qa < 0.5"], capture_output=True)
+    assert done.returncode == 2
+    assert b"Did you mean" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "a", "a >", "a > b", "a ~ 1", "> 1", "a > 1 2"])
+def test_conditions_that_are_none_are_refused(text):
+    with pytest.raises(EvaluationError, match="is not of the form"):
+        parse_gates([text])
+
+
+def test_gates_compare_as_they_say():
+    numbers = {"s.a": {"value": 0.5}, "t.a": {"value": 1.0}, "s.b": {"value": None}}
+    for sign, fails in ((">", False), (">=", True), ("<=", True), ("==", True), ("!=", False)):
+        gates = parse_gates([f"s.a {sign} 0.5"])
+        if fails:
+            with pytest.raises(GateError, match=r"s\.a is 0\.5"):
+                check_gates(gates, numbers)
+        else:
+            check_gates(gates, numbers)
+    with pytest.raises(EvaluationError, match=r"it may be s\.a or t\.a"):
+        check_gates(parse_gates(["a > 0"]), numbers)
+    with pytest.raises(EvaluationError, match="was not measured"):
+        check_gates(parse_gates(["b > 0"]), numbers)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["nope"], [], "no suite is called 'nope'"),
+        (["semeval"], ["semeval"], "is not of the form suite.field=value"),
+        (["semeval"], ["other.x=1"], "is for a suite that is not asked for"),
+        (["semeval"], ["semeval.x={"], "is not YAML"),
+        (["semeval"], ["semeval.nope=1"], "nope"),
+    ],
+)
+def test_wrong_options_are_one_line(names, options, message):
+    with pytest.raises((EvaluationError, RecipeError), match=message):
+        parse_suites(names, options)
+
+
+def test_intervals_hold_the_mean_and_narrow_with_n():
+    few = estimate([0.0, 1.0] * 5, name="a")
+    many = estimate([0.0, 1.0] * 500, name="a")
+    assert few.value == many.value == 0.5
+    assert few.high - few.low > 5 * (many.high - many.low)
+    assert 0.1 < few.low < 0.5 < few.high < 0.9
+    assert estimate([], name="a") == Number(None, 0)
+    assert estimate([1.0] * 4, name="a") == Number(1.0, 4, 1.0, 1.0)
+    with pytest.raises(EvaluationError, match="a: item 1 is NaN"):
+        estimate([0.0, float("nan")], name="a")
+
+
+def test_a_function_of_means_is_resampled_group_by_group():
+    groups = {"one": [0.2, 0.4], "two": [1.0, 1.0], "none": []}
+    found = bootstrap(groups, lambda means: harmonic_mean(list(means.values())), name="h")
+    assert found.value == pytest.approx(2 / (1 / 0.3 + 1 / 1.0))
+    assert found.n == 4
+    assert found.low == pytest.approx(2 / (1 / 0.2 + 1))
+    assert harmonic_mean([0.0, 1.0]) == 0.0
+    assert harmonic_mean([]) is None
