@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check bench bench-merge docs setup
+.PHONY: demo test check bench bench-merge bench-evaluate docs setup
 
 demo: $(READY)
 	$(BIN)/expunge run recipes/demo.yaml --out runs/demo
@@ -31,6 +31,9 @@ bench: $(READY)
 
 bench-merge: $(READY)
 	$(BIN)/python benchmarks/merge.py
+
+bench-evaluate: $(READY)
+	$(BIN)/python benchmarks/evaluate.py
 
 docs: $(READY)
 	$(BIN)/expunge docs

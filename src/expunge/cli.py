@@ -229,11 +229,13 @@ def schema() -> None:
 
 @app.command(hidden=True)
 def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
-    """Regenerate docs/methods.md and docs/results.md."""
+    """Regenerate docs/methods.md, docs/metrics.md and docs/results.md."""
+    from expunge.evaluate.suites import SUITES
     from expunge.methods import method_rows
     from expunge.report.docs import write_docs
+    from expunge.report.metrics_page import suite_rows
 
-    write_docs(method_rows(), check=check)
+    write_docs(method_rows(), suite_rows(SUITES), check=check)
 
 
 def main() -> None:

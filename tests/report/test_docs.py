@@ -135,7 +135,7 @@ def test_stale_documents_are_found_and_written(tmp_path):
     with pytest.raises(RunError, match=r"stale: .*methods\.md, .*results\.md; run make docs"):
         write_docs(methods, check=True, folder=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert len(write_docs(methods, folder=tmp_path)) == 2
+    assert len(write_docs(methods, folder=tmp_path)) == 3
     assert write_docs(methods, check=True, folder=tmp_path) == []  # control: now they are not
     add_rows(tmp_path / "results.json", [row("merged", 1)])
     with pytest.raises(RunError, match=r"stale: [^,]*results\.md; run"):

@@ -1,4 +1,4 @@
-"""The generated documents: docs/methods.md and docs/results.md, written or found stale."""
+"""The generated documents: methods, metrics and results in docs/, written or found stale."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,27 +8,38 @@ from expunge import runs
 from expunge.errors import RunError
 from expunge.report.board import read_rows
 from expunge.report.methods_page import MethodRow, methods_page
+from expunge.report.metrics_page import SuiteRow, metrics_page
 from expunge.report.results_page import results_page
 
 
-def documents(methods: Iterable[Mapping[str, Any]], folder: Path) -> dict[Path, str]:
+def documents(
+    methods: Iterable[Mapping[str, Any]], suites: Iterable[SuiteRow], folder: Path
+) -> dict[Path, str]:
     """The path and text of each generated document of the docs folder.
 
-    `methods` are the fields of `MethodRow`, methods of one kind standing together.
+    `methods` are the fields of `MethodRow`, methods of one kind standing together; metrics have a
+    page of their own, with the suites.
     """
+    rows = [MethodRow(**row) for row in methods]
+    metrics = [row for row in rows if row.kind == "metric"]
     return {
-        folder / "methods.md": methods_page(MethodRow(**row) for row in methods),
+        folder / "methods.md": methods_page(row for row in rows if row.kind != "metric"),
+        folder / "metrics.md": metrics_page(suites, metrics),
         folder / "results.md": results_page(read_rows(folder / "results.json")),
     }
 
 
 def write_docs(
-    methods: Iterable[Mapping[str, Any]], *, check: bool = False, folder: Path = Path("docs")
+    methods: Iterable[Mapping[str, Any]],
+    suites: Iterable[SuiteRow] = (),
+    *,
+    check: bool = False,
+    folder: Path = Path("docs"),
 ) -> list[Path]:
     """Write the documents that are stale and return them; with `check`, stale is a `RunError`."""
     if not folder.is_dir():
         raise RunError(f"there is no folder {folder}; run this at the root of a checkout")
-    texts = documents(methods, folder)
+    texts = documents(methods, suites, folder)
     stale = [p for p, text in texts.items() if not p.is_file() or p.read_text("utf-8") != text]
     if check and stale:
         raise RunError(f"stale: {', '.join(map(str, stale))}; run make docs")

@@ -109,16 +109,19 @@ def method_rows(tables: Mapping[str, Mapping[str, Any]]) -> list[MethodRow]:
 
 def methods_page(rows: Iterable[MethodRow]) -> str:
     """The whole page: for each kind a table, then the equations."""
-    parts = [_HEAD]
+    return "\n".join([_HEAD, *(method_parts(rows) or ["No methods yet.\n"])])
+
+
+def method_parts(rows: Iterable[MethodRow]) -> list[str]:
+    """For each kind a table, and a section for each method that needs one."""
+    parts = []
     for kind, members in groupby(rows, key=lambda row: row.kind):
         methods = list(members)
         body = [_cells(row) for row in methods]
         table = markdown(_COLUMNS, body, text_columns=len(_COLUMNS))
         parts.append(f"## {kind[:1].upper()}{kind[1:]}\n\n{table}")
         parts.extend(_section(row) for row in methods if row.equation or row.notes or row.differs)
-    if len(parts) == 1:
-        parts.append("No methods yet.\n")
-    return "\n".join(parts)
+    return parts
 
 
 _HEAD = """\

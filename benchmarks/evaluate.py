@@ -1,0 +1,178 @@
+"""Evaluation: ours against what peers do, interleaved, with the same results shown in the run.
+
+    python benchmarks/evaluate.py [--cases semeval,rescore] [--items 2] [--model smollm2]
+
+- semeval: the twelve terms and the losses of LUME items, against a plain loop of one prompt at a
+  time (greedy, 256 new tokens) and one text at a time, as the official script works.
+- rescore: the same again after a metric's definition has changed: no forward pass.
+
+Everything is in float32 on the CPU's threads; data is read from EXPUNGE_DATA.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge import models
+from expunge.data.batches import encode, prompt_tokens
+from expunge.data.examples import Example
+from expunge.data.sources import Source, read_examples
+from expunge.evaluate import semeval
+from expunge.evaluate.reader import open_reader
+from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+
+RESULTS = Path(__file__).parent / "results" / "evaluate.json"
+NEW_TOKENS = 256
+READING = {"max_length": 256, "prompt_tail": 204, "separator": ""}
+
+
+def main() -> None:
+    """Run the cases asked for, print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
+    parser.add_argument("--items", type=int, default=2, help="of each of the twelve terms")
+    parser.add_argument("--model", default=models.EMBEDDED)
+    options = parser.parse_args()
+    done = [{"case": name, **CASES[name](options)} for name in options.cases]
+    _write(done, options)
+
+
+def semeval_case(options: Any) -> dict[str, Any]:
+    """LUME against one prompt at a time."""
+    folder = models.resolve(options.model)
+    data = EvaluationData(_items("forget", options.items), _items("retain", options.items))
+    config = Evaluate(max_new_tokens=NEW_TOKENS, resamples=100)
+    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+
+    def ours() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return evaluate(_reader(folder, None), data, config, **READING)
+
+    def peer() -> list[tuple[float, float]]:
+        return [_alone(model, tokenizer, item) for item in [*data.forget, *data.retain]]
+
+    _warm(model)
+    (entry, rows), seconds = _timed(ours)
+    found, peer_seconds = _timed(peer)
+    scores = [row["score"] for row in rows]
+    losses = [row["nll"] for row in rows]
+    same = sum(a == b for a, (b, _) in zip(scores, found, strict=True))
+    apart = max(abs(a - b) for a, (_, b) in zip(losses, found, strict=True))
+    assert entry["semeval"]["counts"]["forget/Task1/sc"] == options.items
+    return _row(
+        seconds,
+        peer_seconds,
+        8.0,
+        f"{same} of {len(rows)} scores identical, losses within {apart:.1e}",
+        same == len(rows) and apart < 1e-3,
+    )
+
+
+def rescore_case(options: Any) -> dict[str, Any]:
+    """A metric's definition changes: the texts are not read again."""
+    folder = models.resolve(options.model)
+    data = EvaluationData(_items("forget", options.items), _items("retain", options.items))
+    config = Evaluate(max_new_tokens=32, resamples=100)
+    with tempfile.TemporaryDirectory() as cache:
+        first, seconds = _timed(lambda: evaluate(_reader(folder, cache), data, config, **READING))
+        before = semeval.SCORES["sc"]
+        semeval.SCORES["sc"] = lambda truth, text: before(truth, text) ** 2
+        try:
+            reader = _reader(folder, cache)
+            again, second = _timed(lambda: evaluate(reader, data, config, **READING))
+        finally:
+            semeval.SCORES["sc"] = before
+    old, new = ([row["score"] for row in rows] for _, rows in (first, again))
+    kinds = [row["kind"] for row in first[1]]
+    expected = [s * s if kind == "sc" else s for s, kind in zip(old, kinds, strict=True)]
+    said = f"{reader.forwards} texts read again; scores are those of the new definition"
+    equal = reader.forwards == 0 and bool(np.allclose(new, expected))
+    return _row(second, seconds, 1.0, said, equal)
+
+
+def _alone(model: Any, tokenizer: Any, item: Example) -> tuple[float, float]:
+    """The score and the answer's loss of one item by itself."""
+    prompt = torch.tensor([prompt_tokens(tokenizer, item.prompt)])
+    with torch.inference_mode():
+        written = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )[0, prompt.shape[1] :]
+        sequence = encode(item, tokenizer, **READING)
+        tokens = torch.tensor([sequence.tokens])
+        labels = tokens.clone()
+        labels[:, : sequence.answer_start] = -100
+        loss = float(model(input_ids=tokens, labels=labels).loss)
+    text = tokenizer.decode(written, skip_special_tokens=True)
+    return semeval.item_score(item, text), loss
+
+
+def _items(half: str, count: int) -> list[Example]:
+    """The first items of each task and kind."""
+    examples = read_examples(Source(path=f"data:lume/{half}_train.parquet"))
+    taken: dict[tuple[str, str], list[Example]] = {}
+    for example in examples:
+        taken.setdefault((example.task, example.kind), []).append(example)
+    return [example for group in taken.values() for example in group[:count]]
+
+
+def _reader(folder: Path, cache: str | None) -> Any:
+    return open_reader(folder, None, dtype="float32", folder=Path(cache) if cache else None)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    found = run()
+    return found, time.perf_counter() - begin
+
+
+def _warm(model: Any) -> None:
+    with torch.inference_mode():
+        model(input_ids=torch.arange(64)[None])
+
+
+def _row(ours: float, peer: float, goal: float, equal: str, holds: bool) -> dict[str, Any]:
+    ratio = peer / ours
+    return {
+        "ours": round(ours, 2),
+        "peer": round(peer, 2),
+        "unit": "seconds",
+        "ratio": round(ratio, 1),
+        "goal": goal,
+        "met": bool(ratio >= goal and holds),
+        "equal": equal,
+    }
+
+
+CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "semeval": semeval_case,
+    "rescore": rescore_case,
+}
+
+
+def _write(cases: list[dict[str, Any]], options: Any) -> None:
+    from expunge.runs import git_commit
+
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    command = f"python benchmarks/evaluate.py --items {options.items} --model {options.model}"
+    result = {"machine": machine, "commit": git_commit(), "command": command, "cases": cases}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{'case':12} {'ours s':>8} {'peer s':>8} {'ratio':>7} {'goal':>5}  met  same")
+    for case in cases:
+        print(
+            f"{case['case']:12} {case['ours']:8.2f} {case['peer']:8.2f} {case['ratio']:7.1f} "
+            f"{case['goal']:5.0f}  {'yes' if case['met'] else 'no':3}  {case['equal']}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""docs/metrics.md: every suite with what it is told, and every metric with its exact definition."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from expunge.config import Section
+from expunge.report.methods_page import MethodRow, method_parts
+from expunge.report.tables import markdown
+
+_HEAD = """\
+<!-- Written by `make docs` from the tables of suites and metrics; do not edit by hand. -->
+# Suites and metrics
+
+`expunge evaluate MODEL --suite NAME[,NAME] -o NAME.field=value --out FOLDER` measures a model.
+What it says is kept by the hash of its weights, so nothing is read twice: another suite that asks
+for the same texts, or a metric whose definition has changed, needs no forward pass. Every number
+has the count of its items and a 95 % interval; FOLDER/items.jsonl holds a row for each given item.
+"""
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """One suite as docs/metrics.md lists it."""
+
+    name: str
+    about: str
+    source: str
+    fields: tuple[tuple[str, str, str], ...]
+    """(name, default, what it means) of each field of its Section."""
+
+
+def suite_rows(suites: Mapping[str, Any]) -> list[SuiteRow]:
+    """The rows of the table of suites."""
+    return [
+        SuiteRow(name, suite.about, suite.source, tuple(_fields(suite.section)))
+        for name, suite in suites.items()
+    ]
+
+
+def metrics_page(suites: Iterable[SuiteRow], metrics: Iterable[MethodRow]) -> str:
+    """The whole page."""
+    rows = list(suites)
+    body = [[f"`{row.name}`", row.about, row.source] for row in rows]
+    table = markdown(["suite", "what it measures", "source"], body, text_columns=3)
+    parts = [_HEAD, f"## Suites\n\n{table}"]
+    for row in rows:
+        fields = [[f"`{name}`", default, text] for name, default, text in row.fields]
+        table = markdown(["field", "default", "what it means"], fields, text_columns=3)
+        parts.append(f"### {row.name}\n\n{table}")
+    return "\n".join([*parts, *method_parts(metrics)])
+
+
+def _fields(section: type[Section]) -> Iterable[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if default is PydanticUndefined:
+            said = "required"
+        elif isinstance(default, Section):
+            said = "see recipes"
+        else:
+            said = "null" if default is None else f"`{default!r}`"
+        yield name, said, " ".join((field.description or "").split())
