@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -101,14 +102,12 @@ def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
 
 def provenance() -> dict[str, Any]:
     """What ran: versions, commit, hardware, peak memory of this process so far."""
-    import transformers
-
     return {
         "expunge": expunge.__version__,
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": importlib.metadata.version("transformers"),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

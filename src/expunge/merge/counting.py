@@ -124,35 +124,58 @@ def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number, fir
 def rank_chances(base, base_kind, models, kinds, columns, density, epsilon, chances):
     """chances (M, n): from density − ε for the least |δ| of a row to density + ε for the greatest.
 
-    Ranks come from a radix sort of each row by the 31 bits of its magnitudes, 11 + 10 + 10.
+    Ranks come from a radix sort of each row by those bits of its magnitudes in which they differ
+    from zeros: differences of stored halves use a few, which is a pass or two.
     """
     for r in prange(chances.shape[1] // columns):
         b = np.empty(columns, np.float32)
         d = np.empty((len(models), columns), np.float32)
         order = np.empty((2, columns), np.int32)
+        by_rank = np.empty(columns, np.float32)
+        places = np.empty((3, (1 << 11) + 1), np.int32)
         read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
         for i in range(len(models)):
-            bits = d[i].view(np.uint32)
-            for j in range(columns):
-                order[0, j] = j
-            source = 0
-            for shift, width in ((0, 11), (11, 10), (21, 10)):
-                places = np.zeros((1 << width) + 1, np.int32)
-                mask = np.uint32((1 << width) - 1)
-                for j in range(columns):
-                    digit = ((bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(shift)) & mask
-                    places[digit + np.uint32(1)] += 1
-                for k in range(1 << width):
-                    places[k + 1] += places[k]
-                for j in range(columns):
-                    which = order[source, j]
-                    digit = ((bits[which] & np.uint32(0x7FFFFFFF)) >> np.uint32(shift)) & mask
-                    order[1 - source, places[digit]] = which
-                    places[digit] += 1
-                source = 1 - source
             low = np.float32(density[i] - epsilon[i])
             span = np.float32(2 * epsilon[i])
             last = np.float32(max(1, columns - 1))
             for j in range(columns):
                 share = np.float32(j) / last if columns > 1 else np.float32(0.5)
-                chances[i, r * columns + order[source, j]] = low + share * span
+                by_rank[j] = low + share * span
+            row = chances[i, r * columns : (r + 1) * columns]
+            _by_rank(d[i].view(np.uint32), order, places, by_rank, row)
+
+
+@compiled()
+def _by_rank(bits, order, places, by_rank, out):
+    """out[j] = by_rank[how many magnitudes are less, or equal and at a lower index]."""
+    used = np.uint32(0)
+    for j in range(len(bits)):
+        used |= bits[j] & np.uint32(0x7FFFFFFF)
+    begin, end = 0, 31
+    while begin < 31 and not (used >> np.uint32(begin)) & np.uint32(1):
+        begin += 1
+    while end > begin and not (used >> np.uint32(end - 1)) & np.uint32(1):
+        end -= 1
+    passes = max(1, (end - begin + 10) // 11)
+    digit_bits = (end - begin + passes - 1) // passes
+    size = 1 << digit_bits
+    mask = np.uint32(size - 1)
+    places[:passes, : size + 1] = 0
+    for j in range(len(bits)):
+        magnitude = (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(begin)
+        for p in range(passes):
+            places[p, ((magnitude >> np.uint32(p * digit_bits)) & mask) + np.uint32(1)] += 1
+    for p in range(passes):
+        for k in range(size):
+            places[p, k + 1] += places[p, k]
+    for p in range(passes):
+        shift, place = np.uint32(begin + p * digit_bits), places[p]
+        source, target = order[(p + 1) % 2], order[p % 2]
+        for j in range(len(bits)):
+            which = j if p == 0 else source[j]
+            digit = ((bits[which] & np.uint32(0x7FFFFFFF)) >> shift) & mask
+            if p == passes - 1:
+                out[which] = by_rank[place[digit]]
+            else:
+                target[place[digit]] = which
+            place[digit] += 1

@@ -63,14 +63,28 @@ def _trim(d, width, first, limits, cuts, keys, odds, chances, place, shared, sca
             _keep(row, shared, v, begin, end, outer, inner, scale)
             begin = end
         if len(chances) > 0:
-            for j in range(width):
-                chance = chances[i, place + j]
-                drawn = uniform(keys[i], first + j) < chance
-                row[j] = (row[j] / chance if each else row[j]) if drawn else np.float32(0)
+            _draw_each(row, width, keys[i], first, chances[i, place : place + width], each)
         elif odds[i] < 1:
-            for j in range(width):
-                if uniform(keys[i], first + j) >= odds[i]:
-                    row[j] = np.float32(0)
+            _draw(row, width, keys[i], first, odds[i])
+
+
+@compiled()
+def _draw(row, width, key, first, chance):
+    """Keep each number by one chance."""
+    for j in range(width):
+        tau = row[j]
+        row[j] = tau if uniform(key, first + j) < chance else np.float32(0)
+
+
+@compiled()
+def _draw_each(row, width, key, first, chances, divided):
+    """Keep each number by its own chance, and divide it by that where wanted."""
+    if divided:
+        for j in range(width):
+            row[j] = row[j] / chances[j]
+    for j in range(width):
+        tau = row[j]
+        row[j] = tau if uniform(key, first + j) < chances[j] else np.float32(0)
 
 
 @compiled()
@@ -116,14 +130,26 @@ def measure(
         width = high - low
         read_tile(base, base_kind, models, kinds, low, high, b, d)
         for i in range(len(models)):
-            for j in range(width):
-                sums[tile, i, 0] += abs(np.float64(d[i, j]))
+            sums[tile, i, 0] = _sum(d[i, :width], False)
         _trim(d, width, start + low, limits, cuts, keys, odds, chances, low, shared, scales, v)
         for i in range(len(models)):
-            for j in range(width):
-                kept = np.float64(d[i, j])
-                sums[tile, i, 1] += abs(kept)
-                sums[tile, i, 2] += kept * kept
+            sums[tile, i, 1] = _sum(d[i, :width], False)
+            sums[tile, i, 2] = _sum(d[i, :width], True)
+
+
+@compiled()
+def _sum(row, squared):
+    """Σ|x|, or Σ x², in float64: sixteen sums side by side, so that they are vectorised."""
+    lanes = np.zeros(16, np.float64)
+    whole = len(row) // 16 * 16
+    for j in range(0, whole, 16):
+        for lane in range(16):
+            x = np.float64(row[j + lane])
+            lanes[lane] += x * x if squared else abs(x)
+    for j in range(whole, len(row)):
+        x = np.float64(row[j])
+        lanes[0] += x * x if squared else abs(x)
+    return lanes.sum()
 
 
 @compiled(parallel=True)

@@ -4,7 +4,7 @@ Dimensions: M models, n numbers of one slice (whole rows of a matrix), r rank.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ SLICE = 1 << 23
 """Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
 
 _BLOCKS = 64  # of rows in a sample
+_HELD_BYTES = 1 << 26  # of updates that are formed once instead of once a pass
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,27 @@ class Operand:
         read = [part.read(low, high, self.columns) for part in self.models]
         kinds = np.array([kind for _, kind in read], np.int64)
         return Slice(low, high - low, base, kind, tuple(raw for raw, _ in read), kinds)
+
+    def untouched(self, dtype: str) -> np.ndarray | None:
+        """The base's bytes where every model holds those very ones, as where an adapter is not."""
+        if not isinstance(self.base, Whole) or self.base.dtype != dtype:
+            return None
+        place = self.base.raw.ctypes.data
+        same = all(isinstance(p, Whole) and p.raw.ctypes.data == place for p in self.models)
+        return self.base.raw if same else None
+
+    def held(self) -> "Operand":
+        """The same with its updates formed once and kept, where they are small enough."""
+        updates = [part for part in self.models if isinstance(part, Update)]
+        if not updates or 4 * self.size * len(updates) > _HELD_BYTES:
+            return self
+        parts = [self._formed(p) if isinstance(p, Update) else p for p in self.models]
+        return Operand(self.name, self.shape, self.base, parts)
+
+    def _formed(self, update: Update) -> Update:
+        rows = update.rows(0, self.size // max(1, self.columns))
+        delta = np.ascontiguousarray(rows, np.float32).reshape(-1, self.columns)
+        return replace(update, rows=lambda first, last: delta[first:last])
 
     def without_base(self) -> "Operand":
         """The same of weights alone: updates are added to the base, and the base is left out."""

@@ -13,7 +13,7 @@ from expunge.errors import MergeError
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
 from expunge.merge.engine import Job
-from expunge.merge.families import Matrix
+from expunge.merge.families import Elect, Matrix
 from expunge.merge.operands import Operand, Part
 from expunge.merge.sources import HEAD, LAYER, Opened, Source
 from expunge.merge.trim import Settings
@@ -206,10 +206,13 @@ class Plan:
         if name == "slerp":
             assert bottom is not None
             merged = [bottom, *merged]
-        operand = Operand(place.name, shape, bottom, merged)
+        operand, row = Operand(place.name, shape, bottom, merged), self.file.row
+        raw = operand.untouched(dtype) if options.get("trim") != "model" else None
+        if isinstance(row.how, Elect) and raw is not None:
+            return Job(place.name, dtype, shape, carried=raw)
         settings = Settings(place.name, weights, options, self.file.seed)
         statistics = self._statistics([(source, inner) for source, _, inner in others])
-        return Job(place.name, dtype, shape, operand, self.file.row, settings, statistics)
+        return Job(place.name, dtype, shape, operand, row, settings, statistics)
 
     def _statistics(self, given: Sequence[tuple[SliceInput, str]]) -> list[Tensor] | None:
         """What regmean and fisher need of each model for one tensor; None where one has none."""

@@ -47,7 +47,7 @@ def merge_operand(
     needs from each model. Nothing is yielded before what needs the whole tensor is known.
     """
     ops = ops or operations()
-    how = method.how
+    operand, how = operand.held(), method.how
     if isinstance(how, Elect):
         trim = find_trim(operand, how.keep, settings, ops, bounds=bounds)
         election = _election(operand, how, settings, trim, ops)
