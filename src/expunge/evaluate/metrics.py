@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.evaluate import collapse, membership, mmlu, semeval
+from expunge.evaluate import attacks, collapse, membership, memorisation, mmlu, pii, semeval
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Metric:
 
 
 _LUME = "LUME, SemEval-2025 Task 4, arXiv:2504.02883"
+
+_MEMBERSHIP = "tests/evaluate/test_membership.py"
+_MEMORISATION = "tests/evaluate/test_memorisation.py"
+_FORWARD = "one forward pass"
 
 METRICS = {
     "regurgitation": Metric(
@@ -48,4 +52,66 @@ METRICS = {
     "collapse": Metric(
         collapse.judge, "this project", "generations", "tests/evaluate/test_collapse.py", "own"
     ),
+    "auc": Metric(
+        membership.auc, "Mann and Whitney 1947", "members, non-members", _MEMBERSHIP, cost=_FORWARD
+    ),
+    "tpr": Metric(
+        membership.tpr, "arXiv:2112.03570", "members, non-members", _MEMBERSHIP, cost=_FORWARD
+    ),
+    "loss": Metric(attacks.loss, "arXiv:1709.01604", "documents", _MEMBERSHIP, cost=_FORWARD),
+    "zlib": Metric(attacks.zlib_ratio, "arXiv:2012.07805", "documents", _MEMBERSHIP, cost=_FORWARD),
+    "zlib_total": Metric(
+        attacks.zlib_total, "arXiv:2012.07805", "documents", _MEMBERSHIP, "adapted", _FORWARD
+    ),
+    "min_k": Metric(attacks.min_k, "arXiv:2310.16789", "documents", _MEMBERSHIP, cost=_FORWARD),
+    "min_k_plus_plus": Metric(
+        attacks.min_k_plus_plus, "arXiv:2404.02936", "documents", _MEMBERSHIP, cost=_FORWARD
+    ),
+    "reference": Metric(
+        attacks.reference_gap,
+        "arXiv:2203.03929",
+        "documents, a reference model",
+        _MEMBERSHIP,
+        cost="one forward pass of two models",
+    ),
+    "recall": Metric(
+        attacks.recall,
+        "arXiv:2406.15968",
+        "documents, non-members",
+        _MEMBERSHIP,
+        cost="two forward passes",
+    ),
+    "gradient_norm": Metric(
+        attacks.gradient_norm,
+        "arXiv:2402.17012",
+        "documents",
+        _MEMBERSHIP,
+        cost="one backward pass a document",
+    ),
+    "exact_memorisation": Metric(
+        memorisation.exact_memorisation,
+        "arXiv:2205.10770",
+        "answers",
+        _MEMORISATION,
+        cost=_FORWARD,
+    ),
+    "extraction_strength": Metric(
+        memorisation.extraction_strength,
+        "arXiv:2012.07805",
+        "answers",
+        _MEMORISATION,
+        cost=_FORWARD,
+    ),
+    "verbatim_length": Metric(
+        memorisation.verbatim_length,
+        "arXiv:2202.07646",
+        "answers",
+        _MEMORISATION,
+        "adapted",
+        _FORWARD,
+    ),
+    "copied_length": Metric(
+        memorisation.copied_length, "this project", "generations", _MEMORISATION, "own"
+    ),
+    "pii_leak": Metric(pii.pii_leak, "this project", "generations", _MEMORISATION, "own"),
 }

@@ -65,11 +65,12 @@ class Reader:
     ) -> None:
         self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
         self.context, self.vocabulary_size = context, vocabulary_size
-        self.key = key
+        self.key, self.folder = key, folder
         inside = folder / key if folder is not None else None
         self._scores = Table("scores", key, inside)
         self._generations = Table("generations", key, inside)
         self.options = Table("options", key, inside)
+        self.gradients = Table("gradients", key, inside)
         self.forwards = 0
 
     @cached_property

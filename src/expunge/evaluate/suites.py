@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
-from expunge.evaluate import semeval_suite
+from expunge.evaluate import membership_suite, memorisation_suite, semeval_suite
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
 from expunge.registry import lookup
@@ -68,5 +68,17 @@ SUITES: dict[str, Suite] = {
         semeval_suite.semeval_suite,
         "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
         "completion and knowledge of three tasks, membership, MMLU, collapse",
+    ),
+    "membership": Suite(
+        membership_suite.Membership,
+        membership_suite.membership_suite,
+        "Carlini et al. 2021, arXiv:2012.07805; Shi et al. 2024, arXiv:2310.16789; and others",
+        "AUC and TPR at 1 % FPR of up to eight membership attacks",
+    ),
+    "memorisation": Suite(
+        memorisation_suite.Memorisation,
+        memorisation_suite.memorisation_suite,
+        "Carlini et al. 2021, arXiv:2012.07805; Tirumala et al. 2022, arXiv:2205.10770",
+        "exact memorisation, extraction strength, verbatim runs, personal data that leaks",
     ),
 }

@@ -1,4 +1,4 @@
-"""Tables of what one model said: token scores, generations and option logits, each computed once.
+"""Tables of what one model said: scores, generations, option logits, gradient norms, each once.
 
 A table lies in a folder named by the hash of the model's weights. Its rows are keyed by the hash
 of the tokens that were read, so two suites that ask for the same text in the same template share a
@@ -40,6 +40,7 @@ _SCHEMAS = {
         [("key", pa.string()), ("tokens", pa.list_(pa.int32())), ("complete", pa.bool_())]
     ),
     "options": pa.schema([("key", pa.string()), ("logits", pa.list_(pa.float32()))]),
+    "gradients": pa.schema([("key", pa.string()), ("norm", pa.float64())]),
 }
 
 
