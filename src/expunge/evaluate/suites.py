@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
-from expunge.evaluate import semeval_suite
+from expunge.evaluate import muse_suite, semeval_suite, tofu_suite
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
 from expunge.registry import lookup
@@ -68,5 +68,17 @@ SUITES: dict[str, Suite] = {
         semeval_suite.semeval_suite,
         "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
         "completion and knowledge of three tasks, membership, MMLU, collapse",
+    ),
+    "tofu": Suite(
+        tofu_suite.Tofu,
+        tofu_suite.tofu_suite,
+        "TOFU, arXiv:2401.06121",
+        "invented authors: probability, ROUGE, truth ratio, model utility, forget quality",
+    ),
+    "muse": Suite(
+        muse_suite.Muse,
+        muse_suite.muse_suite,
+        "MUSE, arXiv:2407.06460",
+        "news or books: verbatim and knowledge memorisation, privacy leakage, utility",
     ),
 }
