@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from expunge.errors import DataError, EvaluationError, RecipeError
+from expunge.errors import DataError, EvaluationError, ModelError, RecipeError
 from expunge.evaluate import tofu
 from expunge.evaluate.numbers import Number
 from expunge.evaluate.reader import reader_of
@@ -187,6 +187,15 @@ def test_forget_quality_from_a_model_and_from_its_results(tiny_folder, folder, t
     (saved / "results.json").write_text(json.dumps(results))
     with pytest.raises(EvaluationError, match="no results of the suite tofu"):
         run(retain=str(saved))
+
+
+def test_a_retain_model_that_is_not_there_is_refused_before_anything_is_read(
+    tiny, tokenizer, folder
+):
+    reader = reader_of(tiny, tokenizer)
+    with pytest.raises(ModelError, match="there is no model at /nowhere"):
+        tofu_suite(reader, section(folder, retain="/nowhere"))
+    assert reader.forwards == 0
 
 
 def test_templates(tokenizer):

@@ -31,7 +31,7 @@ def part(
         if (folder / f"{name}{ending}").is_file()
     ]
     if not found:
-        raise DataError(f"{path} holds no {name}.jsonl (nor {', '.join(sorted(READERS))})")
+        raise DataError(f"{path} holds no {name}.jsonl (nor .parquet, .json, .csv)")
     if len(found) > 1:
         raise DataError(f"{path} holds {found[0].name} and {found[1].name}; which is meant?")
     return Source(path=str(found[0]))

@@ -88,6 +88,7 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
     counts the beginning-of-text token among the tokens that a passage is compared on.
     """
     items = _read(section)
+    retrained = _retrained_auc(reader, items, section)  # first: it may be refused
     written, cut = _write(reader, items, section)
     texts = [item for item in items if item.group.startswith("privacy")]
     _score_texts(reader, texts, section)
@@ -95,7 +96,7 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
     facts = collapse_facts(reader, written, texts=kept, aggregates=[])
     given = {group: sum(item.group == group for item in items) for group in GROUPS}
     return Measured(
-        _numbers(reader, items, section),
+        _numbers(items, retrained, section),
         [_row(item) for item in items],
         {**facts, "given": given, "prompts_cut": cut},
     )
@@ -166,7 +167,7 @@ def _score_texts(reader: Reader, items: Sequence[_Item], section: Muse) -> None:
         item.score = muse.min_k(scores.logp, share=section.min_k)
 
 
-def _numbers(reader: Reader, items: Sequence[_Item], section: Muse) -> dict[str, Number]:
+def _numbers(items: Sequence[_Item], retrained: float | None, section: Muse) -> dict[str, Number]:
     """forget.verbatim, forget.knowledge, retain.knowledge, privacy.auc, privacy.leakage."""
     numbers = {
         group: estimate(_scores(items, group), name=f"muse.{group}")
@@ -178,7 +179,6 @@ def _numbers(reader: Reader, items: Sequence[_Item], section: Muse) -> dict[str,
     drawn = mia([-x for x in holdout], [-x for x in forget], seed=section.seed)
     value, n = muse.leakage_auc(forget, holdout), int(drawn["n"])
     numbers["privacy.auc"] = Number(value, n, float(drawn["low"]), float(drawn["high"]))
-    retrained = _retrained_auc(reader, items, section)
     numbers["privacy.leakage"] = Number(None, 0)
     if retrained is not None:
         low, high = (float(drawn[end]) for end in ("low", "high"))

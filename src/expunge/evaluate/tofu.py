@@ -114,8 +114,8 @@ def forget_quality(ratios: Sequence[float], retained: Sequence[float]) -> float:
 
         p of the two-sample Kolmogorov-Smirnov test of R and R_retain
 
-    At the usual level they cannot be told apart above 0.05. More items give smaller p-values: compare
-    those of the same items alone.
+    At the usual level they cannot be told apart above 0.05. More items give smaller p-values:
+    compare those of the same items alone.
 
     Source: Maini et al. 2024, arXiv:2401.06121.
     Differs: the released code takes the first 300 items of each set, here all are taken.

@@ -1,6 +1,6 @@
 """The suite `tofu`: fictitious authors forgotten, as `expunge evaluate MODEL` measures it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -80,6 +80,7 @@ def tofu_suite(reader: Reader, section: Tofu) -> Measured:
     """Three metrics of four sets, the model utility, and the forget quality."""
     items = _read(section)
     asked = [item for item in items if item.asked]
+    retained = _retained(reader, items, section)  # first: it may be refused
     for item, (loss, right, *wrong) in zip(asked, _losses(reader, asked, section), strict=True):
         item.metrics["truth_ratio"] = tofu.truth_ratio(right, wrong)
         item.metrics["probability"] = (
@@ -108,7 +109,7 @@ def tofu_suite(reader: Reader, section: Tofu) -> Measured:
     )
     given = {group: sum(item.group == group for item in items) for group in tofu.GROUPS}
     return Measured(
-        _numbers(reader, items, section),
+        _numbers(items, retained),
         [_row(item) for item in items],
         {**facts, "given": given, "prompts_cut": cut},
     )
@@ -175,7 +176,7 @@ def _generations(
     return found, cut
 
 
-def _numbers(reader: Reader, items: Sequence[_Item], section: Tofu) -> dict[str, Number]:
+def _numbers(items: Sequence[_Item], retained: list[float] | None) -> dict[str, Number]:
     """forget.probability, …, world.truth_ratio, model_utility, forget_quality."""
     values: dict[str, list[float]] = {}
     for item in items:
@@ -192,30 +193,32 @@ def _numbers(reader: Reader, items: Sequence[_Item], section: Tofu) -> dict[str,
     terms = {name: values.get(name, []) for name in tofu.UTILITY}
     utility = bootstrap(terms, tofu.model_utility, name="tofu.model_utility")
     numbers["model_utility"] = replace(utility, n=utility.n // len(tofu.METRICS))
-    numbers["forget_quality"] = _forget_quality(reader, items, section)
+    numbers["forget_quality"] = Number(None, 0)
+    if retained is not None:
+        ratios = _ratios(item.metrics["truth_ratio"] for item in items if item.group == "forget")
+        numbers["forget_quality"] = Number(tofu.forget_quality(ratios, retained), len(ratios))
     return numbers
 
 
-def _forget_quality(reader: Reader, items: Sequence[_Item], section: Tofu) -> Number:
-    ours = {
-        item.record["id"]: item.metrics["truth_ratio"] for item in items if item.group == "forget"
-    }
+def _retained(reader: Reader, items: Sequence[_Item], section: Tofu) -> list[float] | None:
+    """The forget set's truth ratios of the retain model, saved or read here; None without one."""
     if section.retain is None:
-        return Number(None, 0)
+        return None
+    forget = [item for item in items if item.group == "forget"]
     saved = saved_items(section.retain, "tofu", section, ("forget", "template", "limit", "seed"))
-    if saved is not None:
-        theirs = {row["id"]: row["truth_ratio"] for row in saved if row["group"] == "forget"}
-        if theirs.keys() != ours.keys():
-            raise EvaluationError(f"{section.retain} was measured on other forget items than these")
-    else:
-        asked = [item for item in items if item.asked and item.group == "forget"]
-        losses = _losses(reference_reader(section.retain, reader), asked, section)
-        theirs = {
-            item.record["id"]: tofu.truth_ratio(right, wrong)
-            for item, (_, right, *wrong) in zip(asked, losses, strict=True)
-        }
-    sides = [[x for x in side.values() if x is not None] for side in (ours, theirs)]
-    return Number(tofu.forget_quality(*sides), len(sides[0]))
+    if saved is None:
+        other = reference_reader(section.retain, reader)
+        losses = _losses(other, [item for item in forget if item.asked], section)
+        return [tofu.truth_ratio(right, wrong) for _, right, *wrong in losses]
+    theirs = [row for row in saved if row["group"] == "forget"]
+    asked = [(item.record["id"], item.record["question"]) for item in forget]
+    if [(row["id"], row["prompt"]) for row in theirs] != asked:
+        raise EvaluationError(f"{section.retain} was measured on other forget items than these")
+    return _ratios(row["truth_ratio"] for row in theirs)
+
+
+def _ratios(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _row(item: _Item) -> dict[str, Any]:
