@@ -49,7 +49,7 @@ def encode(
     """
     prompt = prompt_tokens(tokenizer, example.prompt)
     joint = separator if example.prompt else ""
-    answer = [*_tokens(tokenizer, joint + example.answer), _eos(tokenizer)]
+    answer = answer_tokens(tokenizer, joint + example.answer)
     tail = max_length if prompt_tail is None else prompt_tail
     kept_prompt = prompt[-tail:] if tail else []
     tokens = (kept_prompt + answer)[:max_length]
@@ -122,6 +122,11 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prefixed = tokenizer("")["input_ids"][:1] == start  # pyright: ignore
     return [*(start if prefixed else []), *_tokens(tokenizer, text)]  # pyright: ignore
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of an answer, and the end of text."""
+    return [*_tokens(tokenizer, text), _eos(tokenizer)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -80,13 +80,13 @@ class Source(Section):
 
 def read_examples(source: Source) -> list[Example]:
     """The examples of a source, in file order."""
-    rows = _rows(source)
+    rows = source_rows(source)
     columns = _columns(rows[0], EXAMPLE_COLUMNS, source.path)
     examples = [
         Example(
             id=_id(row, number, source.path),
             prompt=_string(row, columns[0], source.path) if len(columns) == 2 else "",
-            answer=_filled(row, columns[-1], source.path),
+            answer=filled(row, columns[-1], source.path),
             task=_string(row, "task", source.path) if row.fields.get("task") is not None else "",
         )
         for number, row in enumerate(rows)
@@ -97,10 +97,10 @@ def read_examples(source: Source) -> list[Example]:
 
 def read_documents(source: Source, only: Collection[str] | None = None) -> list[Document]:
     """The whole texts of a source, in file order; with `only`, those whose id is in it."""
-    rows = _rows(source)
+    rows = source_rows(source)
     (column,) = _columns(rows[0], DOCUMENT_COLUMNS, source.path)
     documents = [
-        Document(id=_id(row, number, source.path), text=_filled(row, column, source.path))
+        Document(id=_id(row, number, source.path), text=filled(row, column, source.path))
         for number, row in enumerate(rows)
     ]
     check_unique_ids(documents, source.path)
@@ -123,17 +123,30 @@ def source_hash(source: Source) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def locate_folder(path: str) -> Path:
+    """The local folder that `path` names; `data:` stands for the data folder."""
+    place = _place(path)
+    if not place.is_dir():
+        hint = f". For a Hub data set write hub:{path}" if path.count("/") == 1 else ""
+        raise DataError(f"there is no folder at {place}{hint}")
+    return place
+
+
 def locate(path: str) -> Path:
     """The local file that `path` names; `data:` stands for the data folder."""
-    place = Path(path).expanduser()
-    if path.startswith("data:"):
-        place = _data_folder(path) / path.removeprefix("data:")
+    place = _place(path)
     if place.is_dir():
         raise DataError(f"{place} is a folder; name a file in it")
     if not place.is_file():
         hint = f". For a Hub data set write hub:{path}" if path.count("/") == 1 else ""
         raise DataError(f"there is no data file at {place}{hint if not place.suffix else ''}")
     return place
+
+
+def _place(path: str) -> Path:
+    if path.startswith("data:"):
+        return _data_folder(path) / path.removeprefix("data:")
+    return Path(path).expanduser()
 
 
 def _data_folder(path: str) -> Path:
@@ -149,7 +162,8 @@ def _data_folder(path: str) -> Path:
     raise DataError(f"cannot find {path}: {reason}")
 
 
-def _rows(source: Source) -> list[Row]:
+def source_rows(source: Source) -> list[Row]:
+    """The rows of a source as they are, for sets with columns of their own."""
     if source.path.startswith("hub:"):
         return _hub_rows(source)
     rows = read_rows(locate(source.path))
@@ -204,10 +218,11 @@ def _id(row: Row, number: int, origin: str) -> str:
     value = row.fields["id"]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _filled(row, "id", origin)
+    return filled(row, "id", origin)
 
 
-def _filled(row: Row, name: str, origin: str) -> str:
+def filled(row: Row, name: str, origin: str) -> str:
+    """The text in a column of a row; an empty one is refused."""
     value = _string(row, name, origin)
     if not value.strip():
         raise DataError(f"{origin}, {row.place}: '{name}' is empty")

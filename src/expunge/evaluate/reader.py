@@ -62,8 +62,11 @@ class Reader:
         key: str = "",
         folder: Path | None = None,
         max_batch: int = MAX_BATCH,
+        dtype: models.Dtype = "float32",
     ) -> None:
         self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
+        self.folder = folder
+        self.dtype: models.Dtype = dtype
         self.context, self.vocabulary_size = context, vocabulary_size
         self.key, self.folder = key, folder
         inside = folder / key if folder is not None else None
@@ -217,6 +220,7 @@ def open_reader(
         key=key,
         folder=folder,
         max_batch=max_batch,
+        dtype=dtype,
     )
 
 

@@ -10,7 +10,13 @@ from typing import Any
 
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
-from expunge.evaluate import membership_suite, memorisation_suite, semeval_suite
+from expunge.evaluate import (
+    membership_suite,
+    memorisation_suite,
+    muse_suite,
+    semeval_suite,
+    tofu_suite,
+)
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
 from expunge.registry import lookup
@@ -80,5 +86,17 @@ SUITES: dict[str, Suite] = {
         memorisation_suite.memorisation_suite,
         "Carlini et al. 2021, arXiv:2012.07805; Tirumala et al. 2022, arXiv:2205.10770",
         "exact memorisation, extraction strength, verbatim runs, personal data that leaks",
+    ),
+    "tofu": Suite(
+        tofu_suite.Tofu,
+        tofu_suite.tofu_suite,
+        "TOFU, arXiv:2401.06121",
+        "invented authors: probability, ROUGE, truth ratio, model utility, forget quality",
+    ),
+    "muse": Suite(
+        muse_suite.Muse,
+        muse_suite.muse_suite,
+        "MUSE, arXiv:2407.06460",
+        "news or books: verbatim and knowledge memorisation, privacy leakage, utility",
     ),
 }

@@ -1,0 +1,52 @@
+"""Whether a model that a suite asks about still writes language: what `collapse` judges, read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expunge.data.batches import encode_document, prompt_tokens
+from expunge.evaluate import collapse
+from expunge.evaluate.generate import fit_prompts
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import Generation
+
+
+def collapse_facts(
+    reader: Reader,
+    generations: Mapping[str, Sequence[Generation]],
+    *,
+    texts: Sequence[str],
+    aggregates: Sequence[str],
+) -> dict[str, Any]:
+    """`collapsed`, `reasons`, `aggregates` and every measure, for the facts of a suite.
+
+    Judged are the neutral openings, and `generations` of the group `retain` where the suite has
+    continuations of kept texts; other groups are reported beside them. `texts` are kept data, whose
+    frequent words count as language.
+    """
+    openings = [prompt_tokens(reader.tokenizer, d.text) for d in collapse.NEUTRAL]
+    prompts, _ = fit_prompts(openings, reader.context, collapse.WINDOW)
+    written = reader.generations(prompts, max_new_tokens=collapse.WINDOW, label="neutral openings")
+    documents = [
+        encode_document(d, reader.tokenizer, max_length=reader.context) for d in collapse.NEUTRAL
+    ]
+    losses = [found.nll for found in reader.scores(documents, label="score neutral openings")]
+    groups = {**generations, "neutral": written}
+    judged = collapse.judge(
+        {name: [_window(reader, made) for made in group] for name, group in groups.items()},
+        known=collapse.frequent_words(texts),
+        neutral_nll=float(np.mean(losses)),
+        vocabulary_size=reader.vocabulary_size,
+    )
+    return {
+        "collapsed": judged["collapsed"],
+        "reasons": judged["reasons"],
+        "aggregates": list(aggregates),
+        "collapse": judged,
+    }
+
+
+def _window(reader: Reader, made: Generation) -> collapse.Window:
+    tokens = made.tokens[: collapse.WINDOW]
+    return collapse.Window(reader.text(tokens), tokens)
