@@ -80,7 +80,7 @@ class Source(Section):
 
 def read_examples(source: Source) -> list[Example]:
     """The examples of a source, in file order."""
-    rows = _rows(source)
+    rows = source_rows(source)
     columns = _columns(rows[0], EXAMPLE_COLUMNS, source.path)
     examples = [
         Example(
@@ -97,7 +97,7 @@ def read_examples(source: Source) -> list[Example]:
 
 def read_documents(source: Source, only: Collection[str] | None = None) -> list[Document]:
     """The whole texts of a source, in file order; with `only`, those whose id is in it."""
-    rows = _rows(source)
+    rows = source_rows(source)
     (column,) = _columns(rows[0], DOCUMENT_COLUMNS, source.path)
     documents = [
         Document(id=_id(row, number, source.path), text=_filled(row, column, source.path))
@@ -149,7 +149,8 @@ def _data_folder(path: str) -> Path:
     raise DataError(f"cannot find {path}: {reason}")
 
 
-def _rows(source: Source) -> list[Row]:
+def source_rows(source: Source) -> list[Row]:
+    """The records of a source as they are, of its split; `documents` is for the caller to apply."""
     if source.path.startswith("hub:"):
         return _hub_rows(source)
     rows = read_rows(locate(source.path))
