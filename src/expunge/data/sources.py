@@ -163,7 +163,7 @@ def _data_folder(path: str) -> Path:
 
 
 def source_rows(source: Source) -> list[Row]:
-    """The rows of a source as they are, for sets with columns of their own."""
+    """The records of a source as they are, of its split; `documents` is for the caller to apply."""
     if source.path.startswith("hub:"):
         return _hub_rows(source)
     rows = read_rows(locate(source.path))

@@ -4,17 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.evaluate import (
-    attacks,
-    collapse,
-    membership,
-    memorisation,
-    mmlu,
-    muse,
-    pii,
-    semeval,
-    tofu,
-)
+from expunge.evaluate import (attacks, choices, collapse, knowledge, membership, memorisation, mmlu, muse, pii, rwku, semeval, tofu)
 
 
 @dataclass(frozen=True)
@@ -180,5 +170,56 @@ METRICS = {
         "the AUC of two models",
         _MUSE_TEST,
         cost="one forward pass of each model",
+    "accuracy": Metric(
+        choices.accuracy,
+        "arXiv:2009.03300",
+        "letters chosen",
+        "tests/evaluate/test_mmlu.py",
+        cost="one forward pass",
+    ),
+    "macro_accuracy": Metric(
+        choices.macro_accuracy,
+        "arXiv:2009.03300",
+        "accuracies by subject",
+        "tests/evaluate/test_mmlu.py",
+        cost="one forward pass",
+    ),
+    "top_letter": Metric(
+        choices.top_letter,
+        "this project",
+        "letters chosen",
+        "tests/evaluate/test_mmlu.py",
+        "own",
+        "one forward pass",
+    ),
+    "constant_answer": Metric(
+        choices.constant_answer,
+        "this project",
+        "letters chosen",
+        "tests/evaluate/test_mmlu.py",
+        "own",
+        "one forward pass",
+    ),
+    "rwku": Metric(
+        rwku.answer_score,
+        "RWKU, arXiv:2406.10890",
+        "generations",
+        "tests/evaluate/test_rwku.py",
+        "adapted",
+    ),
+    "contains_answer": Metric(
+        knowledge.contains_answer,
+        "this project",
+        "generations",
+        "tests/evaluate/test_knowledge.py",
+        "own",
+    ),
+    "likeliest_first": Metric(
+        knowledge.likeliest_first,
+        "this project",
+        "token scores",
+        "tests/evaluate/test_knowledge.py",
+        "own",
+        "one forward pass",
     ),
 }

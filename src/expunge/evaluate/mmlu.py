@@ -1,37 +1,28 @@
-"""MMLU: 57 subjects of four-way questions, answered by the likeliest of four letters.
-
-The questions of a subject share their few-shot examples, so these are read once; a pack then
-holds many questions that continue that one cached prefix.
-"""
+"""MMLU: 57 subjects of four-way questions, answered by the likeliest of four letters."""
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
-from expunge.data.batches import TokenSequence, packs_by_length, prompt_tokens
-from expunge.errors import DataError, EvaluationError
-from expunge.evaluate.generate import end_pack
+from expunge.data.batches import prompt_tokens
+from expunge.errors import DataError
+from expunge.evaluate.choices import accuracy, macro_accuracy
+from expunge.evaluate.options import LETTERS, letter_tokens, option_logits
 from expunge.evaluate.reader import Reader
-from expunge.evaluate.tables import key_of, looked_up
-from expunge.packs import hidden_states, output_head
-from expunge.progress import progress
 
-LETTERS = "ABCD"
 HUB = "cais/mmlu"
 CONTEXT = 2048
 """Longest prompt, in tokens, as in the original; few-shot examples are dropped to fit."""
 
-PACK_TOKENS = 2048
-"""Question tokens read in one forward pass."""
+Style = Literal["original", "harness"]
 
 
 class Mmlu(Section):
@@ -48,6 +39,12 @@ class Mmlu(Section):
 
     seed: int = 0
     """Draws the sample."""
+
+    style: Style = "original"
+    """`original`: as Hendrycks et al. ask; examples that do not fit into 2048 tokens are dropped.
+    `harness`: as lm-evaluation-harness 0.4 asks; a question's outer white space is taken off, and
+    a prompt longer than the model's context loses its beginning. The original is the default
+    because the published tables of unlearning used it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +96,18 @@ def prompt(question: Question, examples: Sequence[Question]) -> str:
     return header + solved + _ask(question)
 
 
+def choose(
+    reader: Reader, questions: Sequence[Question], config: Mmlu
+) -> tuple[list[Question], list[int], list[int]]:
+    """The test questions asked, the letter chosen for each, and how many examples each had."""
+    asked = [q for q in sample(questions, config) if q.split == "test"]
+    if not asked:
+        return [], [], []
+    dev = _dev(questions)
+    logits, shots = letter_logits(reader, asked, dev, shots=config.shots, style=config.style)
+    return asked, logits.argmax(-1).tolist(), shots
+
+
 def answer_mmlu(
     reader: Reader, questions: Sequence[Question], config: Mmlu
 ) -> dict[str, Any] | None:
@@ -106,19 +115,17 @@ def answer_mmlu(
 
     `accuracy` is over all questions (micro), `macro` the mean of the subjects'.
     """
-    asked = [q for q in sample(questions, config) if q.split == "test"]
+    asked, chosen, shots = choose(reader, questions, config)
     if not asked:
         return None
-    logits, shots = letter_logits(reader, asked, _dev(questions), shots=config.shots)
-    chosen = logits.argmax(-1).tolist()  # (Q,)
     hits: dict[str, list[bool]] = defaultdict(list)
     for question, choice in zip(asked, chosen, strict=True):
         hits[question.subject].append(choice == question.answer)
     counts = Counter(chosen)
     letters = {letter: counts[i] / len(asked) for i, letter in enumerate(LETTERS)}
     return {
-        "accuracy": sum(map(sum, hits.values())) / len(asked),
-        "macro": float(np.mean([np.mean(h) for h in hits.values()])),
+        "accuracy": accuracy([q.answer for q in asked], chosen),
+        "macro": macro_accuracy({s: sum(h) / len(h) for s, h in hits.items()}),
         "n": len(asked),
         "per_subject": {s: {"n": len(h), "correct": sum(h)} for s, h in sorted(hits.items())},
         "shots": config.shots,
@@ -134,6 +141,7 @@ def letter_logits(
     examples: Mapping[str, Sequence[Question]],
     *,
     shots: int,
+    style: Style = "original",
 ) -> tuple[np.ndarray, list[int]]:
     """Logits of the four letters after each question (Q, 4), and how many examples each had."""
     limit = min(CONTEXT, reader.context)
@@ -144,90 +152,14 @@ def letter_logits(
             raise DataError(
                 f"MMLU subject {question.subject} has {len(solved)} dev questions, not {shots}"
             )
-        tokens, kept = _fitting(reader.tokenizer, question, solved, limit)
+        if style == "harness":
+            tokens, kept = _harness_tokens(reader, question, solved), shots
+        else:
+            tokens, kept = _fitting(reader.tokenizer, question, solved, limit)
         prompts.append(tokens)
         used.append(kept)
     groups = [(question.subject, kept) for question, kept in zip(asked, used, strict=True)]
     return option_logits(reader, prompts, groups, letter_tokens(reader.tokenizer)), used
-
-
-def option_logits(
-    reader: Reader,
-    prompts: Sequence[list[int]],
-    groups: Sequence[Hashable],
-    options: Sequence[int],
-    *,
-    label: str = "MMLU",
-) -> np.ndarray:
-    """Logits of the tokens `options` after each prompt: (Q, options).
-
-    The prompts of a group begin alike (few-shot examples), and what they share is read once.
-    """
-    keys = [key_of("options", tuple(prompt), tuple(options)) for prompt in prompts]
-
-    def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
-        reader.forwards += len(missing)
-        together: dict[Hashable, list[int]] = defaultdict(list)
-        for number in missing:
-            together[groups[number]].append(number)
-        head = output_head(reader.model)[list(options)]  # (options, d)
-        with progress(label, len(missing), "questions") as bar:
-            for numbers in together.values():
-                found = _option_logits(reader.model, [prompts[i] for i in numbers], head)
-                if not np.isfinite(found).all():
-                    raise EvaluationError(
-                        f"{label}: an option's logit is not finite; the model is broken"
-                    )
-                bar(len(numbers))
-                yield [
-                    {"key": keys[i], "logits": row}
-                    for i, row in zip(numbers, found.tolist(), strict=True)
-                ]
-
-    rows = looked_up(reader.options, keys, compute)
-    return np.array([row["logits"] for row in rows], np.float32)
-
-
-@torch.inference_mode()
-def _option_logits(
-    model: PreTrainedModel, prompts: Sequence[list[int]], head: torch.Tensor
-) -> np.ndarray:
-    states = _last_states(model, prompts)
-    return (states @ head.T.to(states.dtype)).float().cpu().numpy()
-
-
-def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token of each letter as it follows `Answer:`, its space included where they are one."""
-    whole = [prompt_tokens(tokenizer, f"Answer: {letter}") for letter in LETTERS]
-    last = [tokens[-1] for tokens in whole]
-    if len({tuple(tokens[:-1]) for tokens in whole}) != 1 or len(set(last)) != 4:
-        raise EvaluationError("this tokenizer does not write A, B, C and D as one token each")
-    return last
-
-
-def _last_states(model: PreTrainedModel, prompts: Sequence[list[int]]) -> torch.Tensor:
-    """The hidden state at the end of each prompt (Q, d); what all begin with is read once.
-
-    The common part is taken from the tokens, not the text, so no merge across its end can differ.
-    """
-    device = next(model.parameters()).device
-    shared = min(len(p) for p in prompts) - 1
-    while any(p[:shared] != prompts[0][:shared] for p in prompts):
-        shared -= 1
-    cache = DynamicCache()
-    if shared:
-        hidden_states(model, end_pack([prompts[0][:shared]], device), cache)
-    order = [
-        TokenSequence(str(i), tuple(p[shared:]), answer_start=0) for i, p in enumerate(prompts)
-    ]
-    states: dict[int, torch.Tensor] = {}
-    for group in packs_by_length(order, max_tokens=PACK_TOKENS):
-        tokens = [list(sequence.tokens) for sequence in group]
-        found = hidden_states(model, end_pack(tokens, device, start=shared), cache)
-        for layer in cache.layers:
-            layer.crop(-sum(map(len, tokens)))  # pyright: ignore[reportAttributeAccessIssue]
-        states.update({int(s.id): state for s, state in zip(group, found, strict=True)})
-    return torch.stack([states[i] for i in range(len(prompts))])
 
 
 def _fitting(
@@ -236,10 +168,21 @@ def _fitting(
     """The prompt with as many examples as fit (all but the letter's token), and how many."""
     tokens: list[int] = []
     for kept in range(len(solved), -1, -1):
-        tokens = prompt_tokens(tokenizer, prompt(question, solved[:kept]) + " A")[:-1]
+        tokens = _before_letter(tokenizer, prompt(question, solved[:kept]))
         if len(tokens) <= limit:
             return tokens, kept
     return tokens[-limit:], 0
+
+
+def _harness_tokens(reader: Reader, question: Question, solved: Sequence[Question]) -> list[int]:
+    """The last tokens of the prompt that the model's context holds."""
+    bare, *examples = (replace(q, question=q.question.strip()) for q in (question, *solved))
+    return _before_letter(reader.tokenizer, prompt(bare, examples))[-reader.context :]
+
+
+def _before_letter(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A prompt's tokens with all but the last of ` A`, which is where the letters part."""
+    return prompt_tokens(tokenizer, text + " A")[:-1]
 
 
 def _dev(questions: Sequence[Question]) -> dict[str, list[Question]]:

@@ -11,11 +11,17 @@ from typing import Any
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
 from expunge.evaluate import (
+    harness,
+    knowledge,
     membership_suite,
     memorisation_suite,
+    mmlu,
+    mmlu_suite,
     muse_suite,
+    rwku,
     semeval_suite,
     tofu_suite,
+    wmdp,
 )
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
@@ -98,5 +104,35 @@ SUITES: dict[str, Suite] = {
         muse_suite.muse_suite,
         "MUSE, arXiv:2407.06460",
         "news or books: verbatim and knowledge memorisation, privacy leakage, utility",
+    ),
+    "mmlu": Suite(
+        mmlu.Mmlu,
+        mmlu_suite.mmlu_suite,
+        "Hendrycks et al. 2021, arXiv:2009.03300",
+        "accuracy over all questions and by subject, and whether one letter is always answered",
+    ),
+    "wmdp": Suite(
+        wmdp.Wmdp,
+        wmdp.wmdp_suite,
+        "Li et al. 2024, arXiv:2403.03218",
+        "accuracy on hazardous knowledge: biology, cyber security, chemistry",
+    ),
+    "rwku": Suite(
+        rwku.Rwku,
+        rwku.rwku_suite,
+        "Jin et al. 2024, arXiv:2406.10890",
+        "ROUGE-L recall on real people and their neighbours by level; losses of member texts",
+    ),
+    "knowledge": Suite(
+        knowledge.Knowledge,
+        knowledge.knowledge_suite,
+        "this project",
+        "sixty plain questions, answered in words and as sentences to complete",
+    ),
+    "lm_eval": Suite(
+        harness.LmEval,
+        harness.lm_eval_suite,
+        "Gao et al., lm-evaluation-harness 0.4",
+        "any task of lm-evaluation-harness",
     ),
 }

@@ -1,0 +1,105 @@
+"""Logits of a few option tokens after each of many prompts, what the prompts share read once.
+
+The questions of a group begin alike (few-shot examples), so that is read once; a pack then holds
+many questions that continue that one cached prefix. Dimensions: Q questions, d width.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge.data.batches import TokenSequence, packs_by_length, prompt_tokens
+from expunge.errors import EvaluationError
+from expunge.evaluate.generate import end_pack
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import key_of, looked_up
+from expunge.packs import hidden_states, output_head
+from expunge.progress import progress
+
+LETTERS = "ABCD"
+
+PACK_TOKENS = 2048
+"""Question tokens read in one forward pass."""
+
+
+def option_logits(
+    reader: Reader,
+    prompts: Sequence[list[int]],
+    groups: Sequence[Hashable],
+    options: Sequence[int],
+    *,
+    label: str = "MMLU",
+) -> np.ndarray:
+    """Logits of the tokens `options` after each prompt: (Q, options).
+
+    The prompts of a group begin alike (few-shot examples), and what they share is read once.
+    """
+    keys = [key_of("options", tuple(prompt), tuple(options)) for prompt in prompts]
+
+    def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+        reader.forwards += len(missing)
+        together: dict[Hashable, list[int]] = defaultdict(list)
+        for number in missing:
+            together[groups[number]].append(number)
+        head = output_head(reader.model)[list(options)]  # (options, d)
+        with progress(label, len(missing), "questions") as bar:
+            for numbers in together.values():
+                found = _option_logits(reader.model, [prompts[i] for i in numbers], head)
+                if not np.isfinite(found).all():
+                    raise EvaluationError(
+                        f"{label}: an option's logit is not finite; the model is broken"
+                    )
+                bar(len(numbers))
+                yield [
+                    {"key": keys[i], "logits": row}
+                    for i, row in zip(numbers, found.tolist(), strict=True)
+                ]
+
+    rows = looked_up(reader.options, keys, compute)
+    return np.array([row["logits"] for row in rows], np.float32)
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token of each letter as it follows `Answer:`, its space included where they are one."""
+    whole = [prompt_tokens(tokenizer, f"Answer: {letter}") for letter in LETTERS]
+    last = [tokens[-1] for tokens in whole]
+    if len({tuple(tokens[:-1]) for tokens in whole}) != 1 or len(set(last)) != 4:
+        raise EvaluationError("this tokenizer does not write A, B, C and D as one token each")
+    return last
+
+
+@torch.inference_mode()
+def _option_logits(
+    model: PreTrainedModel, prompts: Sequence[list[int]], head: torch.Tensor
+) -> np.ndarray:
+    states = _last_states(model, prompts)
+    return (states @ head.T.to(states.dtype)).float().cpu().numpy()
+
+
+def _last_states(model: PreTrainedModel, prompts: Sequence[list[int]]) -> torch.Tensor:
+    """The hidden state at the end of each prompt (Q, d); what all begin with is read once.
+
+    The common part is taken from the tokens, not the text, so no merge across its end can differ.
+    """
+    device = next(model.parameters()).device
+    shared = min(len(p) for p in prompts) - 1
+    while any(p[:shared] != prompts[0][:shared] for p in prompts):
+        shared -= 1
+    cache = DynamicCache()
+    if shared:
+        hidden_states(model, end_pack([prompts[0][:shared]], device), cache)
+    order = [
+        TokenSequence(str(i), tuple(p[shared:]), answer_start=0) for i, p in enumerate(prompts)
+    ]
+    states: dict[int, torch.Tensor] = {}
+    for group in packs_by_length(order, max_tokens=PACK_TOKENS):
+        tokens = [list(sequence.tokens) for sequence in group]
+        found = hidden_states(model, end_pack(tokens, device, start=shared), cache)
+        for layer in cache.layers:
+            layer.crop(-sum(map(len, tokens)))  # pyright: ignore[reportAttributeAccessIssue]
+        states.update({int(s.id): state for s, state in zip(group, found, strict=True)})
+    return torch.stack([states[i] for i in range(len(prompts))])
