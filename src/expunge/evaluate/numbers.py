@@ -49,8 +49,9 @@ def estimate(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) 
 
     NaN is an `EvaluationError`: an item that could not be scored is never left out silently.
     """
-    drawn = bootstrap({"": values}, lambda means: means[""], name=name, resamples=resamples)
-    return drawn if len(values) else Number(None, 0)
+    if not len(values):
+        return Number(None, 0)
+    return bootstrap({"": values}, lambda means: means[""], name=name, resamples=resamples)
 
 
 def bootstrap(
