@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.evaluate import collapse, membership, mmlu, semeval
+from expunge.evaluate import collapse, compare, concepts, membership, mmlu, semeval
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Metric:
     cost: str = "generation"
 
 
+_TRACES = "ConceptVectors, arXiv:2406.11614"
 _LUME = "LUME, SemEval-2025 Task 4, arXiv:2504.02883"
 
 METRICS = {
@@ -47,5 +48,53 @@ METRICS = {
     ),
     "collapse": Metric(
         collapse.judge, "this project", "generations", "tests/evaluate/test_collapse.py", "own"
+    ),
+    "trace_jaccard": Metric(
+        concepts.jaccard,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "exact",
+        "weights alone",
+    ),
+    "trace_cosine": Metric(
+        concepts.cosine,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "exact",
+        "weights alone",
+    ),
+    "trace_distance": Metric(
+        concepts.distance,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "adapted",
+        "weights alone",
+    ),
+    "trace_score": Metric(
+        concepts.concept_scores,
+        _TRACES,
+        "the model before, a concept's tokens",
+        "tests/evaluate/test_traces.py",
+        "adapted",
+        "weights alone",
+    ),
+    "paired_difference": Metric(
+        compare.paired_difference,
+        "Koehn 2004",
+        "items of two models",
+        "tests/evaluate/test_compare.py",
+        "exact",
+        "none",
+    ),
+    "unpaired_difference": Metric(
+        compare.unpaired_difference,
+        "Newcombe 1998; Zou and Donner 2008",
+        "intervals of two models",
+        "tests/evaluate/test_compare.py",
+        "exact",
+        "none",
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
-from expunge.evaluate import semeval_suite
+from expunge.evaluate import semeval_suite, traces
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
 from expunge.registry import lookup
@@ -68,5 +68,11 @@ SUITES: dict[str, Suite] = {
         semeval_suite.semeval_suite,
         "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
         "completion and knowledge of three tasks, membership, MMLU, collapse",
+    ),
+    "traces": Suite(
+        traces.Traces,
+        traces.traces_suite,
+        "ConceptVectors, arXiv:2406.11614",
+        "value vectors of the concepts before and after: are they still in the weights",
     ),
 }
