@@ -84,10 +84,10 @@ def _cells(row: Difference) -> Sequence[str]:
 
 
 def _cell(value: float | None, sign: str = "") -> str:
-    """Three decimals; a number too small for them in powers of ten."""
+    """Three decimals; the first digit of a number below 0.01."""
     if value is None:
         return NOT_MEASURED
-    return f"{value:{sign}.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:{sign}.1e}"
+    return f"{value:{sign}.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:{sign}.1g}"
 
 
 def _shortened(text: str) -> str:
