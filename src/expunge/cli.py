@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.errors import ExpungeError, RecipeError
+from expunge.report.commands import reading
 
 if TYPE_CHECKING:
     from expunge.pipeline import Pipeline
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(reading)
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML; see recipes/.")]
 OutDir = Annotated[Path, typer.Option("--out", help="The run folder.")]

@@ -4,7 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.evaluate import (attacks, choices, collapse, knowledge, membership, memorisation, mmlu, muse, pii, rwku, semeval, tofu)
+from expunge.evaluate import (
+    attacks,
+    choices,
+    collapse,
+    compare,
+    concepts,
+    knowledge,
+    membership,
+    memorisation,
+    mmlu,
+    muse,
+    pii,
+    rwku,
+    semeval,
+    tofu,
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +34,7 @@ class Metric:
     cost: str = "generation"
 
 
+_TRACES = "ConceptVectors, arXiv:2406.11614"
 _LUME = "LUME, SemEval-2025 Task 4, arXiv:2504.02883"
 _TOFU = "TOFU, arXiv:2401.06121"
 _TOFU_TEST = "tests/evaluate/test_tofu.py"
@@ -170,6 +186,7 @@ METRICS = {
         "the AUC of two models",
         _MUSE_TEST,
         cost="one forward pass of each model",
+    ),
     "accuracy": Metric(
         choices.accuracy,
         "arXiv:2009.03300",
@@ -221,5 +238,53 @@ METRICS = {
         "tests/evaluate/test_knowledge.py",
         "own",
         "one forward pass",
+    ),
+    "trace_jaccard": Metric(
+        concepts.jaccard,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "exact",
+        "weights alone",
+    ),
+    "trace_cosine": Metric(
+        concepts.cosine,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "exact",
+        "weights alone",
+    ),
+    "trace_distance": Metric(
+        concepts.distance,
+        _TRACES,
+        "the model before",
+        "tests/evaluate/test_traces.py",
+        "adapted",
+        "weights alone",
+    ),
+    "trace_score": Metric(
+        concepts.concept_scores,
+        _TRACES,
+        "the model before, a concept's tokens",
+        "tests/evaluate/test_traces.py",
+        "adapted",
+        "weights alone",
+    ),
+    "paired_difference": Metric(
+        compare.paired_difference,
+        "Koehn 2004",
+        "items of two models",
+        "tests/evaluate/test_compare.py",
+        "exact",
+        "none",
+    ),
+    "unpaired_difference": Metric(
+        compare.unpaired_difference,
+        "Newcombe 1998; Zou and Donner 2008",
+        "intervals of two models",
+        "tests/evaluate/test_compare.py",
+        "exact",
+        "none",
     ),
 }

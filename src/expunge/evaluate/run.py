@@ -75,8 +75,18 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise EvaluationError(
             f"{folder} holds no {RESULTS} and {ITEMS}; expunge evaluate MODEL --out writes them"
         )
-    lines = (folder / ITEMS).read_text(encoding="utf-8").splitlines()
-    return runs.read_json(folder / RESULTS), [json.loads(line) for line in lines]
+    return runs.read_json(folder / RESULTS), read_items(folder / ITEMS)
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The rows of an items.jsonl; a line that is none is an `EvaluationError`."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise EvaluationError(f"{path}, line {number} is no item: {error}") from None
+    return rows
 
 
 def _write(out: Path, results: dict[str, Any], found: Mapping[str, Measured]) -> None:

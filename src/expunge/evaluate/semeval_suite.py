@@ -1,5 +1,6 @@
 """The suite `semeval`: SemEval-2025 Task 4 as `expunge evaluate MODEL` runs it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -58,7 +59,7 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         prompt_tail=section.prompt_tail,
         separator=section.separator,
     )
-    items = [{"group": f"{row['half']}.{row['task']}.{row['kind']}", **row} for row in rows]
+    items = [{"group": entry_group(row), **row} for row in rows]
     collapse = entry["collapse"]
     facts = {
         "collapsed": collapse["collapsed"],
@@ -67,10 +68,15 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         "collapse": collapse,
         "nll": entry["nll"],
     }
-    return Measured(_numbers(entry), items, facts)
+    return Measured(entry_numbers(entry), items, facts)
 
 
-def _numbers(entry: dict[str, Any]) -> dict[str, Number]:
+def entry_group(row: Mapping[str, Any]) -> str:
+    """The group of an item, named as its number is: forget.Task1.sc, …"""
+    return f"{row['half']}.{row['task']}.{row['kind']}"
+
+
+def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
     """The dotted names: forget.Task1.sc, …, task_aggregate, mia.auc, mmlu, final."""
     scored = entry["semeval"]
     numbers: dict[str, Number] = {}

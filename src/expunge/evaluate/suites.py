@@ -21,6 +21,7 @@ from expunge.evaluate import (
     rwku,
     semeval_suite,
     tofu_suite,
+    traces,
     wmdp,
 )
 from expunge.evaluate.numbers import Measured
@@ -134,5 +135,11 @@ SUITES: dict[str, Suite] = {
         harness.lm_eval_suite,
         "Gao et al., lm-evaluation-harness 0.4",
         "any task of lm-evaluation-harness",
+    ),
+    "traces": Suite(
+        traces.Traces,
+        traces.traces_suite,
+        "ConceptVectors, arXiv:2406.11614",
+        "value vectors of the concepts before and after: are they still in the weights",
     ),
 }

@@ -1,0 +1,263 @@
+"""What differs between two models, and whether it is more than the choice of items explains.
+
+Dimensions: n items that both models were asked.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+
+from expunge.errors import EvaluationError
+from expunge.evaluate.numbers import Number, estimate
+from expunge.evaluate.readings import Key, Reading, Row, SuiteReading, metrics_of
+
+FEWEST = 6
+"""Items from which on a paired difference can be told from noise: were the two models the same,
+all of n differences would still have one sign in 2 · 2⁻ⁿ of cases, 6 % for five items."""
+
+Behind = tuple[str, str]
+"""Group and metric of items."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number of two models, A and B."""
+
+    name: str
+    how: Literal["paired", "unpaired"]
+    """`paired`: item by item; `unpaired`: from the intervals of two numbers without items."""
+
+    a: float | None
+    b: float | None
+    difference: float | None
+    """B - A."""
+
+    low: float | None
+    high: float | None
+    n: int
+    """Items compared."""
+
+    within_noise: bool | None
+    """Whether the interval holds 0; None where there is no interval, or fewer than FEWEST items
+    whose interval does not."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models, number by number."""
+
+    a: str
+    b: str
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was left out, and what makes the two less alike than a comparison wishes."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a script."""
+        return asdict(self)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], *, name: str) -> Number:
+    """The mean difference of the same items under two models.
+
+        d = (1/n) Σ_i (b_i - a_i),    95 % interval: n items drawn again with replacement
+
+    An item that is hard for both models adds nothing to the spread, so that the interval is far
+    narrower than that of two separate means. Of one item there is no interval.
+
+    Source: Efron 1979 (bootstrap); pairs as in Koehn 2004.
+    """
+    values = [after - before for before, after in zip(a, b, strict=True)]
+    if any(map(math.isinf, chain(a, b))):
+        raise EvaluationError(f"{name} holds an infinite value, so no mean can be compared")
+    found = estimate(values, name=name)
+    return found if len(values) > 1 else Number(found.value, found.n)
+
+
+def unpaired_difference(a: Number, b: Number) -> Number:
+    """The difference of two numbers, from their intervals, as if they were independent.
+
+        d = b - a,    low = d - √((b - b.low)² + (a.high - a)²)
+                      high = d + √((b.high - b)² + (a - a.low)²)
+
+    Models that were asked the same items tend to err alike, which this cannot see: the interval is
+    then too wide, and a difference that it calls noise may be one. Without either interval there
+    is none.
+
+    Source: Newcombe 1998 (method 10); Zou and Donner 2008.
+    """
+    if a.value is None or b.value is None:
+        return Number(None, 0)
+    d, n = b.value - a.value, min(a.n, b.n)
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Number(d, n)
+    low = d - math.hypot(b.value - b.low, a.high - a.value)
+    high = d + math.hypot(b.high - b.value, a.value - a.low)
+    return Number(d, n, low, high)
+
+
+def compare(first: Reading, second: Reading, *, common: bool = False) -> Comparison:
+    """B - A of every number and every item's metric that both have.
+
+    A number that is the mean of its items is compared item by item. The items of a suite must be
+    the same; with `common` only those that both have are compared, and the notes say how many were
+    left out. Aggregates of a collapsed model mean nothing and are left out.
+    """
+    found = Comparison(first.name, second.name)
+    shared = [suite for suite in first.suites if suite in second.suites]
+    if not shared:
+        raise EvaluationError(
+            f"{first.name} ({', '.join(first.suites)}) and {second.name} "
+            f"({', '.join(second.suites)}) have no suite in common"
+        )
+    for one, other in ((first, second), (second, first)):
+        alone = [suite for suite in one.suites if suite not in other.suites]
+        found.notes.extend(f"only {one.name} was measured by {suite}" for suite in alone)
+    for suite in shared:
+        _compare_suite(found, suite, first.suites[suite], second.suites[suite], common)
+    return found
+
+
+def _compare_suite(
+    found: Comparison, suite: str, a: SuiteReading, b: SuiteReading, common: bool
+) -> None:
+    keys = _common_items(found, suite, a.items, b.items, common)
+    found.notes.extend(_warnings(found, suite, a, b))
+    means = _means(a.items), _means(b.items)
+    barred = {n for side in (a, b) if side.facts.get("collapsed") for n in _aggregates(side)}
+    shown: set[Behind] = set()
+    for name in [name for name in a.numbers if name in b.numbers and name not in barred]:
+        behind = _behind(name, (a.numbers[name], b.numbers[name]), means)
+        if behind is None:
+            found.differences.append(_unpaired(f"{suite}.{name}", a.numbers[name], b.numbers[name]))
+        else:
+            shown.add(behind)
+            row = _paired(found, f"{suite}.{name}", behind, keys, (a.items, b.items), common)
+            found.differences.append(row)
+    for behind in [pair for pair in means[0] if pair in means[1] and pair not in shown]:
+        name = ".".join(part for part in (suite, *behind) if part)
+        row = _paired(found, name, behind, keys, (a.items, b.items), common)
+        found.differences.append(row)
+
+
+def _common_items(
+    found: Comparison, suite: str, a: Mapping[Key, Row], b: Mapping[Key, Row], common: bool
+) -> list[Key]:
+    """The items that both have, in the order of A; refused where they are not the same text."""
+    alone = [key for key in a if key not in b], [key for key in b if key not in a]
+    counts = [
+        f"{len(keys)} only in {name} (first: {' '.join(keys[0])})"
+        for name, keys in zip((found.a, found.b), alone, strict=True)
+        if keys
+    ]
+    if counts and not common:
+        raise EvaluationError(
+            f"{suite} was not asked the same items: {', '.join(counts)}; "
+            "--common compares those that both have"
+        )
+    keys = [key for key in a if key in b]
+    if counts:
+        found.notes.append(f"{suite}: items left out: {', '.join(counts)}; {len(keys)} in both")
+    for key in keys:
+        for part in ("prompt", "truth"):
+            texts = a[key].get(part), b[key].get(part)
+            if None not in texts and texts[0] != texts[1]:
+                raise EvaluationError(
+                    f"{suite}: item {key[1]!r} of {key[0]} has another {part} in {found.b} than in "
+                    f"{found.a}; the two were measured on different data"
+                )
+    return keys
+
+
+def _paired(
+    found: Comparison,
+    name: str,
+    behind: Behind,
+    keys: Sequence[Key],
+    items: tuple[Mapping[Key, Row], Mapping[Key, Row]],
+    common: bool,
+) -> Difference:
+    group, metric = behind
+    own = [key for key in keys if key[0] == group]
+    pairs = [(items[0][key].get(metric), items[1][key].get(metric)) for key in own]
+    halves = [i for i, pair in enumerate(pairs) if (pair[0] is None) != (pair[1] is None)]
+    if halves:
+        count = f"{len(halves)} of {len(own)} items (first: {own[halves[0]][1]})"
+        if not common:
+            raise EvaluationError(
+                f"{name}: {count} were measured in only one of {found.a} and {found.b}; "
+                "--common compares the others"
+            )
+        found.notes.append(f"{name}: left out, measured in only one: {count}")
+    whole = [(float(x), float(y)) for x, y in pairs if x is not None and y is not None]
+    a, b = [x for x, _ in whole], [y for _, y in whole]
+    drawn = paired_difference(a, b, name=name)
+    before, after = (float(np.mean(side)) if side else None for side in (a, b))
+    return _difference(name, "paired", before, after, drawn)
+
+
+def _unpaired(name: str, a: Number, b: Number) -> Difference:
+    return _difference(name, "unpaired", a.value, b.value, unpaired_difference(a, b))
+
+
+def _difference(
+    name: str, how: Literal["paired", "unpaired"], a: float | None, b: float | None, drawn: Number
+) -> Difference:
+    noise = None
+    if drawn.low is not None and drawn.high is not None:
+        noise = drawn.low <= 0 <= drawn.high
+        if not noise and how == "paired" and drawn.n < FEWEST:
+            noise = None
+    return Difference(name, how, a, b, drawn.value, drawn.low, drawn.high, drawn.n, noise)
+
+
+def _means(items: Mapping[Key, Row]) -> dict[Behind, float]:
+    """The mean of each metric of each group, over the items that have it."""
+    values: dict[Behind, list[float]] = {}
+    for (group, _), row in items.items():
+        for metric in metrics_of(row):
+            values.setdefault((group, metric), []).append(float(row[metric]))
+    return {pair: float(np.mean(found)) for pair, found in values.items()}
+
+
+def _behind(
+    name: str, numbers: tuple[Number, Number], means: tuple[dict[Behind, float], ...]
+) -> Behind | None:
+    """The items whose mean a number is, in both models: named as their group, or GROUP.METRIC."""
+    for group, metric in means[0]:
+        if name in (group, f"{group}.{metric}") and all(
+            number.value is not None
+            and math.isclose(
+                side.get((group, metric), math.nan), number.value, rel_tol=1e-9, abs_tol=1e-12
+            )
+            for number, side in zip(numbers, means, strict=True)
+        ):
+            return group, metric
+    return None
+
+
+def _aggregates(side: SuiteReading) -> Sequence[str]:
+    return side.facts.get("aggregates", ())
+
+
+def _warnings(found: Comparison, suite: str, a: SuiteReading, b: SuiteReading) -> list[str]:
+    """Collapsed models, and settings in which the two were not measured alike."""
+    notes = [
+        f"{suite}: {name} has collapsed ({'; '.join(side.facts.get('reasons', ()))}); "
+        f"left out: {', '.join(_aggregates(side)) or 'nothing'}"
+        for name, side in ((found.a, a), (found.b, b))
+        if side.facts.get("collapsed")
+    ]
+    if a.settings is not None and b.settings is not None:
+        other = [key for key in {**a.settings, **b.settings} if _differ(a, b, key)]
+        if other:
+            notes.append(f"{suite}: measured with other settings: {', '.join(other)}")
+    return notes
+
+
+def _differ(a: SuiteReading, b: SuiteReading, key: str) -> bool:
+    return (a.settings or {}).get(key) != (b.settings or {}).get(key)

@@ -1,0 +1,294 @@
+"""Two models' results: paired item by item where there are items, and never across other items."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from expunge.errors import EvaluationError
+from expunge.evaluate import compare as compare_module
+from expunge.evaluate.compare import compare, paired_difference, unpaired_difference
+from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.readings import Reading, SuiteReading, by_key, read_place
+from expunge.evaluate.run import _write
+
+
+def item(group, name, **metrics):
+    return {"group": group, "id": name, "prompt": f"{name}?", "truth": name, **metrics}
+
+
+def reading(name, items, numbers=None, **facts):
+    return Reading(name, {"s": SuiteReading(numbers or {}, by_key(items, name), facts)})
+
+
+def scored(name, values, numbers=None, metric="score", **facts):
+    items = [item("forget", f"i{n}", **{metric: value}) for n, value in enumerate(values)]
+    return reading(name, items, numbers, **facts)
+
+
+def only(comparison):
+    (row,) = comparison.differences
+    return row
+
+
+def test_a_paired_difference_by_hand():
+    """0.5 - 0.1, 0.7 - 0.5, 0.9 - 0.9: 0.4, 0.2, 0, mean 0.2."""
+    found = paired_difference([0.1, 0.5, 0.9], [0.5, 0.7, 0.9], name="d")
+    assert found.value == pytest.approx(0.2)
+    assert found.n == 3
+    assert 0 <= found.low < 0.2 < found.high <= 0.4
+    back = paired_difference([0.5, 0.7, 0.9], [0.1, 0.5, 0.9], name="d")
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    assert paired_difference([0.25], [0.75], name="d") == Number(0.5, 1)
+    assert paired_difference([], [], name="d") == Number(None, 0)
+
+
+def test_pairs_see_what_two_means_do_not():
+    """Items from 0 to 1, each 0.05 better: far less than they differ among themselves."""
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0, 1, 50)
+    after = before + 0.05 + rng.normal(0, 0.01, 50)
+    paired = paired_difference(list(before), list(after), name="d")
+    apart = unpaired_difference(estimate(before, name="a"), estimate(after, name="b"))
+    assert paired.value == pytest.approx(apart.value)
+    assert paired.low > 0
+    assert apart.low < 0 < apart.high  # control: without the pairs it looks like noise
+
+
+def test_noise_is_called_noise_about_nineteen_times_in_twenty():
+    rng = np.random.default_rng(1)
+    calls = []
+    for trial in range(200):
+        a, b = rng.normal(size=(2, 40))
+        found = paired_difference(list(a), list(b), name=f"trial {trial}")
+        calls.append(found.low <= 0 <= found.high)
+    assert 0.88 <= np.mean(calls) <= 0.99
+
+
+def test_an_unpaired_difference_by_hand():
+    """0.8 (0.5 to 0.9) - 0.4 (0.36 to 0.8): √(0.3² + 0.4²) = 0.5 below, √(0.1² + 0.04²) above."""
+    found = unpaired_difference(Number(0.4, 9, 0.36, 0.8), Number(0.8, 7, 0.5, 0.9))
+    assert found.value == pytest.approx(0.4)
+    assert found.low == pytest.approx(-0.1)
+    assert found.high == pytest.approx(0.4 + math.sqrt(0.0116))
+    assert found.n == 7
+    assert unpaired_difference(Number(0.4, 9), Number(0.8, 7, 0.5, 0.9)) == Number(0.4, 7)
+    assert unpaired_difference(Number(None, 0), Number(0.8, 7)) == Number(None, 0)
+
+
+def test_a_number_is_paired_only_where_it_is_the_mean_of_its_items():
+    values = [0.0, 1.0] * 5
+    same = {"forget": Number(0.5, 10, 0.2, 0.8), "total": Number(0.5, 10, 0.2, 0.8)}
+    rows = compare(scored("a", values, same), scored("b", values, same)).differences
+    assert [(row.name, row.how) for row in rows] == [
+        ("s.forget", "paired"),
+        ("s.total", "unpaired"),
+    ]
+    other = {"forget": Number(0.4, 10, 0.1, 0.7)}  # not the mean of the items: something else
+    rows = compare(scored("a", values, other), scored("b", values, other)).differences
+    assert [(row.name, row.how) for row in rows] == [
+        ("s.forget", "unpaired"),
+        ("s.forget.score", "paired"),
+    ]
+    dotted = {"forget.score": Number(0.5, 10)}
+    row = only(compare(scored("a", values, dotted), scored("b", values, dotted)))
+    assert (row.name, row.how, row.difference) == ("s.forget.score", "paired", 0.0)
+
+
+def test_what_changed_is_told_from_what_did_not():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=20)
+    items = [
+        [
+            item(group, f"i{n}", score=value + shift * rng.uniform(0.5, 1))
+            for group, shift in (("forget", drop), ("retain", 0.0))
+            for n, value in enumerate(values)
+        ]
+        for drop in (0.0, -0.5)
+    ]
+    forget, retain = compare(reading("a", items[0]), reading("b", items[1])).differences
+    assert forget.within_noise is False
+    assert forget.difference == pytest.approx(forget.b - forget.a)
+    assert -0.5 < forget.low < forget.high < -0.25
+    assert retain.within_noise is True  # control
+    assert retain.difference == 0
+
+
+def test_order_of_items_changes_nothing_and_bookkeeping_is_no_metric():
+    items = [item("g", str(n), score=n / 7, tokens=n, complete=True, hit=n > 3) for n in range(8)]
+    one = compare(reading("a", items), reading("b", items[::-1]))
+    assert one.differences == compare(reading("a", items), reading("b", items)).differences
+    assert [row.name for row in one.differences] == ["s.g.score", "s.g.hit"]
+    assert one.differences[1].a == 0.5  # four of eight
+
+
+def test_few_items_are_no_evidence_though_the_interval_lacks_0():
+    for n, verdict in ((compare_module.FEWEST - 1, None), (compare_module.FEWEST, False)):
+        row = only(compare(scored("a", [1.0] * n), scored("b", [0.0] * n)))
+        assert row.high < 0
+        assert row.within_noise is verdict
+
+
+def test_other_items_are_refused_or_left_out_and_counted():
+    a, b = scored("a", [0.0] * 8), scored("b", [1.0] * 6)
+    with pytest.raises(EvaluationError, match=r"2 only in a \(first: forget i6\); --common"):
+        compare(a, b)
+    found = compare(a, b, common=True)
+    assert only(found).n == 6
+    assert found.notes == ["s: items left out: 2 only in a (first: forget i6); 6 in both"]
+    sampled = scored("b", [1.0] * 6 + [None] * 2)
+    with pytest.raises(EvaluationError, match=r"2 of 8 items \(first: i6\) were measured in only"):
+        compare(a, sampled)
+    found = compare(a, sampled, common=True)
+    assert only(found).n == 6
+    assert "2 of 8" in found.notes[0]
+    both = compare(sampled, sampled)
+    assert only(both).n == 6
+    assert not both.notes
+
+
+def test_the_same_id_for_another_text_is_refused_even_with_common():
+    a, b = scored("a", [0.0] * 3), scored("b", [0.0] * 3)
+    b.suites["s"].items["forget", "i1"]["truth"] = "else"
+    with pytest.raises(EvaluationError, match=r"'i1' of forget has another truth in b than in a"):
+        compare(a, b, common=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(math.nan, "item 1 is NaN"), (math.inf, "holds an infinite value")]
+)
+def test_values_without_a_mean_are_named(value, message):
+    with pytest.raises(EvaluationError, match=rf"s\.forget\.score.*{message}"):
+        compare(scored("a", [0.0, value]), scored("b", [0.0, 1.0]))
+
+
+def test_aggregates_of_a_collapsed_model_are_left_out():
+    numbers = {"final": Number(0.4, 3, 0.3, 0.5), "mia": Number(0.5, 3, 0.4, 0.6)}
+    whole, broken = (
+        Reading(
+            name, {"s": SuiteReading(numbers, {}, {"collapsed": fell, "aggregates": ["final"]})}
+        )
+        for name, fell in (("a", False), ("b", True))
+    )
+    assert [row.name for row in compare(whole, whole).differences] == ["s.final", "s.mia"]
+    found = compare(whole, broken)
+    assert [row.name for row in found.differences] == ["s.mia"]
+    assert found.notes[0].startswith("s: b has collapsed")
+
+
+def test_suites_and_settings_that_differ_are_said():
+    a, b = (
+        Reading(
+            n, {"s": SuiteReading({}, {}, {}, {"seed": 0, "max": m}), n: SuiteReading({}, {}, {})}
+        )
+        for n, m in (("a", 1), ("b", 2))
+    )
+    assert compare(a, b).notes == [
+        "only a was measured by a",
+        "only b was measured by b",
+        "s: measured with other settings: max",
+    ]
+    with pytest.raises(EvaluationError, match="have no suite in common"):
+        compare(a, Reading("c", {}))
+
+
+def written(folder, items, numbers=None):
+    results = {"model": "m", "suites": {}, "read": 0}
+    measured = {"tofu": Measured(numbers or {}, items)}
+    results["suites"] = {
+        name: {"settings": {"seed": 0}, **one.as_json()} for name, one in measured.items()
+    }
+    _write(folder, results, measured)
+    return str(folder)
+
+
+def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
+    def folder(name, values):
+        items = [item("forget", f"i{n}", score=v) for n, v in enumerate(values)]
+        return written(tmp_path / name, items, {"forget": estimate(values, name="x")})
+
+    a, b, c = folder("a", [1.0] * 8), folder("b", [0.0] * 7 + [1.0]), folder("c", [1.0] * 6)
+    words = [sys.executable, "-m", "expunge", "compare"]
+    done = subprocess.run([*words, a, b, a], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 differ by more than noise" in done.stdout
+    assert "0 of 1 differ by more than noise" in done.stdout  # control: itself
+    done = subprocess.run([*words, a, b, "--json"], capture_output=True, text=True)
+    (found,) = json.loads(done.stdout)
+    (row,) = found["differences"]
+    assert row["difference"] == pytest.approx(-7 / 8)
+    assert row["within_noise"] is False
+    done = subprocess.run([*words, a, c], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "2 only in" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_places_that_hold_no_results_are_one_line(tmp_path):
+    with pytest.raises(EvaluationError, match="there is no folder of results at"):
+        read_place(str(tmp_path / "none"))
+    with pytest.raises(EvaluationError, match=r"holds no results\.json; expunge evaluate"):
+        read_place(str(tmp_path))
+    place = written(tmp_path / "a", [item("forget", "i", score=1.0)])
+    with pytest.raises(EvaluationError, match="holds one model, so 'x' cannot be chosen"):
+        read_place(f"{place}:x")
+    with pytest.raises(EvaluationError, match=r"name one of its folders: a"):
+        read_place(str(tmp_path))
+    (tmp_path / "a" / "items.jsonl").write_text('{"id": 1}\n{"id"')
+    with pytest.raises(EvaluationError, match=r"items\.jsonl, line 2 is no item"):
+        read_place(place)
+    (tmp_path / "a" / "results.json").write_text("{}")
+    with pytest.raises(EvaluationError, match="holds neither suites nor the models of a run"):
+        read_place(place)
+    with pytest.raises(EvaluationError, match="holds the item '1' twice"):
+        by_key([{"id": 1, "group": "g"}, {"id": "1", "group": "g"}], "x")
+
+
+def run_folder(root):
+    """The run of a recipe with two models, and a stage of older scores of one of them."""
+    models = {}
+    for name, value, key in (("target", 1.0, "aa"), ("weak", 0.0, "bb"), ("weak", 0.5, "cc")):
+        terms = {"forget/Task1/sc": value, "retain/Task1/sc": None}
+        scores = {
+            "semeval": {
+                "terms": terms,
+                "counts": {"forget/Task1/sc": 7, "retain/Task1/sc": 0},
+                "intervals": {"forget/Task1/sc": None, "retain/Task1/sc": None}
+                | {"task_aggregate": None},
+                "task_aggregate": None,
+                "mia": None,
+                "mmlu": None,
+                "final": None,
+            },
+            "collapse": {"collapsed": False, "reasons": []},
+            "nll": {"forget": value},
+        }
+        stage = root / "stages" / f"evaluate-{name}-{key}"
+        stage.mkdir(parents=True)
+        (stage / "scores.json").write_text(json.dumps(scores))
+        where = {"half": "forget", "task": "Task1", "kind": "sc"}
+        rows = [{"id": f"d{n}sc0", **where, "score": value} for n in range(7)]
+        (stage / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        models.setdefault(name, scores)
+    models["original"] = {"semeval": {"terms": {}}, "nll": {}}
+    (root / "results.json").write_text(json.dumps({"format": 1, "models": models}))
+    return root
+
+
+def test_a_run_is_read_model_by_model_with_the_items_of_its_own_scores(tmp_path):
+    run = run_folder(tmp_path)
+    target, weak = read_place(str(run))
+    assert [target.name, weak.name] == [f"{run}:target", f"{run}:weak"]
+    row = compare(target, weak).differences[0]
+    assert (row.name, row.how, row.difference) == ("semeval.forget.Task1.sc", "paired", -1.0)
+    assert read_place(f"{run}:weak") == [weak]
+    with pytest.raises(EvaluationError, match=r"no scored model 'waek'. Did you mean 'weak'\?"):
+        read_place(f"{run}:waek")
+    (run / "stages" / "evaluate-weak-bb" / "scores.json").unlink()
+    (run / "stages" / "evaluate-weak-bb" / "items.jsonl").unlink()
+    (run / "stages" / "evaluate-weak-bb").rmdir()
+    with pytest.raises(EvaluationError, match=r"the items of weak in .* are not on disk any more"):
+        read_place(str(run))
