@@ -19,7 +19,7 @@ from expunge.scores import score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KEPT_NORMS = 64
+KEPT_NORMS = 8
 """Texts between two writes of the table."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from expunge import models
 from expunge.config import Section
@@ -57,16 +57,21 @@ class Membership(Section):
     resamples: int = Field(default=RESAMPLES, ge=1)
     """Bootstrap draws behind each interval."""
 
-    @model_validator(mode="after")
-    def _attacks_have_what_they_need(self) -> Self:
-        for name in self.attacks:
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_are_known(cls, attacks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in attacks:
             if name not in ATTACKS:
                 near, known = did_you_mean(name, ATTACKS), ", ".join(ATTACKS)
                 raise ValueError(f"no attack is called '{name}'.{near} Known: {known}")
-        if not self.attacks:
+        if not attacks:
             raise ValueError(f"attacks is empty; known: {', '.join(ATTACKS)}")
-        if len(set(self.attacks)) < len(self.attacks):
+        if len(set(attacks)) < len(attacks):
             raise ValueError("attacks names one twice")
+        return attacks
+
+    @model_validator(mode="after")
+    def _reference_is_named(self) -> Self:
         if ("reference" in self.attacks) != (self.reference is not None):
             raise ValueError("the attack 'reference' and a reference model go together")
         return self
