@@ -161,6 +161,14 @@ def test_a_model_that_always_says_a_is_found_out_beside_one_that_reads():
     assert reads.numbers["accuracy"].value == 1.0
 
 
+def test_subjects_of_one_question_give_no_interval_for_their_mean():
+    one = choices.measure_choices(["s", "t", "t"], [0, 0, 0], [0, 1, 0]).numbers["macro"]
+    assert (one.value, one.n, one.low, one.high) == (0.75, 3, None, None)
+    two = choices.measure_choices(["s", "s", "t", "t"], [0] * 4, [0, 1, 0, 0]).numbers["macro"]
+    assert two.low == 0.5  # s may be drawn as 0, t is always 1
+    assert two.high == 1.0
+
+
 def test_a_file_without_test_questions_is_refused(tiny, tokenizer, tmp_path):
     rows = [{"subject": "s", "split": "dev", "question": "q", "choices": list("wxyz"), "answer": 3}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "dev.parquet")
