@@ -4,7 +4,10 @@
 
 - semeval: the twelve terms and the losses of LUME items, against a plain loop of one prompt at a
   time (greedy, 256 new tokens) and one text at a time, as the official script works.
-- rescore: the same again after a metric's definition has changed: no forward pass.
+- tofu: the suite tofu and the membership attacks loss, zlib, Min-K and Min-K++, against a pass over
+  its texts for each metric (padded batches of 8, full logits) and unsorted generation.
+- mmlu: 5-shot, against lm-evaluation-harness on the same questions.
+- rescore: the same as semeval again after a metric's definition has changed: no forward pass.
 
 Everything is in float32 on the CPU's threads; data is read from EXPUNGE_DATA.
 """
@@ -19,14 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from evaluate_peers import LONGEST, harness_mmlu, one_pass_a_metric
 
 from expunge import models
 from expunge.data.batches import encode, prompt_tokens
 from expunge.data.examples import Example
-from expunge.data.sources import Source, read_examples
+from expunge.data.sources import Source, locate, read_examples
 from expunge.evaluate import semeval
+from expunge.evaluate.mmlu import letter_logits, read_mmlu
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+from expunge.evaluate.suites import measure, parse_suites
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 NEW_TOKENS = 256
@@ -96,6 +102,67 @@ def rescore_case(options: Any) -> dict[str, Any]:
     return _row(second, seconds, 1.0, said, equal)
 
 
+def tofu_case(options: Any) -> dict[str, Any]:
+    """TOFU and membership against one pass for each metric."""
+    folder = models.resolve(options.model)
+    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    tofu_options = [
+        "tofu.path=data:tofu",
+        "tofu.forget=forget01",
+        f"tofu.limit={2 * options.items}",
+    ]
+    sides = ["members", "nonmembers"]
+    attacks = "[loss, zlib, min_k, min_k_plus_plus]"
+    membership = [f"membership.{side}=data:lume/{side}.jsonl" for side in sides]
+    membership += [f"membership.attacks={attacks}", f"membership.document_tokens={LONGEST}"]
+    sections = parse_suites(["tofu", "membership"], [*tofu_options, *membership])
+
+    def ours() -> dict[str, Any]:
+        return measure(_reader(folder, None), sections)
+
+    def peer() -> dict[str, float]:
+        return one_pass_a_metric(model, tokenizer, sections)
+
+    _warm(model)
+    found, seconds = _timed(ours)
+    theirs, peer_seconds = _timed(peer)
+    mine = {f"{s}.{n}": v.value for s, m in found.items() for n, v in m.numbers.items()}
+    apart = {name: abs(mine[name] - value) for name, value in theirs.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    said = f"{len(apart)} numbers, most apart {worst} by {apart[worst]:.1e}"
+    return _row(seconds, peer_seconds, 5.0, said, apart[worst] < 1e-3)
+
+
+def mmlu_case(options: Any) -> dict[str, Any]:
+    """5-shot MMLU against lm-evaluation-harness."""
+    folder = models.resolve(options.model)
+    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    questions = read_mmlu(locate("data:mmlu/mmlu.parquet"))
+    subjects = sorted({q.subject for q in questions})[:: 57 // 4][:4]
+    dev = {s: [q for q in questions if q.subject == s and q.split == "dev"] for s in subjects}
+    test = {s: [q for q in questions if q.subject == s and q.split == "test"] for s in subjects}
+    test = {s: asked[: 8 * options.items] for s, asked in test.items()}
+    asked = [question for group in test.values() for question in group]
+
+    def ours() -> np.ndarray:
+        reader = _reader(folder, None)
+        return letter_logits(reader, asked, dev, shots=5, style="harness")[0].argmax(-1)
+
+    _warm(model)
+    found, seconds = _timed(ours)
+    with tempfile.TemporaryDirectory() as work:
+        ask = harness_mmlu(Path(work), model, tokenizer, dev, test)
+        theirs, peer_seconds = _timed(ask)
+    same = int((found == theirs).sum())
+    return _row(
+        seconds,
+        peer_seconds,
+        5.0,
+        f"{same} of {len(asked)} predictions identical",
+        same == len(asked),
+    )
+
+
 def _alone(model: Any, tokenizer: Any, item: Example) -> tuple[float, float]:
     """The score and the answer's loss of one item by itself."""
     prompt = torch.tensor([prompt_tokens(tokenizer, item.prompt)])
@@ -155,6 +222,8 @@ def _row(ours: float, peer: float, goal: float, equal: str, holds: bool) -> dict
 
 CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "semeval": semeval_case,
+    "tofu": tofu_case,
+    "mmlu": mmlu_case,
     "rescore": rescore_case,
 }
 

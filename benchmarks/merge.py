@@ -329,7 +329,14 @@ def _write(cases: list[dict[str, Any]], options: Any) -> None:
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/merge.py --layers {options.layers} --rounds {options.rounds}"
-    result = {"machine": machine, "commit": git_commit(), "command": command, "cases": cases}
+    commit = git_commit()
+    measured = {case["case"]: {**case, "commit": commit} for case in cases}
+    if RESULTS.is_file():  # cases that were not asked for keep what was measured of them
+        before = json.loads(RESULTS.read_text())
+        kept = {case["case"]: {"commit": before["commit"], **case} for case in before["cases"]}
+        measured = {**kept, **measured}
+    cases = [measured[name] for name in CASES if name in measured]
+    result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'case':16} {'ours s':>8} {'peer s':>8} {'ratio':>7} {'x copy':>7} {'MB':>12}  met")
     for case in cases:

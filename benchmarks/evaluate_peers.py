@@ -1,0 +1,234 @@
+"""How peers evaluate: a pass over the texts for each metric, and lm-evaluation-harness."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.data.batches import answer_tokens, prompt_tokens
+from expunge.data.records import part, read_records, sample
+from expunge.data.sources import read_documents
+from expunge.evaluate import tofu
+from expunge.evaluate.membership import auc
+from expunge.evaluate.mmlu import Question
+from expunge.evaluate.tofu_suite import TEMPLATES
+
+BATCH, LONGEST = 8, 512
+_SUBSETS = {"forget": "forget01", "retain": "retain", "authors": "real_authors"}
+_SUBSETS["world"] = "world_facts"
+
+
+def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the suites tofu and membership, each from passes of its own."""
+    found: dict[str, float] = {}
+    section = sections["tofu"]
+    for group, subset in _SUBSETS.items():
+        records = read_records(
+            part(section.path, f"{subset}_perturbed"), ["question", "answer"], ["perturbed_answer"]
+        )
+        chosen = sample(len(records), section.limit, name=group, seed=section.seed)
+        asked = [record for i, record in enumerate(records) if i in chosen]
+        answers = [record["answer"] for record in asked]
+        right = [record.get("paraphrased_answer", record["answer"]) for record in asked]
+        wrong = [record["perturbed_answer"] for record in asked]
+
+        losses = _losses(model, tokenizer, asked, [[answer] for answer in answers])
+        if group in ("forget", "retain"):
+            chances = [tofu.answer_probability(loss) for (loss,) in losses]
+        else:
+            options = _losses(model, tokenizer, asked, wrong)
+            chances = [
+                tofu.option_probability(loss, others)
+                for (loss,), others in zip(losses, options, strict=True)
+            ]
+        found[f"tofu.{group}.probability"] = float(np.mean(chances))
+
+        kept = _losses(model, tokenizer, asked, [[answer] for answer in right])
+        perturbed = _losses(model, tokenizer, asked, wrong)
+        ratios = [tofu.truth_ratio(a, b) for (a,), b in zip(kept, perturbed, strict=True)]
+        truth = tofu.forget_truth if group == "forget" else tofu.kept_truth
+        found[f"tofu.{group}.truth_ratio"] = float(np.mean([truth(r) for r in ratios]))
+
+        texts = _written(model, tokenizer, asked, section.max_new_tokens)
+        scores = [tofu.answer_rouge(a, text) for a, text in zip(answers, texts, strict=True)]
+        found[f"tofu.{group}.rouge"] = float(np.mean(scores))
+    return found | _membership(model, tokenizer, sections["membership"])
+
+
+def harness_mmlu(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    dev: Mapping[str, Sequence[Question]],
+    test: Mapping[str, Sequence[Question]],
+) -> Callable[[], np.ndarray]:
+    """A function that asks lm-evaluation-harness and returns the letters chosen, in order."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    for subject in test:
+        for split, asked in (("dev", dev[subject]), ("test", test[subject])):
+            rows = [
+                {"question": q.question, "choices": list(q.choices), "answer": q.answer}
+                for q in asked
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{subject}-{split}.jsonl").write_text(lines)
+        about = f"about {subject.replace('_', ' ')}"
+        (folder / f"{subject}.yaml").write_text(
+            _TASK.format(subject=subject, folder=folder, about=about)
+        )
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=2048)
+
+    def ask() -> np.ndarray:
+        tasks = [f"local_{subject}" for subject in test]
+        results = simple_evaluate(
+            harness, tasks=tasks, num_fewshot=5, task_manager=manager, bootstrap_iters=0
+        )
+        assert results is not None
+        letters = []
+        for task in tasks:
+            for row in sorted(results["samples"][task], key=lambda row: row["doc_id"]):
+                letters.append(int(np.argmax([float(r[0]) for r in row["filtered_resps"]])))
+        return np.array(letters)
+
+    return ask
+
+
+_TASK = r"""
+task: local_{subject}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder}/{subject}-test.jsonl, dev: {folder}/{subject}-dev.jsonl}}
+  cache_dir: {folder}/cache
+test_split: test
+fewshot_split: dev
+fewshot_config: {{sampler: first_n}}
+output_type: multiple_choice
+description: "The following are multiple choice questions (with answers) {about}.\n\n"
+doc_to_text: "{{{{question.strip()}}}}\nA. {{{{choices[0]}}}}\nB. {{{{choices[1]}}}}\nC. \
+  {{{{choices[2]}}}}\nD. {{{{choices[3]}}}}\nAnswer:"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def _membership(model: Any, tokenizer: Any, section: Any) -> dict[str, float]:
+    """The AUC of four attacks, the documents forwarded again for each."""
+    sides = [read_documents(section.members), read_documents(section.nonmembers)]
+
+    def loss(logps: Any, means: Any, deviations: Any, text: str) -> float:
+        return float(logps.mean())
+
+    def ratio(logps: Any, means: Any, deviations: Any, text: str) -> float:
+        return float(logps.mean()) / len(zlib.compress(text.encode()))
+
+    def lowest(values: Any) -> float:
+        kept = max(1, int(len(values) * section.k / 100))
+        return float(values.sort().values[:kept].mean())
+
+    def min_k(logps: Any, means: Any, deviations: Any, text: str) -> float:
+        return lowest(logps)
+
+    def min_k_plus_plus(logps: Any, means: Any, deviations: Any, text: str) -> float:
+        return lowest((logps - means) / deviations)
+
+    attacks = {"loss": loss, "zlib": ratio, "min_k": min_k, "min_k_plus_plus": min_k_plus_plus}
+    found = {}
+    for name, attack in attacks.items():
+        scores = []
+        for documents in sides:
+            tokens = [prompt_tokens(tokenizer, d.text)[:LONGEST] for d in documents]
+            texts = [
+                tokenizer.decode(row) if len(row) == LONGEST else d.text
+                for row, d in zip(tokens, documents, strict=True)
+            ]
+            statistics = _statistics(model, tokens, full=name == "min_k_plus_plus")
+            scores.append([attack(*s, text) for s, text in zip(statistics, texts, strict=True)])
+        found[f"membership.{name}.auc"] = auc(*scores)
+    return found
+
+
+def _losses(
+    model: Any, tokenizer: Any, records: Sequence[Any], answers: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """The mean loss of each answer to each question, in padded batches in the order given."""
+    rows = []
+    for record, several in zip(records, answers, strict=True):
+        prompt = prompt_tokens(tokenizer, TEMPLATES["plain"].format(question=record["question"]))
+        rows += [(prompt, answer_tokens(tokenizer, " " + answer)) for answer in several]
+    found: list[float] = []
+    for low in range(0, len(rows), BATCH):
+        part_ = rows[low : low + BATCH]
+        logits, tokens = _forward(model, [[*prompt, *answer] for prompt, answer in part_])
+        log_p = logits.log_softmax(-1)
+        for i, (prompt, answer) in enumerate(part_):
+            places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            targets = tokens[i, len(prompt) : len(prompt) + len(answer)]
+            found.append(-float(log_p[i, places, targets].mean()))
+    left = iter(found)
+    return [[next(left) for _ in several] for several in answers]
+
+
+def _statistics(model: Any, rows: Sequence[list[int]], *, full: bool) -> list[tuple[Any, Any, Any]]:
+    """Log-probabilities of the tokens of each text, and with `full` their means and deviations."""
+    found = []
+    for low in range(0, len(rows), BATCH):
+        part_ = rows[low : low + BATCH]
+        logits, tokens = _forward(model, part_)
+        log_p = logits.log_softmax(-1)
+        for i, row in enumerate(part_):
+            lines = log_p[i, : len(row) - 1]
+            logps = lines.gather(1, tokens[i, 1 : len(row), None]).squeeze(1)
+            mean = deviation = None
+            if full:
+                p = lines.exp()
+                mean = (p * lines).sum(-1)
+                deviation = ((p * lines.square()).sum(-1) - mean.square()).sqrt().clamp_min(1e-4)
+            found.append((logps, mean, deviation))
+    return found
+
+
+@torch.inference_mode()
+def _forward(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """Logits (B, T, V) in float32 and tokens (B, T) of a batch padded on the right."""
+    longest = max(map(len, rows))
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return model(input_ids=tokens, attention_mask=mask).logits.float(), tokens
+
+
+@torch.inference_mode()
+def _written(model: Any, tokenizer: Any, records: Sequence[Any], new_tokens: int) -> list[str]:
+    """Greedy answers in batches in the order given, padded on the left."""
+    texts = []
+    for low in range(0, len(records), BATCH):
+        prompts = [
+            prompt_tokens(tokenizer, TEMPLATES["plain"].format(question=record["question"]))
+            for record in records[low : low + BATCH]
+        ]
+        longest = max(map(len, prompts))
+        tokens = torch.full((len(prompts), longest), tokenizer.eos_token_id)
+        mask = torch.zeros_like(tokens)
+        for i, prompt in enumerate(prompts):
+            tokens[i, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[i, longest - len(prompt) :] = 1
+        made = model.generate(
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )[:, longest:]
+        texts += tokenizer.batch_decode(made, skip_special_tokens=True)
+    return texts
