@@ -170,9 +170,6 @@ METRICS = {
     ),
     "muse_verbatim": Metric(muse.verbatim_score, _MUSE, "generations", _MUSE_TEST),
     "muse_knowledge": Metric(muse.knowledge_score, _MUSE, "generations", _MUSE_TEST),
-    "muse_min_k": Metric(
-        muse.min_k, "arXiv:2310.16789", "token scores", _MUSE_TEST, cost="one forward pass"
-    ),
     "muse_auc": Metric(
         muse.leakage_auc,
         _MUSE,

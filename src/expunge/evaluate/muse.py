@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from expunge.errors import EvaluationError
 from expunge.evaluate.membership import auc
 
@@ -45,22 +43,6 @@ def first_answer(generation: str) -> str:
     for end in ENDS:
         generation = generation.split(end)[0]
     return generation
-
-
-def min_k(logp: Sequence[float] | np.ndarray, *, share: float = 0.4) -> float:
-    """Min-K%: the mean log-probability of the least likely tokens of a text.
-
-        mean of the ⌊share · L⌋ smallest log p
-
-    Higher for texts that were trained on.
-
-    Source: Shi et al. 2023, arXiv:2310.16789; the share of 40 % is the released code's of MUSE.
-    Differs: of a text too short for one token the smallest is taken, where the code gives NaN.
-    """
-    ordered = np.sort(np.asarray(logp, float))
-    if not len(ordered):
-        raise EvaluationError("Min-K% was given a text without a scored token")
-    return float(ordered[: max(1, int(len(ordered) * share))].mean())
 
 
 def leakage_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:

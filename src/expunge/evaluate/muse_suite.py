@@ -12,6 +12,7 @@ from expunge.data.examples import Document
 from expunge.data.records import part, read_records, sample
 from expunge.errors import EvaluationError
 from expunge.evaluate import muse
+from expunge.evaluate.attacks import min_k
 from expunge.evaluate.generate import fit_prompts
 from expunge.evaluate.membership import mia
 from expunge.evaluate.numbers import Measured, Number, estimate
@@ -49,8 +50,8 @@ class Muse(Section):
     """What a question's prompt ends with: as released, a space included. A tokenizer that joins
     spaces to words does better with "Answer:"."""
 
-    min_k: float = Field(default=0.4, gt=0, le=1)
-    """Share of the least likely tokens that Min-K% takes."""
+    min_k: float = Field(default=40, gt=0, le=100)
+    """Percent of the least likely tokens that Min-K% takes."""
 
     document_tokens: int = Field(default=2048, ge=2)
     """Longest text that Min-K% reads, in tokens, where the context allows it."""
@@ -164,7 +165,7 @@ def _score_texts(reader: Reader, items: Sequence[_Item], section: Muse) -> None:
     ]
     found = reader.scores(documents, label="score texts")
     for item, scores in zip(asked, found, strict=True):
-        item.score = muse.min_k(scores.logp, share=section.min_k)
+        item.score = min_k(scores, k=section.min_k)
 
 
 def _numbers(items: Sequence[_Item], retrained: float | None, section: Muse) -> dict[str, Number]:
