@@ -3,10 +3,12 @@
 Writes random models shaped like OLMo-1B (1.28 B parameters, bf16): a base and two that look tuned
 from it, and two LoRAs on a 191 M model. Each merge runs in a process of its own, timed without its
 imports; private memory is the peak of its anonymous pages. Both read the same YAML. Sameness is
-shown in the same run, on two layers of the same shapes: both merge in float32, and the outputs
-are compared; methods that draw numbers are compared by their norms.
+shown in the same run, on two layers of the same shapes in float32, and the outputs are compared:
+differences of bf16 numbers are often equal, and which of equals stays is each tool's choice.
+Methods that draw numbers are compared by their norms.
 
     python benchmarks/merge.py [--layers 16] [--cases ties,linear] [--rounds 3] [--folder DIR]
+    python benchmarks/merge.py --same [--cases ties]      # sameness alone, kept with the times
 """
 
 import argparse
@@ -50,12 +52,22 @@ def main() -> None:
         _work(options.worker, Path(options.config), Path(options.out))
         return
     folder = Path(options.folder or tempfile.mkdtemp(prefix="expunge-merge-"))
+    small = _models(folder / "exact", 2, "F32")
+    exact = _loras(folder / "lora-exact", 2, "float32") if "lora_ties" in options.cases else []
+    if options.same:
+        _write(
+            [{"case": name, "equal": _same(name, small, exact, folder)} for name in options.cases],
+            options,
+        )
+        return
     models = _models(folder / "full", options.layers)
-    small = _models(folder / "small", 2)
     loras = _loras(folder / "lora") if "lora_ties" in options.cases else []
     _warm(small, folder)
     done = [
-        _case(name, loras if name == "lora_ties" else models, small, folder, options.rounds)
+        {
+            **_case(name, loras if name == "lora_ties" else models, folder, options.rounds),
+            "equal": _same(name, small, exact, folder),
+        }
         for name in options.cases
     ]
     _write(done, options)
@@ -69,15 +81,14 @@ def _options() -> Any:
     parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder")
+    parser.add_argument("--same", action="store_true")
     parser.add_argument("--worker", choices=["ours", "mergekit"])
     parser.add_argument("config", nargs="?")
     parser.add_argument("out", nargs="?")
     return parser.parse_args()
 
 
-def _case(
-    name: str, models: list[str], small: list[str], folder: Path, rounds: int
-) -> dict[str, Any]:
+def _case(name: str, models: list[str], folder: Path, rounds: int) -> dict[str, Any]:
     """One method: the peer once, ours and the copy `rounds` times around it."""
     method = name.removeprefix("lora_")
     parameters, goal, copy_goal = CASES[name]
@@ -112,7 +123,6 @@ def _case(
         "memory_ratio": round(saved, 1),
         "memory_goal_met": saved >= MEMORY_GOAL,
         "all_seconds": {who: [round(v, 2) for v in values] for who, values in seconds.items()},
-        "equal": _sameness(method, models if name == "lora_ties" else small, parameters, folder),
     }
 
 
@@ -189,6 +199,11 @@ def _copy(models: list[str], merged: Path, to: Path) -> float:
     return time.perf_counter() - begin
 
 
+def _same(name: str, small: list[str], loras: list[str], folder: Path) -> str:
+    models = loras if name == "lora_ties" else small
+    return _sameness(name.removeprefix("lora_"), models, CASES[name][0], folder)
+
+
 def _sameness(method: str, models: list[str], parameters: dict[str, Any], folder: Path) -> str:
     """Both merge and store in float32; how the outputs compare."""
     config = _config(method, models, parameters, {"dtype": "float32"})
@@ -229,8 +244,8 @@ def _warm(small: list[str], folder: Path) -> None:
         _run("ours", _config(method, small, CASES[method][0], {"dtype": "bfloat16"}), out, folder)
 
 
-def _models(folder: Path, layers: int) -> list[str]:
-    """A base and two models near it, as bf16 folders; written once."""
+def _models(folder: Path, layers: int, dtype: str = "BF16") -> list[str]:
+    """A base and two models near it, as folders; written once."""
     from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter
 
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
@@ -245,31 +260,40 @@ def _models(folder: Path, layers: int) -> list[str]:
             shapes[f"{at}.{name}.weight"] = (HIDDEN,)
     shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
     folders = [folder / name for name in ("base", "one", "two")]
+    kind = torch.bfloat16 if dtype == "BF16" else torch.float32
     if not all((f / "config.json").is_file() for f in folders):
         writers = []
         for f in folders:
             shutil.rmtree(f, ignore_errors=True)
             f.mkdir(parents=True)
-            planned = [Planned(name, "BF16", shape) for name, shape in shapes.items()]
+            planned = [Planned(name, dtype, shape) for name, shape in shapes.items()]
             writers.append(ShardWriter(f, planned, SHARD_BYTES))
         rng = torch.Generator().manual_seed(0)
         for name, shape in shapes.items():
-            base = (0.02 * torch.randn(shape, generator=rng)).bfloat16()
+            base = (0.02 * torch.randn(shape, generator=rng)).to(kind)
             for number, writer in enumerate(writers):
                 near = base
                 if number:
-                    near = (base.float() + 1e-3 * torch.randn(shape, generator=rng)).bfloat16()
+                    near = (base.float() + 1e-3 * torch.randn(shape, generator=rng)).to(kind)
                 writer.write(name, 0, near.view(torch.uint8).numpy().reshape(-1).view(np.uint8))
                 writer.finished(name, [])
         for writer, f in zip(writers, folders, strict=True):
             writer.close()
             (f / "journal.jsonl").unlink()
-            _companions(f, HIDDEN, INTERMEDIATE, layers, VOCABULARY, 16)
+            _companions(
+                f, HIDDEN, INTERMEDIATE, layers, VOCABULARY, 16, str(kind).removeprefix("torch.")
+            )
     return [str(f) for f in folders]
 
 
 def _companions(
-    folder: Path, hidden: int, intermediate: int, layers: int, vocabulary: int, heads: int
+    folder: Path,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    vocabulary: int,
+    heads: int,
+    dtype: str = "bfloat16",
 ) -> None:
     from expunge import models
 
@@ -287,13 +311,13 @@ def _companions(
         "num_key_value_heads": heads,
         "vocab_size": vocabulary,
         "tie_word_embeddings": False,
-        "dtype": "bfloat16",
+        "dtype": dtype,
     }
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def _loras(folder: Path) -> list[str]:
-    """A model of 191 M parameters and two adapters of rank 32 on its linear layers."""
+def _loras(folder: Path, layers: int = 12, dtype: str = "bfloat16") -> list[str]:
+    """A model (of 191 M parameters) and two adapters of rank 32 on its linear layers."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -303,14 +327,14 @@ def _loras(folder: Path) -> list[str]:
             vocab_size=49152,
             hidden_size=768,
             intermediate_size=3072,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
             tie_word_embeddings=False,
         )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(shape).bfloat16()
+        model = LlamaForCausalLM(shape).to(getattr(torch, dtype))
         model.save_pretrained(base)
-        _companions(base, 768, 3072, 12, 49152, 12)
+        _companions(base, 768, 3072, layers, 49152, 12, dtype)
         model = LlamaForCausalLM.from_pretrained(base)
         for number in (1, 2):
             torch.manual_seed(number)
@@ -330,11 +354,13 @@ def _write(cases: list[dict[str, Any]], options: Any) -> None:
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/merge.py --layers {options.layers} --rounds {options.rounds}"
     commit = git_commit()
-    measured = {case["case"]: {**case, "commit": commit} for case in cases}
+    measured = {}
     if RESULTS.is_file():  # cases that were not asked for keep what was measured of them
         before = json.loads(RESULTS.read_text())
-        kept = {case["case"]: {"commit": before["commit"], **case} for case in before["cases"]}
-        measured = {**kept, **measured}
+        measured = {case["case"]: {"commit": before["commit"], **case} for case in before["cases"]}
+    for case in cases:
+        times = {} if options.same else {"commit": commit}
+        measured[case["case"]] = {**measured.get(case["case"], {}), **case, **times}
     cases = [measured[name] for name in CASES if name in measured]
     result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
