@@ -27,9 +27,10 @@ def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -
     found: dict[str, float] = {}
     section = sections["tofu"]
     for group, subset in _SUBSETS.items():
-        records = read_records(
-            part(section.path, f"{subset}_perturbed"), ["question", "answer"], ["perturbed_answer"]
-        )
+        texts = ["question", "answer"]
+        texts += ["paraphrased_answer"] if group in ("forget", "retain") else []
+        source = part(section.path, f"{subset}_perturbed")
+        records = read_records(source, texts, ["perturbed_answer"])
         chosen = sample(len(records), section.limit, name=group, seed=section.seed)
         asked = [record for i, record in enumerate(records) if i in chosen]
         answers = [record["answer"] for record in asked]
@@ -53,8 +54,8 @@ def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -
         truth = tofu.forget_truth if group == "forget" else tofu.kept_truth
         found[f"tofu.{group}.truth_ratio"] = float(np.mean([truth(r) for r in ratios]))
 
-        texts = _written(model, tokenizer, asked, section.max_new_tokens)
-        scores = [tofu.answer_rouge(a, text) for a, text in zip(answers, texts, strict=True)]
+        written = _written(model, tokenizer, asked, section.max_new_tokens)
+        scores = [tofu.answer_rouge(a, text) for a, text in zip(answers, written, strict=True)]
         found[f"tofu.{group}.rouge"] = float(np.mean(scores))
     return found | _membership(model, tokenizer, sections["membership"])
 
