@@ -241,6 +241,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
+    errno.EEXIST: "a file of that name is in the way",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
 

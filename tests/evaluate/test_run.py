@@ -1,12 +1,13 @@
 """`expunge evaluate MODEL`: suites by name, results on disk, gates with exit code 3."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from expunge.errors import EvaluationError, GateError, RecipeError
+from expunge.errors import EvaluationError, GateError, ModelError, RecipeError, RunError
 from expunge.evaluate.gates import check_gates, parse_gates
 from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean
 from expunge.evaluate.run import evaluate_model, numbers_of, read_run
@@ -122,3 +123,20 @@ def test_a_function_of_means_is_resampled_group_by_group():
     assert found.low == pytest.approx(2 / (1 / 0.2 + 1))
     assert harmonic_mean([0.0, 1.0]) == 0.0
     assert harmonic_mean([]) is None
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"text_config": 3}', '{"vocab_size": "many"}'])
+def test_a_config_that_is_no_language_models_is_refused(tiny_folder, tmp_path, halves, config):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError, match="names no vocab_size"):
+        evaluate_model(str(folder), parse_suites(["semeval"], [*halves, *SHORT]))
+
+
+def test_a_file_in_the_place_of_the_results_is_one_line(tiny_folder, tmp_path, halves):
+    (tmp_path / "out").write_text("")
+    sections = parse_suites(["semeval"], [*halves, *SHORT])
+    with pytest.raises(RunError, match="a file of that name is in the way"):
+        how = {"cache": tmp_path / "cache", "out": tmp_path / "out"}
+        evaluate_model(str(tiny_folder), sections, **how)

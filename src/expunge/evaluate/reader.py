@@ -18,7 +18,7 @@ import torch
 
 from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence, pack, packs_by_length
-from expunge.errors import EvaluationError
+from expunge.errors import EvaluationError, ModelError
 from expunge.evaluate.generate import MAX_BATCH, Settled, context_length, generate
 from expunge.evaluate.tables import (
     Generation,
@@ -210,18 +210,28 @@ def open_reader(
             lora.load_adapter(model, adapter)
         return model
 
-    config = runs.read_json(base / "config.json")
-    config = config.get("text_config", config)
+    context, vocabulary_size = _sizes(base / "config.json")
     return Reader(
         load,
         models.load_tokenizer(base),
-        context=int(config.get("max_position_embeddings") or 2**31),
-        vocabulary_size=int(config["vocab_size"]),
+        context=context,
+        vocabulary_size=vocabulary_size,
         key=key,
         folder=folder,
         max_batch=max_batch,
         dtype=dtype,
     )
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """The context and the vocabulary that a config.json names, without loading the model."""
+    config = runs.read_json(path)
+    if isinstance(config, dict):
+        config = config.get("text_config", config)
+    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
+        raise ModelError(f"{path} names no vocab_size, so it is not a language model's")
+    context = config.get("max_position_embeddings")
+    return context if isinstance(context, int) and context > 0 else 2**31, config["vocab_size"]
 
 
 @torch.inference_mode()
