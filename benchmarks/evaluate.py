@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate_peers import LONGEST, harness_mmlu, one_pass_a_metric
+from evaluate_peers import LONGEST, harness_mmlu, one_pass_a_metric, plain_model
 
 from expunge import models
 from expunge.data.batches import encode, prompt_tokens
@@ -55,7 +55,7 @@ def semeval_case(options: Any) -> dict[str, Any]:
     folder = models.resolve(options.model)
     data = EvaluationData(_items("forget", options.items), _items("retain", options.items))
     config = Evaluate(max_new_tokens=NEW_TOKENS, resamples=100)
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    model, tokenizer = plain_model(folder), models.load_tokenizer(folder)
 
     def ours() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return evaluate(_reader(folder, None), data, config, **READING)
@@ -105,7 +105,7 @@ def rescore_case(options: Any) -> dict[str, Any]:
 def tofu_case(options: Any) -> dict[str, Any]:
     """TOFU and membership against one pass for each metric."""
     folder = models.resolve(options.model)
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    model, tokenizer = plain_model(folder), models.load_tokenizer(folder)
     tofu_options = [
         "tofu.path=data:tofu",
         "tofu.forget=forget01",
@@ -136,7 +136,7 @@ def tofu_case(options: Any) -> dict[str, Any]:
 def mmlu_case(options: Any) -> dict[str, Any]:
     """5-shot MMLU against lm-evaluation-harness."""
     folder = models.resolve(options.model)
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    model, tokenizer = plain_model(folder), models.load_tokenizer(folder)
     questions = read_mmlu(locate("data:mmlu/mmlu.parquet"))
     subjects = sorted({q.subject for q in questions})[:: 57 // 4][:4]
     dev = {s: [q for q in questions if q.subject == s and q.split == "dev"] for s in subjects}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from expunge.data.batches import answer_tokens, prompt_tokens
 from expunge.data.records import part, read_records, sample
@@ -20,6 +21,12 @@ from expunge.evaluate.tofu_suite import TEMPLATES
 BATCH, LONGEST = 8, 512
 _SUBSETS = {"forget": "forget01", "retain": "retain", "authors": "real_authors"}
 _SUBSETS["world"] = "world_facts"
+
+
+def plain_model(folder: Path) -> Any:
+    """The model as transformers loads it, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval()
 
 
 def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -> dict[str, float]:

@@ -15,7 +15,17 @@ from expunge.config import Section
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(expunge.__file__).parent
 ORDER = [
-    *("errors", "registry", "config", "progress", "runs", "memory", "attention", "packs"),
+    *(
+        "errors",
+        "registry",
+        "config",
+        "progress",
+        "runs",
+        "memory",
+        "products",
+        "attention",
+        "packs",
+    ),
     *("models", "adapter_files", "lora", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
     *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),

@@ -168,8 +168,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             raise ModelError(f"{folder}: {name} does not have the shape of the model's layer")
         rank = a.shape[0]
         layer = LoraLinear(base, Lora(rank=rank, alpha=scales[name] * rank, dropout=0.0))
-        layer.lora_A.data.copy_(a)
-        layer.lora_B.data.copy_(b)
+        layer.lora_A.detach().copy_(a)
+        layer.lora_B.detach().copy_(b)
         _replace(model, name, layer)
 
 

@@ -94,6 +94,7 @@ def fetch(path: str, revision: str | None) -> Path:
 def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedModel:
     """The causal language model in a local folder, ready for packed scoring, on the accelerator."""
     from expunge.packs import PACKED_ATTENTION, check_packing
+    from expunge.products import speed_up
 
     folder = Path(folder)
     _refuse_pickles(folder)
@@ -110,6 +111,7 @@ def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedMod
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
     model.eval()
+    speed_up(model)
     model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
     check_packing(model)
     return model

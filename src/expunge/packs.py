@@ -54,6 +54,14 @@ def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None
     return states[pack.scored]
 
 
+def hidden_states_after(model: PreTrainedModel, pack: Pack, prefix: Cache) -> Tensor:
+    """hidden_states of a pack whose sequences all continue `prefix`, which is left as it was."""
+    states = hidden_states(model, pack, prefix)
+    for layer in prefix.layers:
+        layer.crop(-len(pack.tokens))  # pyright: ignore[reportAttributeAccessIssue]
+    return states
+
+
 def output_head(model: PreTrainedModel) -> Tensor:
     """The weight of the output head: (V, d)."""
     head = model.get_output_embeddings()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.packs import Pack, hidden_states, output_head
+from expunge.products import product, product_back
 
 BLOCK = 256
 """Scored tokens whose logits are held at once."""
@@ -97,7 +98,7 @@ def token_kl(
     Without `reference_head` both go through `head`, which is then taken as frozen.
     """
     if reference_head is None:
-        head = reference_head = head.detach()
+        head = reference_head = head.detach() if head.requires_grad else head
     return _TokenKL.apply(states, reference_states, head, reference_head)  # pyright: ignore
 
 
@@ -113,10 +114,11 @@ class _TokenLogps(torch.autograd.Function):
         weight = head.to(states.dtype)
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for block in _blocks(len(states)):
-            log_p = (states[block] @ weight.T).float().log_softmax(-1)
+            log_p = product(states[block], weight).float().log_softmax(-1)
             logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
             if slope is not None:
-                slope[block] = weight[targets[block]] - log_p.exp_().to(states.dtype) @ weight
+                p = log_p.exp_().to(states.dtype)
+                slope[block] = weight[targets[block]] - product_back(p, weight)
         ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
         return logps
 
@@ -130,10 +132,10 @@ class _TokenLogps(torch.autograd.Function):
         weight = head.to(states.dtype)
         to_head = torch.zeros_like(head, dtype=torch.float32)
         for block in _blocks(len(states)):
-            residual = -(states[block] @ weight.T).float().softmax(-1)
+            residual = -product(states[block], weight).float().softmax(-1)
             residual[torch.arange(len(residual)), targets[block]] += 1
             residual *= grad[block, None]
-            to_head += (residual.to(states.dtype).T @ states[block]).float()
+            to_head += product(residual.to(states.dtype).T, states[block].T).float()
         return to_states, to_head.to(head.dtype), None
 
 
@@ -149,11 +151,11 @@ class _TokenKL(torch.autograd.Function):
         kl = torch.empty(len(states), dtype=torch.float32, device=states.device)
         slope = torch.empty_like(states)
         for block in _blocks(len(states)):
-            log_p = (states[block] @ weight.T).float().log_softmax(-1)
-            log_q = (reference[block] @ old.T).float().log_softmax(-1)
+            log_p = product(states[block], weight).float().log_softmax(-1)
+            log_q = product(reference[block], old).float().log_softmax(-1)
             q = log_q.exp()
             kl[block] = (q * (log_q - log_p)).sum(-1)
-            slope[block] = log_p.exp_().sub_(q).to(states.dtype) @ weight
+            slope[block] = product_back(log_p.exp_().sub_(q).to(states.dtype), weight)
         ctx.save_for_backward(slope, states, reference, head, reference_head)
         return kl
 
@@ -167,10 +169,10 @@ class _TokenKL(torch.autograd.Function):
         weight, old = head.to(states.dtype), reference_head.to(states.dtype)
         to_head = torch.zeros_like(head, dtype=torch.float32)
         for block in _blocks(len(states)):
-            p = (states[block] @ weight.T).float().softmax(-1)
-            q = (reference[block] @ old.T).float().softmax(-1)
+            p = product(states[block], weight).float().softmax(-1)
+            q = product(reference[block], old).float().softmax(-1)
             residual = (p - q) * grad[block, None]
-            to_head += (residual.to(states.dtype).T @ states[block]).float()
+            to_head += product(residual.to(states.dtype).T, states[block].T).float()
         return to_states, None, to_head.to(head.dtype), None
 
 
@@ -198,7 +200,7 @@ def token_statistics(states: Tensor, head: Tensor, targets: Tensor) -> TokenStat
     weight = head.to(states.dtype)
     found: list[tuple[Tensor, ...]] = []
     for block in _blocks(len(states)):
-        x = (states[block] @ weight.T).float()
+        x = product(states[block], weight).float()
         x -= x.amax(-1, keepdim=True)
         odds = x.exp()  # of each token against the likeliest
         total = odds.sum(-1)

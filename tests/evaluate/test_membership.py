@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from expunge.data.batches import encode_document, pack
 from expunge.data.examples import Document
@@ -33,6 +34,7 @@ from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tables import TokenScores
 from expunge.lora import Lora, add_adapter
 from expunge.models import load_model
+from expunge.packs import PACKED_ATTENTION
 from expunge.scores import score
 
 
@@ -215,6 +217,25 @@ def test_an_adapter_counts_as_merged(tiny_folder, tiny, tokenizer):
     (expected,) = gradient_norms(reader_of(merged, tokenizer), [text])
     assert found == pytest.approx(expected, rel=1e-4)
     assert abs(found - untouched) > 1e-3 * untouched  # control: the adapter does something
+
+
+def test_biases_count_in_the_norm_and_a_layer_used_twice_is_refused(tiny, tokenizer):
+    config = tiny.config
+    config.attention_bias = config.mlp_bias = True
+    model = LlamaForCausalLM._from_config(config, attn_implementation=PACKED_ATTENTION).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    text = encode_document(Document("a", "some text"), tokenizer, max_length=32)
+    (found,) = gradient_norms(reader_of(model, tokenizer), [text])
+    tokens = torch.tensor([text.tokens])
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert found == pytest.approx(float(expected), rel=1e-4)
+    first = model.model.layers[0].mlp
+    first.up_proj = first.gate_proj
+    with pytest.raises(EvaluationError, match="used twice in one pass"):
+        gradient_norms(reader_of(model, tokenizer), [text])
 
 
 def test_a_broken_model_has_no_gradient_norm(tiny, tokenizer):

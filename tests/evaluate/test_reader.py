@@ -16,6 +16,7 @@ from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
 from expunge.evaluate import reader as reader_module
+from expunge.evaluate import scoring
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.scores import token_statistics
 
@@ -49,6 +50,24 @@ def test_statistics_are_those_of_the_whole_distribution(tiny, tokenizer):
             assert found.variance[place] == pytest.approx(
                 float((p * (row - mean) ** 2).sum()), rel=1e-3, abs=1e-5
             )
+
+
+def test_what_all_texts_begin_with_is_read_once_and_changes_nothing(tiny, tokenizer, monkeypatch):
+    start = tuple(3 + i % 50 for i in range(scoring.LEAST_SHARED + 8))
+    texts = [TokenSequence(f"t{i}", (*start, *range(5, 9 + i)), len(start)) for i in range(5)]
+    assert scoring.shared_start(texts) == len(start) - 1  # the first scored token needs the last
+    assert scoring.shared_start(texts[:1]) == 0
+    assert scoring.shared_start([*texts, TokenSequence("other", tuple(range(60)), 40)]) == 0
+    read, plain = [], scoring.hidden_states
+    together = reader_of(tiny, tokenizer).scores(texts)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = reader_of(tiny, tokenizer).scores([text])
+        assert len(found.logp) == len(text.tokens) - len(start)
+        np.testing.assert_allclose(found.logp, alone.logp, atol=1e-4)
+        np.testing.assert_array_equal(found.rank, alone.rank)
+    monkeypatch.setattr(scoring, "hidden_states", lambda *a: read.append(a[1]) or plain(*a))
+    reader_of(tiny, tokenizer).scores(texts)
+    assert [len(pack.tokens) for pack in read] == [len(start) - 1]
 
 
 def test_statistics_by_hand():
@@ -141,14 +160,14 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from expunge.data.batches import TokenSequence
-from expunge.evaluate import reader
+from expunge.evaluate import reader, scoring
 reader.KEPT_TOKENS = reader.PACK_TOKENS = 32
 asked = [TokenSequence(str(i), tuple(range(5, 35)), 1 + i % 20) for i in range(20)]
-plain = reader._scored
+plain = scoring._columns
 def slow(*given):
     time.sleep(0.1)
     return plain(*given)
-reader._scored = slow
+scoring._columns = slow
 reader.open_reader(Path(sys.argv[1]), None, dtype="float32", folder=Path(sys.argv[2])).scores(asked)
 """
 

@@ -75,8 +75,14 @@ def encode_document(
     return TokenSequence(id=document.id, tokens=kept, answer_start=0, cut=len(tokens) - len(kept))
 
 
-def pack(sequences: Sequence[TokenSequence], scope: Scope, device: str | torch.device) -> Pack:
-    """Lay the sequences end to end and mark what is scored."""
+def pack(
+    sequences: Sequence[TokenSequence],
+    scope: Scope,
+    device: str | torch.device,
+    *,
+    position: int = 0,
+) -> Pack:
+    """Lay the sequences end to end and mark what is scored; each begins at `position`."""
     tokens: list[int] = []
     positions: list[int] = []
     scored: list[int] = []
@@ -85,7 +91,7 @@ def pack(sequences: Sequence[TokenSequence], scope: Scope, device: str | torch.d
         start, length = len(tokens), len(sequence.tokens)
         first = sequence.scored_from(scope)
         tokens.extend(sequence.tokens)
-        positions.extend(range(length))
+        positions.extend(range(position, position + length))
         scored.extend(range(start + first - 1, start + length - 1))
         owner.extend([number] * (length - first))
     flat = torch.tensor(tokens, device=device)

@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from expunge.errors import EvaluationError
 from expunge.packs import Pack, hidden_states, output_head
+from expunge.products import product
 from expunge.progress import progress
 
 MAX_BATCH = 64
@@ -254,8 +255,8 @@ class _Rows:
         return Cache(layers=layers)
 
     def _likeliest(self, states: Tensor) -> list[int]:
-        head = output_head(self.model)
-        return (states @ head.T.to(states.dtype)).float().argmax(-1).tolist()
+        head = output_head(self.model).to(states.dtype)
+        return product(states, head).argmax(-1).tolist()
 
     def _retire(self, first: int = 0) -> int:
         """Take out the rows that ended, from slot `first` on; the last row moves to the gap."""

@@ -17,7 +17,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.generate import end_pack
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.tables import key_of, looked_up
-from expunge.packs import hidden_states, output_head
+from expunge.packs import hidden_states, hidden_states_after, output_head
 from expunge.progress import progress
 
 LETTERS = "ABCD"
@@ -98,8 +98,6 @@ def _last_states(model: PreTrainedModel, prompts: Sequence[list[int]]) -> torch.
     states: dict[int, torch.Tensor] = {}
     for group in packs_by_length(order, max_tokens=PACK_TOKENS):
         tokens = [list(sequence.tokens) for sequence in group]
-        found = hidden_states(model, end_pack(tokens, device, start=shared), cache)
-        for layer in cache.layers:
-            layer.crop(-sum(map(len, tokens)))  # pyright: ignore[reportAttributeAccessIssue]
+        found = hidden_states_after(model, end_pack(tokens, device, start=shared), cache)
         states.update({int(s.id): state for s, state in zip(group, found, strict=True)})
     return torch.stack([states[i] for i in range(len(prompts))])

@@ -13,13 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from expunge import lora, models, runs
-from expunge.data.batches import TokenSequence, pack, packs_by_length
+from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError, ModelError
 from expunge.evaluate.generate import MAX_BATCH, Settled, context_length, generate
+from expunge.evaluate.scoring import score_texts
 from expunge.evaluate.tables import (
     Generation,
     Table,
@@ -29,9 +27,8 @@ from expunge.evaluate.tables import (
     sequence_key,
     token_scores,
 )
-from expunge.packs import hidden_states, output_head
+from expunge.packs import output_head
 from expunge.progress import progress
-from expunge.scores import token_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,12 +165,11 @@ class Reader:
     ) -> Iterator[list[dict[str, Any]]]:
         model, rows, held = self.model, [], 0
         self.forwards += len(sequences)
-        device, head = next(model.parameters()).device, output_head(model)
         with progress(label, len(sequences), "texts") as bar:
-            for group in packs_by_length(sequences, max_tokens=PACK_TOKENS):
-                rows += _scored(model, head, group, device)
-                held += sum(len(sequence.tokens) for sequence in group)
-                bar(len(group))
+            for scored in score_texts(model, sequences, max_tokens=PACK_TOKENS):
+                rows += [{"key": sequence_key(sequence), **row} for sequence, row in scored]
+                held += sum(len(sequence.tokens) for sequence, _ in scored)
+                bar(len(scored))
                 if held >= KEPT_TOKENS:
                     yield rows
                     rows, held = [], 0
@@ -232,29 +228,3 @@ def _sizes(path: Path) -> tuple[int, int]:
         raise ModelError(f"{path} names no vocab_size, so it is not a language model's")
     context = config.get("max_position_embeddings")
     return context if isinstance(context, int) and context > 0 else 2**31, config["vocab_size"]
-
-
-@torch.inference_mode()
-def _scored(
-    model: PreTrainedModel,
-    head: torch.Tensor,
-    group: Sequence[TokenSequence],
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """The rows of one pack."""
-    packed = pack(group, "answer", device)
-    found = token_statistics(hidden_states(model, packed), head, packed.targets)
-    names = ("logp", "rank", "hit", "entropy", "variance")
-    columns = {name: getattr(found, name).cpu().numpy() for name in names}
-    owner = packed.sequence.cpu().numpy()
-    bounds = np.searchsorted(owner, np.arange(len(group) + 1))
-    rows = []
-    for number, sequence in enumerate(group):
-        part = slice(bounds[number], bounds[number + 1])
-        row = {name: column[part].tolist() for name, column in columns.items()}
-        if not np.isfinite(columns["logp"][part]).all():
-            raise EvaluationError(
-                f"the log-probabilities of {sequence.id!r} are not finite; the model is broken"
-            )
-        rows.append({"key": sequence_key(sequence), **row})
-    return rows

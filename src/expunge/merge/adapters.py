@@ -78,7 +78,7 @@ def apply_deltas(model: nn.Module, deltas: Iterable[tuple[str, Tensor]]) -> Iter
     originals: list[Pair] = []
     try:
         for name, delta in deltas:
-            weight = _linear_weight(model, name, delta).data
+            weight = _linear_weight(model, name, delta).detach()
             originals.append((weight, weight.clone()))
             weight.copy_(weight.float() + delta.to(weight.device))
         yield

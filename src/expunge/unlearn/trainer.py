@@ -219,7 +219,7 @@ def _resume(
     with safe_open(folder / CHECKPOINT, "pt") as stored:
         step = int(stored.metadata()["step"])
         for name, parameter in parameters.items():
-            parameter.data.copy_(stored.get_tensor(f"{name}|weight"))
+            parameter.detach().copy_(stored.get_tensor(f"{name}|weight"))
             if f"{name}|exp_avg" not in stored.keys():  # noqa: SIM118 - not a dict
                 continue
             optimizer.state[parameter] = {
