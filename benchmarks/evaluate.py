@@ -1,11 +1,11 @@
 """Evaluation: ours against what peers do, interleaved, with the same results shown in the run.
 
-    python benchmarks/evaluate.py [--cases semeval,rescore] [--items 2] [--model smollm2]
+    python benchmarks/evaluate.py [--cases semeval,rescore] [--items 4] [--model smollm2]
 
 - semeval: the twelve terms and the losses of LUME items, against a plain loop of one prompt at a
   time (greedy, 256 new tokens) and one text at a time, as the official script works.
-- tofu: the suite tofu and the membership attacks loss, zlib, Min-K and Min-K++, against a pass over
-  its texts for each metric (padded batches of 8, full logits) and unsorted generation.
+- tofu: the suite tofu and every membership attack, against passes over the texts for each metric
+  (padded batches of 8, full logits) and unsorted generation.
 - mmlu: 5-shot, against lm-evaluation-harness on the same questions.
 - rescore: the same as semeval again after a metric's definition has changed: no forward pass.
 
@@ -22,13 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate_peers import LONGEST, harness_mmlu, one_pass_a_metric, plain_model
+from evaluate_peers import harness_mmlu, one_pass_a_metric, plain_model
+from membership_peers import LONGEST, membership
 
 from expunge import models
 from expunge.data.batches import encode, prompt_tokens
 from expunge.data.examples import Example
 from expunge.data.sources import Source, locate, read_examples
 from expunge.evaluate import semeval
+from expunge.evaluate.attacks import ATTACKS
 from expunge.evaluate.mmlu import letter_logits, read_mmlu
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
@@ -43,7 +45,7 @@ def main() -> None:
     """Run the cases asked for, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
-    parser.add_argument("--items", type=int, default=2, help="of each of the twelve terms")
+    parser.add_argument("--items", type=int, default=4, help="of each of the twelve terms")
     parser.add_argument("--model", default=models.EMBEDDED)
     options = parser.parse_args()
     done = [{"case": name, **CASES[name](options)} for name in options.cases]
@@ -106,31 +108,55 @@ def tofu_case(options: Any) -> dict[str, Any]:
     """TOFU and membership against one pass for each metric."""
     folder = models.resolve(options.model)
     model, tokenizer = plain_model(folder), models.load_tokenizer(folder)
-    tofu_options = [
-        "tofu.path=data:tofu",
-        "tofu.forget=forget01",
-        f"tofu.limit={2 * options.items}",
-    ]
-    sides = ["members", "nonmembers"]
-    attacks = "[loss, zlib, min_k, min_k_plus_plus]"
-    membership = [f"membership.{side}=data:lume/{side}.jsonl" for side in sides]
-    membership += [f"membership.attacks={attacks}", f"membership.document_tokens={LONGEST}"]
-    sections = parse_suites(["tofu", "membership"], [*tofu_options, *membership])
+    with tempfile.TemporaryDirectory() as work:
+        other = Path(work) / "reference"
+        reference = _shaken(folder)
+        reference.save_pretrained(other)
+        tokenizer.save_pretrained(other)
+        sections = parse_suites(["tofu", "membership"], _settings(options.items, other))
 
-    def ours() -> dict[str, Any]:
-        return measure(_reader(folder, None), sections)
+        def ours() -> dict[str, Any]:
+            return measure(_reader(folder, None), sections)
 
-    def peer() -> dict[str, float]:
-        return one_pass_a_metric(model, tokenizer, sections)
+        def peer() -> dict[str, float]:
+            return one_pass_a_metric(model, tokenizer, sections["tofu"]) | membership(
+                model, reference, tokenizer, sections["membership"]
+            )
 
-    _warm(model)
-    found, seconds = _timed(ours)
-    theirs, peer_seconds = _timed(peer)
+        _warm(model)
+        found, seconds = _timed(ours)
+        theirs, peer_seconds = _timed(peer)
     mine = {f"{s}.{n}": v.value for s, m in found.items() for n, v in m.numbers.items()}
     apart = {name: abs(mine[name] - value) for name, value in theirs.items()}
     worst = max(apart, key=lambda name: apart[name])
     said = f"{len(apart)} numbers, most apart {worst} by {apart[worst]:.1e}"
     return _row(seconds, peer_seconds, 5.0, said, apart[worst] < 1e-3)
+
+
+def _settings(items: int, reference: Path) -> list[str]:
+    """Options of the suites: 2 records a subset and 6 documents a side for each item."""
+    sides = [
+        f"membership.{side}={{path: 'data:lume/{side}.jsonl', documents: {{'*': {6 * items}}}}}"
+        for side in ("members", "nonmembers")
+    ]
+    return [
+        *("tofu.path=data:tofu", "tofu.forget=forget01", f"tofu.limit={2 * items}"),
+        *sides,
+        f"membership.attacks=[{', '.join(ATTACKS)}]",
+        f"membership.reference={reference}",
+        f"membership.document_tokens={LONGEST}",
+    ]
+
+
+def _shaken(folder: Path) -> Any:
+    """A reference with the same tokenizer: the model with a little noise in every weight."""
+    model = plain_model(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise, alpha=0.05 * float(parameter.std()))
+    return model
 
 
 def mmlu_case(options: Any) -> dict[str, Any]:

@@ -1,24 +1,21 @@
 """How peers evaluate: a pass over the texts for each metric, and lm-evaluation-harness."""
 
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from membership_peers import BATCH, forward
 from transformers import AutoModelForCausalLM
 
 from expunge.data.batches import answer_tokens, prompt_tokens
 from expunge.data.records import part, read_records, sample
-from expunge.data.sources import read_documents
 from expunge.evaluate import tofu
-from expunge.evaluate.membership import auc
 from expunge.evaluate.mmlu import Question
 from expunge.evaluate.tofu_suite import TEMPLATES
 
-BATCH, LONGEST = 8, 512
 _SUBSETS = {"forget": "forget01", "retain": "retain", "authors": "real_authors"}
 _SUBSETS["world"] = "world_facts"
 
@@ -29,10 +26,9 @@ def plain_model(folder: Path) -> Any:
     return model.eval()
 
 
-def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the suites tofu and membership, each from passes of its own."""
+def one_pass_a_metric(model: Any, tokenizer: Any, section: Any) -> dict[str, float]:
+    """The numbers of the suite tofu, each from passes of its own."""
     found: dict[str, float] = {}
-    section = sections["tofu"]
     for group, subset in _SUBSETS.items():
         texts = ["question", "answer"]
         texts += ["paraphrased_answer"] if group in ("forget", "retain") else []
@@ -64,7 +60,7 @@ def one_pass_a_metric(model: Any, tokenizer: Any, sections: Mapping[str, Any]) -
         written = _written(model, tokenizer, asked, section.max_new_tokens)
         scores = [tofu.answer_rouge(a, text) for a, text in zip(answers, written, strict=True)]
         found[f"tofu.{group}.rouge"] = float(np.mean(scores))
-    return found | _membership(model, tokenizer, sections["membership"])
+    return found
 
 
 def harness_mmlu(
@@ -128,42 +124,6 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
-def _membership(model: Any, tokenizer: Any, section: Any) -> dict[str, float]:
-    """The AUC of four attacks, the documents forwarded again for each."""
-    sides = [read_documents(section.members), read_documents(section.nonmembers)]
-
-    def loss(logps: Any, means: Any, deviations: Any, text: str) -> float:
-        return float(logps.mean())
-
-    def ratio(logps: Any, means: Any, deviations: Any, text: str) -> float:
-        return float(logps.mean()) / len(zlib.compress(text.encode()))
-
-    def lowest(values: Any) -> float:
-        kept = max(1, int(len(values) * section.k / 100))
-        return float(values.sort().values[:kept].mean())
-
-    def min_k(logps: Any, means: Any, deviations: Any, text: str) -> float:
-        return lowest(logps)
-
-    def min_k_plus_plus(logps: Any, means: Any, deviations: Any, text: str) -> float:
-        return lowest((logps - means) / deviations)
-
-    attacks = {"loss": loss, "zlib": ratio, "min_k": min_k, "min_k_plus_plus": min_k_plus_plus}
-    found = {}
-    for name, attack in attacks.items():
-        scores = []
-        for documents in sides:
-            tokens = [prompt_tokens(tokenizer, d.text)[:LONGEST] for d in documents]
-            texts = [
-                tokenizer.decode(row) if len(row) == LONGEST else d.text
-                for row, d in zip(tokens, documents, strict=True)
-            ]
-            statistics = _statistics(model, tokens, full=name == "min_k_plus_plus")
-            scores.append([attack(*s, text) for s, text in zip(statistics, texts, strict=True)])
-        found[f"membership.{name}.auc"] = auc(*scores)
-    return found
-
-
 def _losses(
     model: Any, tokenizer: Any, records: Sequence[Any], answers: Sequence[Sequence[str]]
 ) -> list[list[float]]:
@@ -175,7 +135,7 @@ def _losses(
     found: list[float] = []
     for low in range(0, len(rows), BATCH):
         part_ = rows[low : low + BATCH]
-        logits, tokens = _forward(model, [[*prompt, *answer] for prompt, answer in part_])
+        logits, tokens = forward(model, [[*prompt, *answer] for prompt, answer in part_])
         log_p = logits.log_softmax(-1)
         for i, (prompt, answer) in enumerate(part_):
             places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
@@ -183,37 +143,6 @@ def _losses(
             found.append(-float(log_p[i, places, targets].mean()))
     left = iter(found)
     return [[next(left) for _ in several] for several in answers]
-
-
-def _statistics(model: Any, rows: Sequence[list[int]], *, full: bool) -> list[tuple[Any, Any, Any]]:
-    """Log-probabilities of the tokens of each text, and with `full` their means and deviations."""
-    found = []
-    for low in range(0, len(rows), BATCH):
-        part_ = rows[low : low + BATCH]
-        logits, tokens = _forward(model, part_)
-        log_p = logits.log_softmax(-1)
-        for i, row in enumerate(part_):
-            lines = log_p[i, : len(row) - 1]
-            logps = lines.gather(1, tokens[i, 1 : len(row), None]).squeeze(1)
-            mean = deviation = None
-            if full:
-                p = lines.exp()
-                mean = (p * lines).sum(-1)
-                deviation = ((p * lines.square()).sum(-1) - mean.square()).sqrt().clamp_min(1e-4)
-            found.append((logps, mean, deviation))
-    return found
-
-
-@torch.inference_mode()
-def _forward(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """Logits (B, T, V) in float32 and tokens (B, T) of a batch padded on the right."""
-    longest = max(map(len, rows))
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return model(input_ids=tokens, attention_mask=mask).logits.float(), tokens
 
 
 @torch.inference_mode()

@@ -129,6 +129,9 @@ def evaluate(
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA on the model.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    backend: Annotated[
+        str, typer.Option(help="What generates: torch, or vllm on a GPU.")
+    ] = "torch",
     cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="'semeval.mia.auc > 0.6': exit with 3 if it holds.")
@@ -155,6 +158,7 @@ def evaluate(
         parse_suites([name for name in suite.split(",") if name], option or []),
         adapter=adapter,
         dtype=dtype,
+        backend=backend,
         cache=cache,
         out=out,
     )

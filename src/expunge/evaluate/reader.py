@@ -27,6 +27,7 @@ from expunge.evaluate.tables import (
     sequence_key,
     token_scores,
 )
+from expunge.evaluate.vllm_backend import Writer, vllm_writer
 from expunge.packs import output_head
 from expunge.progress import progress
 
@@ -38,6 +39,9 @@ PACK_TOKENS = 4096
 
 KEPT_TOKENS, KEPT_PROMPTS = 1 << 16, 512
 """Tokens scored, and prompts continued, between two writes of a table."""
+
+BACKENDS = ("torch", "vllm")
+"""What continues prompts; texts are always scored by torch."""
 
 Load = Callable[[], "PreTrainedModel"]
 
@@ -60,7 +64,10 @@ class Reader:
         folder: Path | None = None,
         max_batch: int = MAX_BATCH,
         dtype: models.Dtype = "float32",
+        writer: Writer | None = None,
     ) -> None:
+        """`writer` generates in place of the model; what it wrote is kept apart."""
+        self._writer = writer
         self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
         self.folder = folder
         self.dtype: models.Dtype = dtype
@@ -107,8 +114,9 @@ class Reader:
         prompt, by what: such rows are kept apart from whole generations.
         """
         marks = settled_by or [""] * len(prompts)
+        by = () if self._writer is None else ("vllm",)
         keys = [
-            key_of("generations", tuple(prompt), max_new_tokens, mark)
+            key_of("generations", tuple(prompt), max_new_tokens, mark, *by)
             for prompt, mark in zip(prompts, marks, strict=True)
         ]
 
@@ -138,6 +146,9 @@ class Reader:
         label: str,
     ) -> list[dict[str, Any]]:
         """Rows for some prompts; `numbers` are what `settled` knows them by."""
+        if self._writer is not None:
+            written = self._writer(prompts, max_new_tokens)
+            return [{"tokens": tokens, "complete": True} for tokens in written]
         stopped: set[int] = set()
 
         def ask(place: int, tokens: list[int]) -> bool:
@@ -194,8 +205,11 @@ def open_reader(
     dtype: models.Dtype,
     folder: Path | None,
     max_batch: int = MAX_BATCH,
+    backend: str = "torch",
 ) -> Reader:
     """A reader of a model on disk, with its tables in `folder` under the hash of its weights."""
+    if backend not in BACKENDS:
+        raise EvaluationError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     hashes = [runs.hash_folder(place) for place in (base, adapter) if place is not None]
     key = key_of("model", *hashes, dtype)
 
@@ -207,15 +221,19 @@ def open_reader(
         return model
 
     context, vocabulary_size = _sizes(base / "config.json")
+    tokenizer, writer = models.load_tokenizer(base), None
+    if backend == "vllm":
+        writer = vllm_writer(base, adapter, tokenizer, dtype=dtype, context=context)
     return Reader(
         load,
-        models.load_tokenizer(base),
+        tokenizer,
         context=context,
         vocabulary_size=vocabulary_size,
         key=key,
         folder=folder,
         max_batch=max_batch,
         dtype=dtype,
+        writer=writer,
     )
 
 

@@ -28,6 +28,7 @@ def evaluate_model(
     dtype: str = "float32",
     cache: Path | None = None,
     out: Path | None = None,
+    backend: str = "torch",
 ) -> dict[str, Any]:
     """Measure a model (id, folder or GGUF, and perhaps an adapter on it) by some suites.
 
@@ -40,7 +41,11 @@ def evaluate_model(
         raise EvaluationError(f"dtype {dtype!r} is none of {', '.join(models.DTYPES)}")
     folder = cache if cache is not None else models.cache_folder() / "tables"
     reader = open_reader(
-        models.resolve(model), adapter, dtype=cast(models.Dtype, dtype), folder=folder
+        models.resolve(model),
+        adapter,
+        dtype=cast(models.Dtype, dtype),
+        folder=folder,
+        backend=backend,
     )
     found = measure(reader, sections)
     results = {
@@ -49,6 +54,7 @@ def evaluate_model(
         "weights": reader.key,
         "version": expunge.__version__,
         "created": runs.now(),
+        "backend": backend,
         "read": reader.forwards,
         "suites": {
             name: {"settings": sections[name].model_dump(mode="json"), **measured.as_json()}
