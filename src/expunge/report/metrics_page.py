@@ -18,6 +18,15 @@ _HEAD = """\
 What it says is kept by the hash of its weights, so nothing is read twice: another suite that asks
 for the same texts, or a metric whose definition has changed, needs no forward pass. Every number
 has the count of its items and a 95 % interval; FOLDER/items.jsonl holds a row for each given item.
+
+Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
+for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops
+a row earlier, where no further token can change its score: a question's once what is written can
+no longer become the answer (`knowledge` is 0), a passage's once every word of the truth has come in
+order (`regurgitation` is 1); and never before the 48 tokens that `collapse` looks at. A loop alone
+stops nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[vllm]'`, on a
+GPU) continues prompts by vLLM and swaps adapters in its running engine; what it wrote is kept apart
+from what torch wrote, and texts are scored by torch.
 """
 
 
