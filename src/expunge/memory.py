@@ -10,6 +10,7 @@ BLOCK = 4096
 """Bytes of a page of memory, and of what disks write at once."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+_POPULATE_READ = 22  # of madvise
 _LIMIT = 2**31 - 1  # mallopt takes an int
 _LIBRARY = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
@@ -30,6 +31,17 @@ def release_freed_memory() -> None:
     gc.collect()
     if _LIBRARY is not None:
         _LIBRARY.malloc_trim(0)
+
+
+def map_in(raw: np.ndarray) -> None:
+    """Map the pages of bytes that lie in a mapped file, and read them if they are not in memory.
+
+    Where the system cannot (before Linux 5.14), they are met one by one when they are read.
+    """
+    if _LIBRARY is not None and len(raw):
+        first = raw.ctypes.data // BLOCK * BLOCK
+        size = raw.ctypes.data + raw.nbytes - first
+        _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _POPULATE_READ)
 
 
 def aligned(size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,11 @@ class Job:
     def planned(self) -> Planned:
         """What the writer needs to know."""
         return Planned(self.name, self.dtype, self.shape)
+
+    def map_in(self) -> None:
+        """Have what is read at hand: done while the tensor before is merged."""
+        if self.operand is not None:
+            self.operand.map_in()
 
 
 @dataclass
@@ -96,8 +102,11 @@ def merge_to_folder(
         writer = ShardWriter(folder, [job.planned for job in jobs], shard_bytes)
         try:
             bounds = model_bounds(jobs, ops)
-            with progress("merge", sum(job.planned.nbytes for job in jobs) // 10**6, "MB") as bar:
-                for job in jobs:
+            total = sum(job.planned.nbytes for job in jobs) // 10**6
+            with ThreadPoolExecutor(1) as ahead, progress("merge", total, "MB") as bar:
+                for number, job in enumerate(jobs):
+                    for near in jobs[number + (number > 0) : number + 2]:
+                        ahead.submit(near.map_in)
                     if job.name in writer.done:
                         report.resumed += 1
                         note = writer.done[job.name]

@@ -46,6 +46,10 @@ class Trim:
     columns: int = 1
     """Length of a row."""
 
+    drawn: dict[int, np.ndarray] | None = None
+    """By the start of a slice, what its draws by rank kept, (M, n) uint8; filled by `measure` for
+    `elect`, which would draw the same. None where that would take too much memory."""
+
 
 @dataclass(frozen=True)
 class Election:
@@ -210,13 +214,26 @@ def _parts(n: int) -> int:
 
 
 def _trim(piece: Slice, trim: Trim) -> tuple[object, ...]:
-    if trim.spread is None:
-        chances = np.empty((0, 0), np.float32)
-    else:
+    chances, kept = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint8)
+    if trim.spread is not None and not trim.scales.all():
         chances = np.empty((len(piece.models), piece.n), np.float32)
         _count.rank_chances(*_inputs(piece), trim.columns, trim.odds, trim.spread, chances)
+    elif trim.spread is not None:
+        kept = _kept(piece, trim, trim.spread)
     limits, cuts = _limits(trim.bounds)
-    return limits, cuts, trim.keys, trim.odds, chances, trim.shared, trim.scales
+    return limits, cuts, trim.keys, trim.odds, chances, kept, trim.shared, trim.scales
+
+
+def _kept(piece: Slice, trim: Trim, spread: np.ndarray) -> np.ndarray:
+    """What draws by rank keep of a slice, drawn or remembered: (M, n) uint8."""
+    drawn = trim.drawn if trim.drawn is not None else {}
+    if piece.start not in drawn:
+        kept = np.empty((len(piece.models), piece.n), np.uint8)
+        _count.draw_by_rank(
+            *_inputs(piece), trim.columns, piece.start, trim.keys, trim.odds, spread, kept
+        )
+        drawn[piece.start] = kept
+    return drawn[piece.start]
 
 
 def _limits(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

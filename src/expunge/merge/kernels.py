@@ -19,6 +19,9 @@ from expunge.merge.codec import (
     variance,
 )
 
+LANES = 64
+"""Sums side by side: enough that none waits for the one before it."""
+
 
 @compiled()
 def _keep(row, shared, scores, begin, end, outer, inner, scale):
@@ -40,13 +43,14 @@ def _keep(row, shared, scores, begin, end, outer, inner, scale):
 
 
 @compiled()
-def _trim(d, width, first, limits, cuts, keys, odds, chances, place, shared, scales, v):
+def _trim(d, width, first, limits, cuts, keys, odds, chances, kept, place, shared, scales, v):
     """δ_i → τ_i in place: what lies between the limits and is drawn, times its scale.
 
     limits (rows, 2, 2): the greatest magnitude that is not beyond the outer bound, and not within
     the inner one; each before and after the place in cuts (rows, 2), for the lower index comes
     first among equals. Drawing is by the odds of a model, or by those of each number where
-    `chances` (M, n) gives them; a scale of 0 then means that each is divided by its own.
+    `chances` (M, n) gives them; a scale of 0 then means that each is divided by its own. Or it is
+    done already, and `kept` (M, n) holds 1 for what stays.
     """
     if shared:
         variance(d, width, v)
@@ -62,7 +66,9 @@ def _trim(d, width, first, limits, cuts, keys, odds, chances, place, shared, sca
             inner = limits[r, 1, 0 if begin < in_cut else 1]
             _keep(row, shared, v, begin, end, outer, inner, scale)
             begin = end
-        if len(chances) > 0:
+        if len(kept) > 0:
+            _drop(row, width, kept[i, place : place + width])
+        elif len(chances) > 0:
             _draw_each(row, width, keys[i], first, chances[i, place : place + width], each)
         elif odds[i] < 1:
             _draw(row, width, keys[i], first, odds[i])
@@ -74,6 +80,14 @@ def _draw(row, width, key, first, chance):
     for j in range(width):
         tau = row[j]
         row[j] = tau if uniform(key, first + j) < chance else np.float32(0)
+
+
+@compiled()
+def _drop(row, width, kept):
+    """Keep each number where `kept` is not 0."""
+    for j in range(width):
+        tau = row[j]
+        row[j] = tau if kept[j] != 0 else np.float32(0)
 
 
 @compiled()
@@ -118,7 +132,7 @@ def _elect(d, width, weights, elect, weighted, divide, vote, share, out):
 @compiled(parallel=True)
 def measure(
     base, base_kind, models, kinds, n, start,
-    limits, cuts, keys, odds, chances, shared, scales,
+    limits, cuts, keys, odds, chances, kept, shared, scales,
     sums,
 ):  # fmt: skip
     """sums (tiles, M, 3): Σ|δ_i|, Σ|τ_i| and Σ τ_i² of each tile."""
@@ -131,7 +145,9 @@ def measure(
         read_tile(base, base_kind, models, kinds, low, high, b, d)
         for i in range(len(models)):
             sums[tile, i, 0] = _sum(d[i, :width], False)
-        _trim(d, width, start + low, limits, cuts, keys, odds, chances, low, shared, scales, v)
+        _trim(
+            d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
+        )
         for i in range(len(models)):
             sums[tile, i, 1] = _sum(d[i, :width], False)
             sums[tile, i, 2] = _sum(d[i, :width], True)
@@ -139,13 +155,16 @@ def measure(
 
 @compiled()
 def _sum(row, squared):
-    """Σ|x|, or Σ x², in float64: sixteen sums side by side, so that they are vectorised."""
-    lanes = np.zeros(16, np.float64)
-    whole = len(row) // 16 * 16
-    for j in range(0, whole, 16):
-        for lane in range(16):
-            x = np.float64(row[j + lane])
-            lanes[lane] += x * x if squared else abs(x)
+    """Σ|x|, or Σ x², in float64: in lanes side by side, so that they are vectorised."""
+    lanes = np.zeros(LANES, np.float64)
+    whole = len(row) // LANES * LANES
+    for j in range(0, whole, LANES):
+        if squared:
+            for lane in range(LANES):
+                lanes[lane] += np.float64(row[j + lane]) * np.float64(row[j + lane])
+        else:
+            for lane in range(LANES):
+                lanes[lane] += abs(np.float64(row[j + lane]))
     for j in range(whole, len(row)):
         x = np.float64(row[j])
         lanes[0] += x * x if squared else abs(x)
@@ -155,7 +174,7 @@ def _sum(row, squared):
 @compiled(parallel=True)
 def elect(
     base, base_kind, models, kinds, n, start,
-    limits, cuts, keys, odds, chances, shared, scales,
+    limits, cuts, keys, odds, chances, kept, shared, scales,
     weights, election, weighted, divide, times,
     out, out_kind, stochastic, key, tally,
 ):  # fmt: skip
@@ -169,7 +188,9 @@ def elect(
         low, high = tile * TILE, min(n, (tile + 1) * TILE)
         width = high - low
         read_tile(base, base_kind, models, kinds, low, high, b, d)
-        _trim(d, width, start + low, limits, cuts, keys, odds, chances, low, shared, scales, v)
+        _trim(
+            d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
+        )
         _elect(d, width, weights, election, weighted, divide, vote, share, v)
         merged = d[0]
         for j in range(width):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from expunge.memory import map_in
 from expunge.merge.codec import BFLOAT16, DELTA, FLOAT16, FLOAT32
 
 KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
@@ -139,6 +140,12 @@ class Operand:
         read = [part.read(low, high, self.columns) for part in self.models]
         kinds = np.array([kind for _, kind in read], np.int64)
         return Slice(low, high - low, base, kind, tuple(raw for raw, _ in read), kinds)
+
+    def map_in(self) -> None:
+        """Map the stored tensors' pages, so that no kernel waits for them."""
+        for part in (self.base, *self.models):
+            if isinstance(part, Whole):
+                map_in(part.raw)
 
     def untouched(self, dtype: str) -> np.ndarray | None:
         """The base's bytes where every model holds those very ones, as where an adapter is not."""

@@ -20,6 +20,7 @@ Keep = Literal["all", "largest", "middle", "random", "ranked", "variance"]
 Rescale = Literal["none", "chance", "l1"]
 
 _TINY = 1e-7  # sums below it are not divided by
+_REMEMBERED = 1 << 28  # draws that are kept from one pass to the next, a byte each
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def find_trim(
         spread=spread,
         shared=keep == "variance",
         columns=operand.columns,
+        drawn={} if keep == "ranked" and models * operand.size <= _REMEMBERED else None,
     )
     return _rescaled(trim, operand, settings, ops) if density.min() < 1 else trim
 

@@ -1,0 +1,74 @@
+"""Draws by rank without sorting keep what draws after sorting would, and are made once."""
+
+import numpy as np
+import pytest
+
+from expunge.merge import fused, plain
+from expunge.merge.codec import BFLOAT16, FLOAT32
+from expunge.merge.fused import ALWAYS, NEVER, Election, Rounding, Tally, Trim
+from expunge.merge.operands import Slice
+
+ROWS = {
+    "distinct": lambda rng, n: rng.standard_normal(n),
+    "stored halves": lambda rng, n: np.round(rng.standard_normal(n) * 64) / 64,
+    "two values": lambda rng, n: rng.choice([-1.0, 0.5], n),
+    "all alike": lambda rng, n: np.zeros(n),
+    "many octaves": lambda rng, n: np.ldexp(rng.standard_normal(n), rng.integers(-60, 60, n)),
+    "close together": lambda rng, n: 1 + rng.integers(0, 3, n) * 2.0**-23,
+    "one far away": lambda rng, n: np.where(np.arange(n) == n // 2, 1e30, rng.standard_normal(n)),
+}
+
+
+def piece_of(rows: list[np.ndarray], start: int) -> Slice:
+    base = np.zeros(rows[0].size, np.float32)
+    raws = tuple(row.astype(np.float32).view(np.uint8) for row in rows)
+    kinds = np.full(len(rows), FLOAT32, np.int64)
+    return Slice(start, base.size, base.view(np.uint8), FLOAT32, raws, kinds)
+
+
+def trim_of(columns: int, drawn=None, models: int = 2) -> Trim:
+    return Trim(
+        bounds=np.array([[NEVER, ALWAYS]] * models, np.int64),
+        keys=np.arange(3, 3 + models, dtype=np.uint64),
+        odds=np.array([0.5, 0.8][:models], np.float32),
+        scales=np.ones(models, np.float32),
+        spread=np.array([0.4, 0.1][:models], np.float32),
+        columns=columns,
+        drawn=drawn,
+    )
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("columns", [1, 2, 7, 1000])
+def test_what_stays_is_what_sorting_would_keep(name, columns):
+    rng = np.random.default_rng(0)
+    piece = piece_of([ROWS[name](rng, 20 * columns) for _ in range(2)], 40 * columns)
+    found = fused.measure(piece, trim_of(columns))
+    np.testing.assert_allclose(found, plain.measure(piece, trim_of(columns)), rtol=1e-6)
+    trim = trim_of(columns, drawn={})
+    fused.measure(piece, trim)
+    kept = trim.drawn[piece.start]
+    for i, row in enumerate(piece.deltas.reshape(2, -1, columns)):
+        places = np.abs(row).argsort(1, kind="stable").argsort(1).astype(np.float32)
+        share = places / max(1, columns - 1) if columns > 1 else places + np.float32(0.5)
+        low, span = trim.odds[i] - trim.spread[i], np.float32(2) * trim.spread[i]
+        chance = (low + share * span).astype(np.float32).ravel()
+        draws = plain.uniform(int(trim.keys[i]), piece.start, piece.n).numpy()
+        np.testing.assert_array_equal(kept[i], draws < chance)
+
+
+def test_what_was_drawn_to_measure_is_not_drawn_again(monkeypatch):
+    rng = np.random.default_rng(1)
+    piece = piece_of([rng.standard_normal(6000) for _ in range(2)], 0)
+    election = Election(np.array([0.7, 0.7], np.float32), elect=True, weighted=True)
+
+    def elected(trim):
+        return fused.elect(piece, trim, election, Rounding(BFLOAT16), Tally())
+
+    expected = elected(trim_of(1000))
+    trim = trim_of(1000, drawn={})
+    fused.measure(piece, trim)
+    monkeypatch.setattr(fused, "_count", None)  # nothing could be drawn any more
+    np.testing.assert_array_equal(elected(trim), expected)
+    with pytest.raises(AttributeError):
+        elected(trim_of(1000))  # control
