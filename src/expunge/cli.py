@@ -9,12 +9,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from expunge.errors import ExpungeError, RecipeError
-from expunge.report.commands import reading
+from expunge.report.commands import print_facts, reading
 
 if TYPE_CHECKING:
     from expunge.pipeline import Pipeline
@@ -55,7 +55,8 @@ def run(
 @app.command()
 def tune(recipe: RecipePath, out: OutDir, model: ModelPath = None, as_json: Json = False) -> None:
     """Make the target: the model that has memorised both halves."""
-    _print_folder("target", _pipeline(recipe, out, model, None).target.base, as_json)
+    target = _pipeline(recipe, out, model, None).target.base
+    print_facts({"target": str(target)}, as_json)
 
 
 @app.command()
@@ -69,7 +70,7 @@ def unlearn(
 ) -> None:
     """Train the branches."""
     for name, weights in _pipeline(recipe, out, model, seed).branches(branch).items():
-        _print_folder(name, weights.adapter or weights.base, as_json)
+        print_facts({name: str(weights.adapter or weights.base)}, as_json)
 
 
 @app.command()
@@ -104,7 +105,7 @@ def merge(
 
     if not is_merge_file(config):
         for name, weights in _pipeline(config, _given(out, "--out"), model, seed).merges().items():
-            _print_folder(name, weights.adapter or weights.base, as_json)
+            print_facts({name: str(weights.adapter or weights.base)}, as_json)
     elif look:
         print_rows([asdict(found) for found in lint(plan_of(config))], as_json)
     elif why:
@@ -116,7 +117,22 @@ def merge(
             shard_bytes=int(shard_gb * 1e9),
             stochastic=stochastic,
         )
-        typer.echo(json.dumps(made) if as_json else _lines(made))
+        print_facts(made, as_json)
+
+
+@app.command()
+def statistics(
+    model: Annotated[str, typer.Argument(help="An id, folder or GGUF file.")],
+    texts: Annotated[str, typer.Argument(help="Documents: a .parquet, .jsonl, .json or .csv.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    kind: Annotated[str, typer.Option(help="gram, for regmean, or fisher.")] = "gram",
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens read of a text.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Gather over TEXTS what merging by regmean or fisher needs of MODEL."""
+    from expunge.merge.statistics import gather
+
+    print_facts(gather(model, texts, out, kind=kind, max_length=max_length), as_json)
 
 
 @app.command()
@@ -197,7 +213,7 @@ def synthesize_data(
 
     out.mkdir(parents=True, exist_ok=True)
     counts = synthesize(Synthetic(seed=seed), out)
-    typer.echo(json.dumps(counts) if as_json else _lines(counts))
+    print_facts(counts, as_json)
 
 
 @app.command()
@@ -222,7 +238,7 @@ def doctor(
     from expunge.recipe import load_recipe
 
     facts = examine(load_recipe(recipe) if recipe else None)
-    typer.echo(json.dumps(facts, indent=1) if as_json else _lines(facts))
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -275,11 +291,3 @@ def _print_reports(folders: list[Path], as_json: bool) -> None:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))
         else:
             print_results(folder)
-
-
-def _print_folder(name: str, folder: Path, as_json: bool) -> None:
-    typer.echo(json.dumps({name: str(folder)}) if as_json else f"{name}: {folder}")
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in facts.items())

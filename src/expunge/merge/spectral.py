@@ -92,6 +92,8 @@ def fisher(deltas: Tensor, settings: Settings, statistics: list[Tensor]) -> Tens
 
         result = Σ w_i F_i δ_i / Σ w_i F_i
 
+    Where no model knows anything (every F_i is 0), as if all were equally sure.
+
     Source: Fisher-weighted averaging, arXiv:2111.09832.
     """
     for found in statistics:
@@ -99,7 +101,11 @@ def fisher(deltas: Tensor, settings: Settings, statistics: list[Tensor]) -> Tens
             raise MergeError(f"{settings.name}: its Fisher information is {tuple(found.shape)}")
     weights = torch.tensor(settings.weights).view(-1, *[1] * (deltas.dim() - 1))
     sure = weights * torch.stack(statistics)
-    return (sure * deltas).sum(0) / sure.sum(0).clamp_min(1e-12)
+    sure = torch.where(sure.sum(0) == 0, weights, sure)
+    total = sure.sum(0)
+    if (total == 0).any():
+        raise MergeError(f"{settings.name}: the weights sum to 0, so no mean can be taken")
+    return (sure * deltas).sum(0) / total
 
 
 def mean(deltas: Tensor, settings: Settings) -> Tensor:

@@ -4,7 +4,8 @@ Each imports what it needs when it is called.
 """
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -70,3 +71,9 @@ def leaks(
         typer.echo(json.dumps(worst, indent=1, ensure_ascii=False))
     else:
         print_leaks(worst)
+
+
+def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """A line for each fact, or one object."""
+    lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    typer.echo(json.dumps(facts, indent=1) if as_json else lines)
