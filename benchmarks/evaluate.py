@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=4, help="of each of the twelve terms")
     parser.add_argument("--model", default=models.EMBEDDED)
     options = parser.parse_args()
-    done = [{"case": name, **CASES[name](options)} for name in options.cases]
-    _write(done, options)
+    for name in options.cases:  # each is kept as soon as it is measured
+        _write({"case": name, **CASES[name](options)}, options)
 
 
 def semeval_case(options: Any) -> dict[str, Any]:
@@ -254,12 +254,19 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def _write(cases: list[dict[str, Any]], options: Any) -> None:
+def _write(case: dict[str, Any], options: Any) -> None:
+    """Keep one case beside what was measured of the others, and print all."""
     from expunge.runs import git_commit
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/evaluate.py --items {options.items} --model {options.model}"
-    result = {"machine": machine, "commit": git_commit(), "command": command, "cases": cases}
+    commit, measured = git_commit(), {}
+    if RESULTS.is_file():
+        before = json.loads(RESULTS.read_text())
+        measured = {one["case"]: {"commit": before["commit"], **one} for one in before["cases"]}
+    measured[case["case"]] = {"commit": commit, **case}
+    cases = [measured[name] for name in CASES if name in measured]
+    result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'case':12} {'ours s':>8} {'peer s':>8} {'ratio':>7} {'goal':>5}  met  same")
     for case in cases:

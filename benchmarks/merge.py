@@ -63,14 +63,9 @@ def main() -> None:
     models = _models(folder / "full", options.layers)
     loras = _loras(folder / "lora") if "lora_ties" in options.cases else []
     _warm(small, folder)
-    done = [
-        {
-            **_case(name, loras if name == "lora_ties" else models, folder, options.rounds),
-            "equal": _same(name, small, exact, folder),
-        }
-        for name in options.cases
-    ]
-    _write(done, options)
+    for name in options.cases:  # each is kept as soon as it is measured
+        case = _case(name, loras if name == "lora_ties" else models, folder, options.rounds)
+        _write([{**case, "equal": _same(name, small, exact, folder)}], options)
     if options.folder is None:
         shutil.rmtree(folder)
 
