@@ -8,6 +8,12 @@ from torch import nn
 from expunge.products import FastLinear, product, speed_up
 
 
+@pytest.fixture(autouse=True)
+def all_sizes(monkeypatch):
+    """Small products go the same way as large ones."""
+    monkeypatch.setattr("expunge.products.LEAST", 0)
+
+
 @pytest.fixture
 def given():
     rng = torch.Generator().manual_seed(0)
@@ -73,3 +79,16 @@ def test_only_plain_layers_are_replaced():
     speed_up(model)
     assert [type(m) for m in model] == [FastLinear, Other, nn.ReLU]
     assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+@torch.no_grad()
+def test_small_products_are_left_to_torch(given, monkeypatch):
+    x, weight = given
+    asked = []
+    monkeypatch.setattr("expunge.products._product", lambda *a: asked.append(a))
+    monkeypatch.setattr("expunge.products.LEAST", 10 * 24 * 40 + 1)
+    assert torch.equal(product(x, weight), F.linear(x, weight))
+    assert not asked
+    monkeypatch.setattr("expunge.products.LEAST", 10 * 24 * 40)
+    product(x, weight)
+    assert len(asked) == 1

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEAST = 1 << 22
+"""Multiplications from which on oneDNN is faster; below, its set-up takes longer than the work."""
+
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, for x (..., in) and W (out, in): (..., out)."""
@@ -69,6 +72,7 @@ def _fast(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0
+        and x.numel() * len(weight) >= LEAST
         and torch.backends.mkldnn.is_available()
     )
 
