@@ -1,5 +1,7 @@
 """Draws by rank without sorting keep what draws after sorting would, and are made once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,38 @@ def test_what_stays_is_what_sorting_would_keep(name, columns):
         np.testing.assert_array_equal(kept[i], draws < chance)
 
 
+@pytest.mark.parametrize("n", [1, 63, 64, 16384, 40001])
+@pytest.mark.parametrize("kind", ["drawn", "bounded", "by rank"])
+def test_sums_are_those_of_the_numbers_that_stay(n, kind):
+    rng = np.random.default_rng(2)
+    piece = piece_of([rng.standard_normal(n) for _ in range(2)], 3 * n)
+    trim = trim_of(n) if kind == "by rank" else replace(trim_of(n), spread=None)
+    if kind == "bounded":
+        inner = np.float32(0.5).view(np.int32)
+        trim = replace(trim, bounds=np.array([[NEVER, (inner, ALWAYS[1])]] * 2, np.int64))
+    assert trim.draws_alone == (kind == "drawn")
+    sums, energies = fused.measure(piece, trim), fused.energies(piece, trim)
+    np.testing.assert_allclose(sums, plain.measure(piece, trim), rtol=1e-12)
+    np.testing.assert_allclose(energies, plain.energies(piece, trim), rtol=1e-12)
+    assert n == 1 or (sums[:, 1] < sums[:, 0]).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int64])
+def test_the_place_of_the_kth_greatest_is_found_from_the_top(kind):
+    rng = np.random.default_rng(3)
+    hists = rng.integers(0, 3, (4, 2, 5000)).astype(kind)
+    hists[:, :, ::7] = 0
+    for row in range(2):
+        counts = hists[:, row].sum(0)
+        places = np.repeat(np.arange(5000), counts)[::-1]
+        for number in (1, 2, len(places) // 2, len(places)):
+            place, left, here = fused.descend(hists, row, number)
+            assert (place, here) == (places[number - 1], counts[place])
+            assert left == number - (places > place).sum()
+        place, left, here = fused.descend(hists, row, len(places) + 1)
+        assert left > here
+
+
 def test_what_was_drawn_to_measure_is_not_drawn_again(monkeypatch):
     rng = np.random.default_rng(1)
     piece = piece_of([rng.standard_normal(6000) for _ in range(2)], 0)
@@ -68,7 +102,7 @@ def test_what_was_drawn_to_measure_is_not_drawn_again(monkeypatch):
     expected = elected(trim_of(1000))
     trim = trim_of(1000, drawn={})
     fused.measure(piece, trim)
-    monkeypatch.setattr(fused, "_count", None)  # nothing could be drawn any more
+    monkeypatch.setattr(fused, "_ranks", None)  # nothing could be drawn any more
     np.testing.assert_array_equal(elected(trim), expected)
     with pytest.raises(AttributeError):
         elected(trim_of(1000))  # control

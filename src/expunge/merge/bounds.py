@@ -16,7 +16,7 @@ import numpy as np
 
 from expunge.errors import MergeError
 from expunge.merge.codec import INFINITY, LOW_BITS, WINDOW
-from expunge.merge.fused import ALWAYS, NEVER
+from expunge.merge.fused import ALWAYS, NEVER, descend
 from expunge.merge.operands import Operand, Slice, blame, summed
 
 Counts = Sequence[tuple[int, int]]
@@ -88,32 +88,19 @@ class Search:
         """The beginnings of windows around the k-th greatest of a count by bins: (S,)."""
         lows = []
         for row, number in zip(self.rows, counts, strict=True):
-            which, within, equal = _from_the_top(hist[row], int(number))
+            which, within, equal = descend(hist[None], row, number)
             share = 1 - within / equal  # of the bin, from its least
             lows.append(int((which + share) * (1 << LOW_BITS)) - WINDOW // 2)
         return np.clip(lows, 0, INFINITY - WINDOW)
 
     def within(self, lows: np.ndarray) -> list[tuple[int, list[int]]] | None:
         """What `bounds` says, or None if a bound lies outside its window."""
-        beyond = np.zeros(len(lows), np.int64)
-        hists = np.zeros((self.groups, len(lows), WINDOW), np.int64)
-        begins: dict[int, tuple[int, int]] = {}
-        for number, (which, span) in enumerate(self.spans):
-            piece = self.piece((which, span))
-            above, bad, parts = self.ops.window(piece, self.shared, self.rows, lows)
-            if bad:
-                raise MergeError(blame(self.operands[which]))
-            beyond += above
-            for part, (first, hist) in enumerate(parts):
-                group = (number * len(parts) + part) * self.groups // (len(self.spans) * len(parts))
-                begins.setdefault(group, (number, first))
-                hists[group] += hist
-        counts, totals = self.counts - beyond, hists.sum(0)
-        if (counts < 1).any() or (counts > totals.sum(1)).any():
-            return None
+        beyond, hists, begins = self.counted(lows)
         found = []
-        for s, (low, count) in enumerate(zip(lows, counts, strict=True)):
-            step, left, equal = _from_the_top(totals[s], int(count))
+        for s, (low, count) in enumerate(zip(lows, self.counts - beyond, strict=True)):
+            step, left, equal = descend(hists, s, count)
+            if count < 1 or left > equal:
+                return None
             cuts = [ALWAYS[1]] * len(self.operands)
             if left < equal:
                 running = hists[:, s, step].cumsum()
@@ -122,6 +109,30 @@ class Search:
                 cuts = self.cuts(int(self.rows[s]), int(low) + step, left, begins[group])
             found.append((int(low) + step, cuts))
         return found
+
+    def counted(self, lows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+        """How many lie beyond each window (S,), and how many equal each pattern within it.
+
+        The latter (groups, S, WINDOW) by groups of numbers in order; of each the span, and the
+        place in it, with which it begins.
+        """
+        beyond, hists = np.zeros(len(lows), np.int64), np.empty(0)
+        begins: dict[int, tuple[int, int]] = {}
+        for number, (which, span) in enumerate(self.spans):
+            piece = self.piece((which, span))
+            above, bad, firsts, parts = self.ops.window(piece, self.shared, self.rows, lows)
+            if bad:
+                raise MergeError(blame(self.operands[which]))
+            beyond += above
+            if len(self.spans) == 1:
+                return beyond, parts, [(number, first) for first in firsts]
+            if number == 0:
+                hists = np.zeros((self.groups, len(lows), WINDOW), np.int64)
+            for part, (first, hist) in enumerate(zip(firsts, parts, strict=True)):
+                group = (number * len(parts) + part) * self.groups // (len(self.spans) * len(parts))
+                begins.setdefault(group, (number, first))
+                hists[group] += hist
+        return beyond, hists, [begins.get(group, (0, 0)) for group in range(self.groups)]
 
     def cuts(self, row: int, bits: int, number: int, begin: tuple[int, int]) -> list[int]:
         """For each operand: the index just after the `number`-th of its magnitudes `bits`.
@@ -142,11 +153,3 @@ class Search:
         """The numbers of one span."""
         which, (low, high) = span
         return self.operands[which].slice(low, high)
-
-
-def _from_the_top(hist: np.ndarray, number: int) -> tuple[int, int, int]:
-    """The place in which the k-th greatest lies, its number there, and how many lie there."""
-    above = hist[::-1].cumsum()
-    step = min(int(np.searchsorted(above, number)), len(hist) - 1)
-    place = len(hist) - 1 - step
-    return place, number - (int(above[step - 1]) if step else 0), int(hist[place])

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba import config as _numba
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from expunge.models import cache_folder
@@ -19,7 +21,13 @@ from expunge.models import cache_folder
 FLOAT32, BFLOAT16, FLOAT16, DELTA = 0, 1, 2, 3
 """How the bytes of one model are read; DELTA is a float32 difference from the base."""
 
-TILE = 16384
+TILE, BLOCK, LANES = 16384, 512, 64
+"""Numbers that a kernel holds decoded at once; that it works on before it asks for more of the next
+tile; that one turn of a sum takes side by side."""
+
+NOTHING, _LINE = (0, 0), 64
+"""To be asked for, where nothing is; bytes of a cache line."""
+
 BINS, LOW_BITS = 1 << 16, 15
 """A magnitude (31 bits of a float32) is its high 16 bits, the bin, and its low 15."""
 
@@ -33,7 +41,10 @@ _config: Any = _numba
 _config.THREADING_LAYER = "workqueue"
 """A pool of its own: numba on OpenMP would change how many threads torch sums with from then on,
 and so the last bits of whatever is trained after a merge."""
-_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("codec", "counting", "kernels")]
+cpu_target.target_context.refresh()
+"""What numba would import at the first call of a kernel, imported with the rest."""
+_KERNELS = ("codec", "counting", "kernels", "ranks", "sums")
+_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in _KERNELS]
 _CACHE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
 
 
@@ -62,6 +73,39 @@ def _pointer(typing_context, address, like):
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
     return pointer(types.int64, like), generate
+
+
+@intrinsic
+def _prefetch(typing_context, address):
+    """Ask for the cache line at an address, without waiting for it."""
+
+    def generate(context, builder, signature, arguments):
+        byte, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(ask, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@compiled()
+def stored(address, kind, place):
+    """Where the number at a place is stored, and how many bytes each takes."""
+    size = 2 if kind in (BFLOAT16, FLOAT16) else 4
+    return address + size * place, size
+
+
+@compiled()
+def ask(near, begin, end):
+    """Have numbers begin … end from `near` (see stored) on their way while others are worked on.
+
+    A kernel asks for its next tile a little at a time. Left to itself it would read a tile, then
+    work on it while memory rests.
+    """
+    address, size = near
+    for line in range(address + size * begin, address + size * end, _LINE):
+        _prefetch(line)
 
 
 @compiled()
@@ -94,9 +138,14 @@ def read_tile(base, base_kind, models, kinds, low, high, b, d):
     """b = the base, d[i] = δ_i of the weights low … high."""
     decode_tile(base, base_kind, low, high, b)
     for i in range(len(models)):
-        decode_tile(models[i], kinds[i], low, high, d[i])
+        row = d[i]
+        if kinds[i] == BFLOAT16:  # in one loop, as most are
+            half = carray(_pointer(models[i] + 2 * low, np.uint16(0)), high - low)  # pyright: ignore
+            for j in range(high - low):
+                row[j] = np.uint32(np.uint32(half[j]) << np.uint32(16)).view(np.float32) - b[j]
+            continue
+        decode_tile(models[i], kinds[i], low, high, row)
         if kinds[i] != DELTA:
-            row = d[i]
             for j in range(high - low):
                 row[j] = row[j] - b[j]
 
@@ -133,17 +182,19 @@ def encode_tile(value, width, kind, stochastic, key, first, out, low):
     bad = 0
     if kind == BFLOAT16:
         half = out[2 * low : 2 * (low + width)].view(np.uint16)
+        most = np.uint32(0)
         for j in range(width):
             u = bits[j]
             if stochastic:
                 add = np.uint32(uniform(key, first + j) * np.float32(65536))
             else:
                 add = np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))
-            r = (u + add) >> np.uint32(16)
-            half[j] = np.uint16(r)
-            bad += ((u & np.uint32(0x7F800000)) == np.uint32(0x7F800000)) | (
-                (r & np.uint32(0x7F80)) == np.uint32(0x7F80)
-            )
+            half[j] = np.uint16((u + add) >> np.uint32(16))
+            most = max(most, u & np.uint32(0x7FFFFFFF))
+        if most >= np.uint32(0x7F7F0000):  # some may have become infinite, or not be numbers
+            for j in range(width):
+                infinite = (half[j] & np.uint16(0x7F80)) == np.uint16(0x7F80)
+                bad += infinite | ((bits[j] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000))
     elif kind == FLOAT16:
         half = out[2 * low : 2 * (low + width)].view(np.uint16)
         for j in range(width):
@@ -174,15 +225,18 @@ def encode_tile(value, width, kind, stochastic, key, first, out, low):
 def changed(delta, b, width, kind, out, low, stored):
     """How many weights have a delta, and in how many of them it shows once stored."""
     moved = kept = 0
-    for j in range(width):
-        moved += delta[j] != 0
     if kind == BFLOAT16:
         half = out[2 * low : 2 * (low + width)].view(np.uint16)
         bits = b.view(np.uint32)
         for j in range(width):
+            moves = delta[j] != 0
             before = bits[j] + np.uint32(0x7FFF) + ((bits[j] >> np.uint32(16)) & np.uint32(1))
-            kept += (delta[j] != 0) & (np.uint32(half[j]) != before >> np.uint32(16))
-    elif kind == FLOAT16:
+            moved += moves
+            kept += moves & (np.uint32(half[j]) != before >> np.uint32(16))
+        return moved, kept
+    for j in range(width):
+        moved += delta[j] != 0
+    if kind == FLOAT16:
         half = out[2 * low : 2 * (low + width)].view(np.uint16)
         encode_tile(b, width, kind, False, np.uint64(0), 0, stored, 0)
         before = stored[: 2 * width].view(np.uint16)

@@ -14,9 +14,11 @@ from expunge.merge.codec import (
     WINDOW,
     compiled,
     read_tile,
-    uniform,
     variance,
 )
+
+PASSED = 1024
+"""Places that are passed over at once on the way to the k-th greatest."""
 
 
 def chunks() -> int:
@@ -102,6 +104,41 @@ def _count_each(row, low, hist, inside):
 
 
 @compiled()
+def descend(hists, row, number):
+    """From the last place on downward, that of the k-th one of hists (groups, rows, places).
+
+    Also its number among those of its place, and how many these are; where fewer than k are
+    counted at all, place 0 and a number above that.
+    """
+    end = hists.shape[2]
+    while end > 0:
+        begin = max(0, end - PASSED)
+        block = hists[:, row, begin:end]
+        there = _total(block)
+        if there >= number:
+            break
+        number -= there
+        end = begin
+    for place in range(end - 1, begin - 1, -1):
+        here = _total(hists[:, row, place : place + 1])
+        if here >= number:
+            return place, number, here
+        number -= here
+    return 0, number, 0
+
+
+@compiled()
+def _total(counts):
+    """The sum of counts (groups, places)."""
+    total = np.int64(0)
+    for group in range(len(counts)):
+        own = counts[group]
+        for place in range(len(own)):
+            total += np.int64(own[place])
+    return total
+
+
+@compiled()
 def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number, first):
     """The place just after the `number`-th magnitude that is `wanted`, and 0; or how many lack.
 
@@ -127,150 +164,3 @@ def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number, fir
             if number == 0:
                 return low + j + 1, number
     return n, number
-
-
-@compiled(parallel=True)
-def rank_chances(base, base_kind, models, kinds, columns, density, epsilon, chances):
-    """chances (M, n): from density − ε for the least |δ| of a row to density + ε for the greatest.
-
-    Ranks come from a radix sort of each row by those bits of its magnitudes in which they differ
-    from zeros: differences of stored halves use a few, which is a pass or two.
-    """
-    for r in prange(chances.shape[1] // columns):
-        b = np.empty(columns, np.float32)
-        d = np.empty((len(models), columns), np.float32)
-        order = np.empty((2, columns), np.int32)
-        by_rank = np.empty(columns, np.float32)
-        places = np.empty((3, (1 << 11) + 1), np.int32)
-        read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
-        for i in range(len(models)):
-            _chances_by_rank(density[i], epsilon[i], by_rank)
-            row = chances[i, r * columns : (r + 1) * columns]
-            _by_rank(d[i].view(np.uint32), order, places, by_rank, row)
-
-
-@compiled()
-def _by_rank(bits, order, places, by_rank, out):
-    """out[j] = by_rank[how many magnitudes are less, or equal and at a lower index]."""
-    used = np.uint32(0)
-    for j in range(len(bits)):
-        used |= bits[j] & np.uint32(0x7FFFFFFF)
-    begin, end = 0, 31
-    while begin < 31 and not (used >> np.uint32(begin)) & np.uint32(1):
-        begin += 1
-    while end > begin and not (used >> np.uint32(end - 1)) & np.uint32(1):
-        end -= 1
-    passes = max(1, (end - begin + 10) // 11)
-    digit_bits = (end - begin + passes - 1) // passes
-    size = 1 << digit_bits
-    mask = np.uint32(size - 1)
-    places[:passes, : size + 1] = 0
-    for j in range(len(bits)):
-        magnitude = (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(begin)
-        for p in range(passes):
-            places[p, ((magnitude >> np.uint32(p * digit_bits)) & mask) + np.uint32(1)] += 1
-    for p in range(passes):
-        for k in range(size):
-            places[p, k + 1] += places[p, k]
-    for p in range(passes):
-        shift, place = np.uint32(begin + p * digit_bits), places[p]
-        source, target = order[(p + 1) % 2], order[p % 2]
-        for j in range(len(bits)):
-            which = j if p == 0 else source[j]
-            digit = ((bits[which] & np.uint32(0x7FFFFFFF)) >> shift) & mask
-            if p == passes - 1:
-                out[which] = by_rank[place[digit]]
-            else:
-                target[place[digit]] = which
-            place[digit] += 1
-
-
-OCTAVES, BIN_BITS = 6, 15
-"""Magnitudes of the upper octaves of a row are told apart by bins of 2^BIN_BITS bit patterns."""
-
-
-@compiled(parallel=True)
-def draw_by_rank(base, base_kind, models, kinds, columns, start, keys, density, epsilon, kept):
-    """kept (M, n): 1 where a draw is below the chance of that number's rank within its row.
-
-    The chances are those of rank_chances, but no row is sorted. A draw below the least chance or
-    above the greatest is decided by itself. Another is by the bin of its number: where all in it
-    are equal (differences of stored halves mostly are), the count of those before is the rank; else
-    the bin bounds the rank, and where that does not decide, what is less is counted.
-    """
-    for r in prange(kept.shape[1] // columns):
-        b = np.empty(columns, np.float32)
-        d = np.empty((len(models), columns), np.float32)
-        by_rank, draws = np.empty((2, columns), np.float32)
-        before, open_places = np.empty((2, columns), np.int32)
-        firsts, lows = np.empty((2, (OCTAVES << (23 - BIN_BITS)) + 2), np.int32)
-        read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
-        for i in range(len(models)):
-            _chances_by_rank(density[i], epsilon[i], by_rank)
-            for j in range(columns):
-                draws[j] = uniform(keys[i], start + r * columns + j)
-            row = kept[i, r * columns : (r + 1) * columns]
-            bits = d[i].view(np.uint32)
-            _decide(bits, draws, by_rank, firsts, lows, before, open_places, row)
-
-
-@compiled()
-def _chances_by_rank(density, epsilon, by_rank):
-    """From density − ε for rank 0 to density + ε for the last."""
-    low, span = np.float32(density - epsilon), np.float32(2 * epsilon)
-    last = np.float32(max(1, len(by_rank) - 1))
-    for j in range(len(by_rank)):
-        share = np.float32(j) / last if len(by_rank) > 1 else np.float32(0.5)
-        by_rank[j] = low + share * span
-
-
-@compiled()
-def _decide(bits, draws, by_rank, firsts, lows, before, open_places, kept):
-    """kept[j] = draws[j] < by_rank[how many magnitudes are less, or equal and at a lower index].
-
-    firsts: the rank of the first of each bin; lows: bits set below a bin's own in any number of it;
-    before: how many of its bin stand before each number.
-    """
-    most = np.uint32(0)
-    for j in range(len(bits)):
-        most = max(most, bits[j] & np.uint32(0x7FFFFFFF))
-    low = (most - min(most, np.uint32(OCTAVES << 23))) >> np.uint32(BIN_BITS)
-    inside = np.uint32((1 << BIN_BITS) - 1)
-    firsts[:] = 0
-    lows[:] = 0
-    lows[0] = 1  # holds all that is far less
-    for j in range(len(bits)):
-        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
-        k = max(magnitude >> np.uint32(BIN_BITS), low) - low
-        before[j] = firsts[k + np.uint32(1)]
-        firsts[k + np.uint32(1)] += 1
-        lows[k] |= magnitude & inside
-    for k in range(1, len(firsts)):
-        firsts[k] += firsts[k - 1]
-    least, greatest = by_rank[0], by_rank[-1]
-    found = 0
-    for j in range(len(bits)):
-        kept[j] = draws[j] < least
-        open_places[found] = j
-        found += (draws[j] >= least) & (draws[j] < greatest)
-    for place in range(found):
-        j = open_places[place]
-        own = bits[j] & np.uint32(0x7FFFFFFF)
-        k = max(own >> np.uint32(BIN_BITS), low) - low
-        if lows[k] == 0:
-            kept[j] = draws[j] < by_rank[firsts[k] + before[j]]
-        elif draws[j] < by_rank[firsts[k]]:
-            kept[j] = 1
-        elif draws[j] < by_rank[firsts[k + np.uint32(1)] - 1]:
-            kept[j] = draws[j] < by_rank[_rank(bits, j, own)]
-
-
-@compiled()
-def _rank(bits, place, own):
-    """How many magnitudes are less than that at `place`, or equal and before it."""
-    less = 0
-    for j in range(place):
-        less += (bits[j] & np.uint32(0x7FFFFFFF)) <= own
-    for j in range(place + 1, len(bits)):
-        less += (bits[j] & np.uint32(0x7FFFFFFF)) < own
-    return less

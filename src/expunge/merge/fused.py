@@ -10,13 +10,15 @@ import numba
 import numpy as np
 
 from expunge.memory import aligned
-from expunge.merge import codec, counting, kernels
+from expunge.merge import codec, counting, kernels, ranks, sums
 from expunge.merge.codec import BINS, INFINITY, TILE, WINDOW
 from expunge.merge.operands import Slice
 
 _count: Any = counting
 _merge: Any = kernels
-Parts = list[tuple[int, np.ndarray]]
+_ranks: Any = ranks
+_sums: Any = sums
+Window = tuple[np.ndarray, int, list[int], np.ndarray]
 NEVER, ALWAYS = (0xFFFFFFFF, 0), (0, 1 << 62)
 """Bounds that no number and every number lies within."""
 
@@ -49,6 +51,12 @@ class Trim:
     drawn: dict[int, np.ndarray] | None = None
     """By the start of a slice, what its draws by rank kept, (M, n) uint8; filled by `measure` for
     `elect`, which would draw the same. None where that would take too much memory."""
+
+    @property
+    def draws_alone(self) -> bool:
+        """No bounds and no scales yet: entries stay by the odds of their model."""
+        free = (self.bounds[:, 0] == NEVER).all() and (self.bounds[:, 1] == ALWAYS).all()
+        return bool(free and self.spread is None and (self.scales == 1).all())
 
 
 @dataclass(frozen=True)
@@ -111,20 +119,27 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
     return hists.sum(0, dtype=np.uint32).astype(np.int64)
 
 
-def window(
-    piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
-) -> tuple[np.ndarray, int, Parts]:
+def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Window:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,); how many are not finite; how many equal each (S, WINDOW), for each
-    part of the slice, with the place where it begins.
+    How many lie beyond it (S,); how many are not finite; where the parts of the slice begin; how
+    many equal each pattern in each part (parts, S, WINDOW).
     """
     parts, sought, tiles = _parts(piece.n), len(rows), -(-piece.n // TILE)
     beyond, bad = np.zeros((2, parts, sought), np.int64)
     hists = np.zeros((parts, sought, WINDOW), np.uint32)
     _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, beyond, bad, hists)
     begins = [part * tiles // parts * TILE for part in range(parts)]
-    return beyond.sum(0), int(bad.sum()), list(zip(begins, hists, strict=True))
+    return beyond.sum(0), int(bad.sum()), begins, hists
+
+
+def descend(hists: np.ndarray, row: int, number: int) -> tuple[int, int, int]:
+    """The place of the k-th greatest, its number among those there, and how many these are.
+
+    hists: counts by place, (groups, rows, places), groups to be added up. Where fewer than k are
+    counted in all, the number exceeds how many there are.
+    """
+    return _count.descend(hists, row, number)
 
 
 def place_of(
@@ -139,10 +154,21 @@ def place_of(
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:
-    """Σ|δ_i|, Σ|τ_i| and Σ τ_i² of one slice: (M, 3) float64."""
-    sums = np.zeros((-(-piece.n // TILE), len(piece.models), 3))
-    _merge.measure(*_inputs(piece), piece.n, piece.start, *_trim(piece, trim), sums)
-    return sums.sum(0)
+    """Σ|δ_i| and Σ|τ_i| of one slice: (M, 2) float64."""
+    found = np.zeros((-(-piece.n // TILE), len(piece.models), 2))
+    inputs = (*_inputs(piece), piece.n, piece.start)
+    if trim.draws_alone:
+        _sums.measure_drawn(*inputs, trim.keys, trim.odds, found)
+    else:
+        _sums.measure(*inputs, *_trim(piece, trim), found)
+    return found.sum(0)
+
+
+def energies(piece: Slice, trim: Trim) -> np.ndarray:
+    """Σ τ_i² of one slice: (M,) float64."""
+    found = np.zeros((-(-piece.n // TILE), len(piece.models)))
+    _sums.energies(*_inputs(piece), piece.n, piece.start, *_trim(piece, trim), found)
+    return found.sum(0)
 
 
 def elect(
@@ -176,9 +202,9 @@ def elect(
 
 def products(piece: Slice) -> np.ndarray:
     """Inner products of the models' deltas over one slice: (M, M) float64."""
-    sums = np.zeros((-(-piece.n // TILE), len(piece.models), len(piece.models)))
-    _merge.products(*_inputs(piece), piece.n, sums)
-    return sums.sum(0)
+    found = np.zeros((-(-piece.n // TILE), len(piece.models), len(piece.models)))
+    _sums.products(*_inputs(piece), piece.n, found)
+    return found.sum(0)
 
 
 def combine(piece: Slice, weights: np.ndarray, rounding: Rounding, tally: Tally) -> np.ndarray:
@@ -217,7 +243,7 @@ def _trim(piece: Slice, trim: Trim) -> tuple[object, ...]:
     chances, kept = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint8)
     if trim.spread is not None and not trim.scales.all():
         chances = np.empty((len(piece.models), piece.n), np.float32)
-        _count.rank_chances(*_inputs(piece), trim.columns, trim.odds, trim.spread, chances)
+        _ranks.rank_chances(*_inputs(piece), trim.columns, trim.odds, trim.spread, chances)
     elif trim.spread is not None:
         kept = _kept(piece, trim, trim.spread)
     limits, cuts = _limits(trim.bounds)
@@ -229,7 +255,7 @@ def _kept(piece: Slice, trim: Trim, spread: np.ndarray) -> np.ndarray:
     drawn = trim.drawn if trim.drawn is not None else {}
     if piece.start not in drawn:
         kept = np.empty((len(piece.models), piece.n), np.uint8)
-        _count.draw_by_rank(
+        _ranks.draw_by_rank(
             *_inputs(piece), trim.columns, piece.start, trim.keys, trim.odds, spread, kept
         )
         drawn[piece.start] = kept

@@ -9,18 +9,18 @@ import numpy as np
 from numba import prange
 
 from expunge.merge.codec import (
+    BLOCK,
     TILE,
+    ask,
     changed,
     compiled,
     decode_tile,
     encode_tile,
     read_tile,
+    stored,
     uniform,
     variance,
 )
-
-LANES = 64
-"""Sums side by side: enough that none waits for the one before it."""
 
 
 @compiled()
@@ -31,7 +31,11 @@ def _keep(row, shared, scores, begin, end, outer, inner, scale):
     vectorised; nor is one that loads a number in a branch.)
     """
     part = row[begin:end]
-    if shared:
+    if outer == np.inf and inner < 0:
+        if scale != 1:
+            for j in range(len(part)):
+                part[j] = part[j] * scale
+    elif shared:
         own = scores[begin:end]
         for j in range(len(part)):
             tau = part[j] * scale
@@ -43,7 +47,7 @@ def _keep(row, shared, scores, begin, end, outer, inner, scale):
 
 
 @compiled()
-def _trim(d, width, first, limits, cuts, keys, odds, chances, kept, place, shared, scales, v):
+def trim_tile(d, width, first, limits, cuts, keys, odds, chances, kept, place, shared, scales, v):
     """δ_i → τ_i in place: what lies between the limits and is drawn, times its scale.
 
     limits (rows, 2, 2): the greatest magnitude that is not beyond the outer bound, and not within
@@ -58,27 +62,28 @@ def _trim(d, width, first, limits, cuts, keys, odds, chances, kept, place, share
         row, r = d[i], 0 if shared else i
         each = scales[i] == 0
         scale = np.float32(1) if each else scales[i]
+        drawn = len(kept) == 0 and len(chances) == 0 and odds[i] < 1
         out_cut = min(max(cuts[r, 0] - first, 0), width)
         in_cut = min(max(cuts[r, 1] - first, 0), width)
         begin = 0
         for end in (min(out_cut, in_cut), max(out_cut, in_cut), width):
             outer = limits[r, 0, 0 if begin < out_cut else 1]
             inner = limits[r, 1, 0 if begin < in_cut else 1]
-            _keep(row, shared, v, begin, end, outer, inner, scale)
+            _keep(row, shared, v, begin, end, outer, inner, np.float32(1) if drawn else scale)
             begin = end
-        if len(kept) > 0:
+        if drawn:
+            _draw(row, width, keys[i], first, odds[i], scale)
+        elif len(kept) > 0:
             _drop(row, width, kept[i, place : place + width])
         elif len(chances) > 0:
             _draw_each(row, width, keys[i], first, chances[i, place : place + width], each)
-        elif odds[i] < 1:
-            _draw(row, width, keys[i], first, odds[i])
 
 
 @compiled()
-def _draw(row, width, key, first, chance):
-    """Keep each number by one chance."""
+def _draw(row, width, key, first, chance, scale):
+    """Keep each number by one chance, times scale."""
     for j in range(width):
-        tau = row[j]
+        tau = row[j] * scale
         row[j] = tau if uniform(key, first + j) < chance else np.float32(0)
 
 
@@ -102,73 +107,45 @@ def _draw_each(row, width, key, first, chances, divided):
 
 
 @compiled()
-def _elect(d, width, weights, elect, weighted, divide, vote, share, out):
+def _elect(d, begin, end, weights, elect, weighted, divide, vote, share, out):
     """out = Σ w τ, or the share of it that has the elected sign, divided as `divide` says.
 
     divide: 0 by nothing, 1 by how many took part, 2 by the |w| that took part.
     """
-    vote[:width] = 0
-    share[:width] = 0
-    out[:width] = 0
+    vote, share, out = vote[begin:end], share[begin:end], out[begin:end]
+    out[:] = 0
+    if elect:
+        vote[:] = 0
+        for i in range(len(d)):
+            row, w = d[i, begin:end], weights[i] if weighted else np.float32(1)
+            for j in range(len(row)):
+                vote[j] += w * row[j]
+    if divide > 0:
+        share[:] = 0
     for i in range(len(d)):
-        row, w = d[i], weights[i] if weighted else np.float32(1)
-        for j in range(width):
-            vote[j] += w * row[j]
-    for j in range(width):
-        vote[j] = np.float32(1) if vote[j] >= 0 else np.float32(-1)
-    for i in range(len(d)):
-        row, w = d[i], weights[i]
+        row, w = d[i, begin:end], weights[i]
         side = w if weighted else np.float32(1)
         part = abs(w) if divide == 2 else np.float32(1)
-        for j in range(width):
-            takes_part = not elect or side * row[j] * vote[j] > 0
-            out[j] += w * row[j] if takes_part else np.float32(0)
-            share[j] += part if takes_part else np.float32(0)
+        if elect:
+            for j in range(len(row)):
+                out[j] += w * row[j] if _agree(side * row[j], vote[j]) else np.float32(0)
+        else:
+            for j in range(len(row)):
+                out[j] += w * row[j]
+        if divide > 0:
+            for j in range(len(row)):
+                ballot = side * row[j]
+                takes_part = not elect or (_agree(ballot, vote[j]) & (ballot != 0))
+                share[j] += part if takes_part else np.float32(0)
     if divide > 0:
-        for j in range(width):
+        for j in range(len(out)):
             out[j] = out[j] / share[j] if share[j] > 0 else out[j]
 
 
-@compiled(parallel=True)
-def measure(
-    base, base_kind, models, kinds, n, start,
-    limits, cuts, keys, odds, chances, kept, shared, scales,
-    sums,
-):  # fmt: skip
-    """sums (tiles, M, 3): Σ|δ_i|, Σ|τ_i| and Σ τ_i² of each tile."""
-    for tile in prange((n + TILE - 1) // TILE):
-        b = np.empty(TILE, np.float32)
-        d = np.empty((len(models), TILE), np.float32)
-        v = np.empty(TILE, np.float32)
-        low, high = tile * TILE, min(n, (tile + 1) * TILE)
-        width = high - low
-        read_tile(base, base_kind, models, kinds, low, high, b, d)
-        for i in range(len(models)):
-            sums[tile, i, 0] = _sum(d[i, :width], False)
-        _trim(
-            d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
-        )
-        for i in range(len(models)):
-            sums[tile, i, 1] = _sum(d[i, :width], False)
-            sums[tile, i, 2] = _sum(d[i, :width], True)
-
-
 @compiled()
-def _sum(row, squared):
-    """Σ|x|, or Σ x², in float64: in lanes side by side, so that they are vectorised."""
-    lanes = np.zeros(LANES, np.float64)
-    whole = len(row) // LANES * LANES
-    for j in range(0, whole, LANES):
-        if squared:
-            for lane in range(LANES):
-                lanes[lane] += np.float64(row[j + lane]) * np.float64(row[j + lane])
-        else:
-            for lane in range(LANES):
-                lanes[lane] += abs(np.float64(row[j + lane]))
-    for j in range(whole, len(row)):
-        x = np.float64(row[j])
-        lanes[0] += x * x if squared else abs(x)
-    return lanes.sum()
+def _agree(ballot, vote):
+    """Whether a ballot that is not 0 has the elected sign: plus where the vote is 0."""
+    return (ballot >= 0) == (vote >= 0)
 
 
 @compiled(parallel=True)
@@ -184,14 +161,19 @@ def elect(
         d = np.empty((len(models), TILE), np.float32)
         v = np.empty(TILE, np.float32)
         vote, share = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-        stored = np.empty(4 * TILE, np.uint8)
+        before = np.empty(4 * TILE, np.uint8)
         low, high = tile * TILE, min(n, (tile + 1) * TILE)
         width = high - low
         read_tile(base, base_kind, models, kinds, low, high, b, d)
-        _trim(
+        trim_tile(
             d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
         )
-        _elect(d, width, weights, election, weighted, divide, vote, share, v)
+        for begin in range(0, width, BLOCK):
+            end = min(width, begin + BLOCK)
+            ask(stored(base, base_kind, high), begin, end)
+            for i in range(len(models)):
+                ask(stored(models[i], kinds[i], high), begin, end)
+            _elect(d, begin, end, weights, election, weighted, divide, vote, share, v)
         merged = d[0]
         for j in range(width):
             v[j] = v[j] * times
@@ -199,28 +181,7 @@ def elect(
         tally[tile, 0] = encode_tile(
             merged, width, out_kind, stochastic, key, start + low, out, low
         )
-        tally[tile, 1], tally[tile, 2] = changed(v, b, width, out_kind, out, low, stored)
-
-
-@compiled(parallel=True)
-def products(base, base_kind, models, kinds, n, sums):
-    """sums (tiles, M, M): the inner products of the δ_i in each tile, in float64."""
-    for tile in prange((n + TILE - 1) // TILE):
-        b = np.empty(TILE, np.float32)
-        d = np.empty((len(models), TILE), np.float32)
-        low, high = tile * TILE, min(n, (tile + 1) * TILE)
-        read_tile(base, base_kind, models, kinds, low, high, b, d)
-        whole = (high - low) // 16 * 16
-        for i in range(len(models)):
-            for k in range(i, len(models)):
-                one, two = d[i], d[k]
-                lanes = np.zeros(16, np.float64)
-                for j in range(0, whole, 16):
-                    for lane in range(16):
-                        lanes[lane] += np.float64(one[j + lane]) * np.float64(two[j + lane])
-                for j in range(whole, high - low):
-                    lanes[0] += np.float64(one[j]) * np.float64(two[j])
-                sums[tile, i, k] = sums[tile, k, i] = lanes.sum()
+        tally[tile, 1], tally[tile, 2] = changed(v, b, width, out_kind, out, low, before)
 
 
 @compiled(parallel=True)

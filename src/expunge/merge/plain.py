@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge.merge import codec
 from expunge.merge.codec import BINS, INFINITY, LOW_BITS, WINDOW
-from expunge.merge.fused import Election, Parts, Rounding, Tally, Trim
+from expunge.merge.fused import Election, Rounding, Tally, Trim, Window
 from expunge.merge.operands import Slice, decode
 from expunge.models import device
 
@@ -30,19 +30,17 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
     return np.stack([torch.bincount(row, minlength=BINS).cpu().numpy() for row in high])
 
 
-def window(
-    piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray
-) -> tuple[np.ndarray, int, Parts]:
+def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Window:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,); how many are not finite; how many equal each (S, WINDOW), for each
-    part of the slice (here it is one), with the place where it begins.
+    How many lie beyond it (S,); how many are not finite; where the parts of the slice begin (here
+    it is one); how many equal each pattern in each part (parts, S, WINDOW).
     """
     places = _magnitudes(piece, shared)[rows] - torch.tensor(lows, device=device())[:, None]
     bad = int((places >= torch.tensor(INFINITY - lows, device=device())[:, None]).sum())
     inside = [row[(row >= 0) & (row < WINDOW)] for row in places]
     hists = [torch.bincount(row, minlength=WINDOW).cpu().numpy() for row in inside]
-    return (places >= WINDOW).sum(1).cpu().numpy(), bad, [(0, np.stack(hists))]
+    return (places >= WINDOW).sum(1).cpu().numpy(), bad, [0], np.stack(hists)[None]
 
 
 def place_of(
@@ -59,10 +57,14 @@ def place_of(
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:
-    """Σ|δ_i|, Σ|τ_i| and Σ τ_i² of one slice: (M, 3) float64."""
+    """Σ|δ_i| and Σ|τ_i| of one slice: (M, 2) float64."""
     deltas, kept = _deltas(piece).double(), _trimmed(piece, trim).double()
-    sums = [deltas.abs().sum(1), kept.abs().sum(1), (kept * kept).sum(1)]
-    return torch.stack(sums, 1).cpu().numpy()
+    return torch.stack([deltas.abs().sum(1), kept.abs().sum(1)], 1).cpu().numpy()
+
+
+def energies(piece: Slice, trim: Trim) -> np.ndarray:
+    """Σ τ_i² of one slice: (M,) float64."""
+    return _trimmed(piece, trim).double().square().sum(1).cpu().numpy()
 
 
 def elect(

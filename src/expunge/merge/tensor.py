@@ -88,7 +88,7 @@ def _election(
     options: Mapping[str, Any] = settings.options
     weights = np.array(settings.weights, np.float32)
     if how.by_energy:
-        measured = summed(ops.measure(piece, trim)[:, 2] for piece in operand)
+        measured = summed(ops.energies(piece, trim) for piece in operand)
         energy = measured / max(1, operand.size)
         total = float(np.sum(energy))
         share = energy / total if total >= 1e-6 else np.full(len(weights), 1 / len(weights))

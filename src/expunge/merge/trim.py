@@ -100,8 +100,7 @@ def counts_of(keep: Keep, density: float, size: int, gamma: float = 0.0) -> tupl
 def _varied(operand: Operand, share: float, ops: ModuleType) -> int:
     """How many entries are a share of those in which the models differ at all."""
     none = np.zeros(1, np.int64)
-    counted = (ops.window(piece, True, none, none)[2] for piece in operand)
-    same = sum(int(hist[0, 0]) for parts in counted for _, hist in parts)
+    same = sum(int(ops.window(piece, True, none, none)[3][:, 0, 0].sum()) for piece in operand)
     return int((operand.size - same) * max(share, 0.0))
 
 
