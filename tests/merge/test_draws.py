@@ -81,7 +81,7 @@ def test_the_place_of_the_kth_greatest_is_found_from_the_top(kind):
     hists = rng.integers(0, 3, (4, 2, 5000)).astype(kind)
     hists[:, :, ::7] = 0
     for row in range(2):
-        counts = hists[:, row].sum(0)
+        counts = hists[:, row].sum(0).astype(int)
         places = np.repeat(np.arange(5000), counts)[::-1]
         for number in (1, 2, len(places) // 2, len(places)):
             place, left, here = fused.descend(hists, row, number)
