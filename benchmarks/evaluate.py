@@ -259,12 +259,12 @@ def _write(case: dict[str, Any], options: Any) -> None:
     from expunge.runs import git_commit
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    command = f"python benchmarks/evaluate.py --items {options.items} --model {options.model}"
+    command = f"python benchmarks/evaluate.py --items (of each case) --model {options.model}"
     commit, measured = git_commit(), {}
     if RESULTS.is_file():
         before = json.loads(RESULTS.read_text())
         measured = {one["case"]: {"commit": before["commit"], **one} for one in before["cases"]}
-    measured[case["case"]] = {"commit": commit, **case}
+    measured[case["case"]] = {"commit": commit, "items": options.items, **case}
     cases = [measured[name] for name in CASES if name in measured]
     result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,7 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -198,21 +198,46 @@ def token_statistics(states: Tensor, head: Tensor, targets: Tensor) -> TokenStat
     states (N, d), head (V, d), targets (N,); logits a block at a time.
     """
     weight = head.to(states.dtype)
-    found: list[tuple[Tensor, ...]] = []
+    found = [_of_logits(product(states[b], weight), targets[b])[0] for b in _blocks(len(states))]
+    return _joined(found, states.device)
+
+
+@torch.no_grad()
+def head_residuals(
+    states: Tensor, head: Tensor, targets: Tensor
+) -> tuple[TokenStatistics, list[Tensor]]:
+    """token_statistics, and ∂NLL/∂logits = p - 1_y of each token in float32, in blocks (n, V)."""
+    weight = head.to(states.dtype)
+    found, residuals = [], []
     for block in _blocks(len(states)):
-        x = product(states[block], weight).float()
-        x -= x.amax(-1, keepdim=True)
-        odds = x.exp()  # of each token against the likeliest
-        total = odds.sum(-1)
-        target = x.gather(1, targets[block, None])
-        rank = (x > target).sum(-1)
-        hit = x.argmax(-1) == targets[block]
-        mean = torch.linalg.vecdot(odds, x) / total
-        square = torch.linalg.vecdot(odds, x.square_()) / total
-        log_total = total.log()
-        logp = target.squeeze(1) - log_total
-        found.append((logp, rank, hit, log_total - mean, (square - mean * mean).clamp_min(0)))
+        statistics, residual = _of_logits(product(states[block], weight), targets[block])
+        residual[torch.arange(len(residual)), targets[block]] -= 1
+        found.append(statistics)
+        residuals.append(residual)
+    return _joined(found, states.device), residuals
+
+
+def _of_logits(logits: Tensor, targets: Tensor) -> tuple[TokenStatistics, Tensor]:
+    """The statistics of a block of logits (n, V), and its probabilities, in float32."""
+    x = logits.float()
+    x -= x.amax(-1, keepdim=True)
+    odds = x.exp()  # of each token against the likeliest
+    total = odds.sum(-1)
+    target = x.gather(1, targets[:, None])
+    rank = (x > target).sum(-1)
+    hit = x.argmax(-1) == targets
+    mean = torch.linalg.vecdot(odds, x) / total
+    square = torch.linalg.vecdot(odds, x.square_()) / total
+    log_total = total.log()
+    logp = target.squeeze(1) - log_total
+    variance = (square - mean * mean).clamp_min(0)
+    return TokenStatistics(logp, rank, hit, log_total - mean, variance), odds.div_(total[:, None])
+
+
+def _joined(found: list[TokenStatistics], device: torch.device) -> TokenStatistics:
+    """The statistics of blocks as one."""
     if not found:
-        none = torch.zeros(0, device=states.device)
+        none = torch.zeros(0, device=device)
         return TokenStatistics(none, none.long(), none.bool(), none, none)
-    return TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))
+    names = [field.name for field in fields(TokenStatistics)]
+    return TokenStatistics(*(torch.cat([getattr(one, name) for one in found]) for name in names))

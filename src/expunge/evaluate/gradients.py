@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from expunge.data.batches import TokenSequence, pack
 from expunge.errors import EvaluationError
 from expunge.evaluate.reader import Reader
-from expunge.evaluate.tables import key_of, looked_up
+from expunge.evaluate.scoring import COLUMNS
+from expunge.evaluate.tables import key_of, looked_up, sequence_key
 from expunge.lora import adapters_of
-from expunge.products import product
+from expunge.packs import hidden_states, output_head
+from expunge.products import product, product_back
 from expunge.progress import progress
-from expunge.scores import score
+from expunge.scores import BLOCK, TokenStatistics, head_residuals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,38 +33,71 @@ def gradient_norms(
 ) -> list[float]:
     """The norm of the gradient of each text's mean NLL, over all parameters of the model.
 
-    An adapter counts as merged: ∂L/∂W is the same whether W or its low-rank term would move.
+    An adapter counts as merged: ∂L/∂W is the same whether W or its low-rank term would move. The
+    texts' scores, which the same pass finds, are kept too.
     """
     keys = [key_of("gradients", s.tokens, s.scored_from("answer")) for s in sequences]
 
     def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
         reader.forwards += len(missing)
-        rows = []
         with progress(label, len(missing), "texts") as bar, _trainable(reader.model) as parameters:
-            for number in missing:
-                norm = _norm(reader.model, parameters, sequences[number])
-                rows.append({"key": keys[number], "norm": norm})
-                bar(1)
-                if len(rows) == KEPT_NORMS:
-                    yield rows
-                    rows = []
-        yield rows
+            for low in range(0, len(missing), KEPT_NORMS):
+                rows, scores = [], []
+                for number in missing[low : low + KEPT_NORMS]:
+                    norm, found = _norm(reader.model, parameters, sequences[number])
+                    rows.append({"key": keys[number], "norm": norm})
+                    columns = {name: getattr(found, name).tolist() for name in COLUMNS}
+                    scores.append({"key": sequence_key(sequences[number]), **columns})
+                    bar(1)
+                reader.keep_scores(scores)
+                yield rows
 
     return [row["norm"] for row in looked_up(reader.gradients, keys, compute)]
 
 
 def _norm(
     model: PreTrainedModel, parameters: Sequence[nn.Parameter], sequence: TokenSequence
-) -> float:
-    device = next(model.parameters()).device
+) -> tuple[float, TokenStatistics]:
+    """The norm of a text's gradient, and what the model says of its tokens."""
+    packed = pack([sequence], "answer", next(model.parameters()).device)
+    head = output_head(model)
     with torch.enable_grad(), _squares_of_layers(model) as squares:
-        nll = score(model, pack([sequence], "answer", device)).nll.sum()
-        gradients = torch.autograd.grad(nll, parameters, allow_unused=True)
+        states = hidden_states(model, packed)
+        found, residuals = head_residuals(states.detach(), head, packed.targets)
+        weight = head.detach().to(states.dtype)
+        slope = torch.cat([product_back(r.to(states.dtype), weight) for r in residuals])
+        gradients = torch.autograd.grad(states, parameters, slope / len(states), allow_unused=True)
     squares += [_square(g) for g in gradients if g is not None]
+    embedded = next((g for p, g in zip(parameters, gradients, strict=True) if p is head), None)
+    squares += _squares_of_head(states.detach(), residuals, embedded, packed.tokens)
     norm = float(torch.stack(squares).sum().sqrt())
     if not norm < float("inf"):
         raise EvaluationError(f"the gradient of {sequence.id!r} is not finite; the model is broken")
-    return norm
+    return norm, found
+
+
+def _squares_of_head(
+    states: Tensor, residuals: list[Tensor], embedded: Tensor | None, tokens: Tensor
+) -> list[Tensor]:
+    """What the head adds: ‖G‖² for its gradient G = Rᵀ H / N, and 2 ⟨G, E⟩.
+
+    R (N, V) the residuals, H (N, d) the states; ‖Rᵀ H‖² = Σ_st (r_s · r_t)(h_s · h_t) for a text
+    shorter than the width. E (V, d) is the gradient of the same matrix as embedding, if it is one:
+    other than 0 in the rows of `tokens` alone.
+    """
+    count, width, h = *states.shape, states.float()
+    if count < width:
+        r = torch.cat(residuals)
+        squares = [(product(r, r) * product(h, h)).sum(dtype=torch.float64) / count**2]
+        some = tokens.unique()
+        rows = product(r[:, some].T, h.T)
+    else:
+        rows = sum(product(r.T, part.T) for r, part in zip(residuals, h.split(BLOCK), strict=True))
+        squares = [_square(rows) / count**2]
+        some = slice(None)
+    if embedded is not None:
+        squares.append(2 * (rows * embedded[some].float()).sum(dtype=torch.float64) / count)
+    return squares
 
 
 @contextmanager

@@ -119,9 +119,11 @@ def _read(
     length = min(section.document_tokens, reader.context)
     texts = [encode_document(d, reader.tokenizer, max_length=length) for d in documents]
     facts: dict[str, Any] = {"cut": sum(text.cut > 0 for text in texts)}
-    scores = reader.scores(texts, label="score documents")
     reference: Sequence[TokenScores | None] = [None] * len(texts)
     conditioned, gradients = list(reference), [None] * len(texts)
+    if "gradient_norm" in section.attacks:
+        gradients = gradient_norms(reader, texts)  # first, as it finds the scores as well
+    scores = reader.scores(texts, label="score documents")
     if "reference" in section.attacks:
         reference = _by_reference(reader, section, documents, texts)
     if "recall" in section.attacks:
@@ -129,8 +131,6 @@ def _read(
         shots = range(first, first + section.recall_shots)
         conditioned, prefix = _after_nonmembers(reader, texts, documents, shots)
         facts |= {"recall_prefix": [documents[i].id for i in shots], "recall_tokens": prefix}
-    if "gradient_norm" in section.attacks:
-        gradients = gradient_norms(reader, texts)
     kept = [
         reader.text(text.tokens) if text.cut else document.text
         for text, document in zip(texts, documents, strict=True)

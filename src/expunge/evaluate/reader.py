@@ -99,6 +99,11 @@ class Reader:
 
         return [token_scores(row) for row in looked_up(self._scores, keys, compute)]
 
+    def keep_scores(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep rows of the table of scores that were found on the way to something else."""
+        missing = set(self._scores.missing([row["key"] for row in rows]))
+        self._scores.add([row for row in rows if row["key"] in missing])
+
     def generations(
         self,
         prompts: Sequence[Sequence[int]],

@@ -16,7 +16,7 @@ from expunge.scores import token_statistics
 LEAST_SHARED = 32
 """Tokens that all texts must begin with to be read apart: a pack attends slower to a prefix."""
 
-_COLUMNS = ("logp", "rank", "hit", "entropy", "variance")
+COLUMNS = ("logp", "rank", "hit", "entropy", "variance")
 
 Scored = list[tuple[TokenSequence, dict[str, Any]]]
 """Texts and the columns of their rows in the table of scores."""
@@ -77,4 +77,4 @@ def _columns(
     found = token_statistics(states, output_head(model), packed.targets)
     owner = packed.sequence.cpu().numpy()
     bounds = np.searchsorted(owner, np.arange(len(group) + 1))
-    return {name: getattr(found, name).cpu().numpy() for name in _COLUMNS}, bounds
+    return {name: getattr(found, name).cpu().numpy() for name in COLUMNS}, bounds
