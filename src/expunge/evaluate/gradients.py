@@ -92,7 +92,9 @@ def _squares_of_head(
         some = tokens.unique()
         rows = product(r[:, some].T, h.T)
     else:
-        rows = sum(product(r.T, part.T) for r, part in zip(residuals, h.split(BLOCK), strict=True))
+        rows = h.new_zeros(residuals[0].shape[1], width)
+        for residual, part in zip(residuals, h.split(BLOCK), strict=True):
+            rows += product(residual.T, part.T)
         squares = [_square(rows) / count**2]
         some = slice(None)
     if embedded is not None:

@@ -41,7 +41,8 @@ _config: Any = _numba
 _config.THREADING_LAYER = "workqueue"
 """A pool of its own: numba on OpenMP would change how many threads torch sums with from then on,
 and so the last bits of whatever is trained after a merge."""
-cpu_target.target_context.refresh()
+_target: Any = cpu_target
+_target.target_context.refresh()
 """What numba would import at the first call of a kernel, imported with the rest."""
 _KERNELS = ("codec", "counting", "kernels", "ranks", "sums")
 _SOURCES = [Path(__file__).with_name(f"{name}.py") for name in _KERNELS]
@@ -105,7 +106,7 @@ def ask(near, begin, end):
     """
     address, size = near
     for line in range(address + size * begin, address + size * end, _LINE):
-        _prefetch(line)
+        _prefetch(line)  # pyright: ignore[reportCallIssue]
 
 
 @compiled()

@@ -110,7 +110,7 @@ def descend(hists, row, number):
     Also its number among those of its place, and how many these are; where fewer than k are
     counted at all, place 0 and a number above that.
     """
-    end = hists.shape[2]
+    begin = end = hists.shape[2]
     while end > 0:
         begin = max(0, end - PASSED)
         block = hists[:, row, begin:end]

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from expunge.memory import map_in
 from expunge.merge.codec import BFLOAT16, DELTA, FLOAT16, FLOAT32
+from expunge.products import product
 
 KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
 SLICE = 1 << 23
@@ -220,9 +222,10 @@ def decode(raw: np.ndarray, kind: int) -> np.ndarray:
 def low_rank(a: np.ndarray, b: np.ndarray, scale: float) -> Update:
     """δ = scale · B A, formed row by row: A (r, in), B (out, r), float32."""
     scaled = np.float32(scale) * b
+    columns = torch.from_numpy(np.array(a.T, np.float32, order="C"))  # (in, r)
 
     def rows(first: int, last: int) -> np.ndarray:
-        return scaled[first:last] @ a
+        return product(torch.from_numpy(scaled[first:last]), columns).numpy()
 
     return Update(rows, factors=(a, scaled))
 

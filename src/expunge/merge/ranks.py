@@ -7,7 +7,7 @@ addresses; see codec.
 import numpy as np
 from numba import prange
 
-from expunge.merge.codec import compiled, read_tile, uniform
+from expunge.merge.codec import BLOCK, NOTHING, ask, compiled, read_tile, stored, uniform
 
 
 @compiled(parallel=True)
@@ -88,11 +88,23 @@ def draw_by_rank(base, base_kind, models, kinds, columns, start, keys, density, 
         read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
         for i in range(len(models)):
             _chances_by_rank(density[i], epsilon[i], by_rank)
-            for j in range(columns):
-                draws[j] = uniform(keys[i], start + r * columns + j)
+            near = stored(models[i], kinds[i], (r + 1) * columns)
+            also = stored(base, base_kind, (r + 1) * columns) if i == 0 else NOTHING
+            _draw_row(draws, keys[i], start + r * columns, near, also)
             row = kept[i, r * columns : (r + 1) * columns]
             bits = d[i].view(np.uint32)
             _decide(bits, draws, by_rank, firsts, lows, before, open_places, row)
+
+
+@compiled()
+def _draw_row(draws, key, first, near, also):
+    """One draw a number; asks meanwhile for the next row."""
+    for begin in range(0, len(draws), BLOCK):
+        part = draws[begin : begin + BLOCK]
+        ask(near, begin, begin + len(part))
+        ask(also, begin, begin + len(part))
+        for j in range(len(part)):
+            part[j] = uniform(key, first + begin + j)
 
 
 @compiled()
