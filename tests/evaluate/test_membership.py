@@ -183,6 +183,14 @@ def test_every_attack_puts_what_was_trained_on_first():
         assert attack_score(name, known, k=20) > attack_score(name, unseen, k=20), name
 
 
+def plain_norm(model, text) -> float:
+    """The norm of the gradient as transformers and torch form it."""
+    model.zero_grad()
+    tokens = torch.tensor([text.tokens])
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(tiny, tokenizer, tied):
     """Texts shorter and longer than the width go two ways, one of which forms the gradient."""
@@ -194,11 +202,7 @@ def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(tiny, tokenizer
     assert len(texts[0].tokens) < width < len(texts[1].tokens)
     found = gradient_norms(reader, texts)
     for text, norm in zip(texts, found, strict=True):
-        model.zero_grad()
-        tokens = torch.tensor([text.tokens])
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-        assert norm == pytest.approx(float(expected), rel=1e-4)
+        assert norm == pytest.approx(plain_norm(model, text), rel=1e-4)
     read = reader.forwards
     scores = reader.scores(texts)
     assert reader.forwards == read
@@ -215,11 +219,7 @@ def test_gradient_norms_are_those_of_the_model_and_kept(tiny_folder, tmp_path):
     found = gradient_norms(reader, texts)
     model = load_model(tiny_folder)
     for text, norm in zip(texts, found, strict=True):
-        model.zero_grad()
-        tokens = torch.tensor([text.tokens])
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-        assert norm == pytest.approx(float(expected), rel=1e-4)
+        assert norm == pytest.approx(plain_norm(model, text), rel=1e-4)
     again = open_reader(tiny_folder, None, dtype="float32", folder=tmp_path)
     assert gradient_norms(again, texts) == found
     assert again.forwards == 0
@@ -253,10 +253,7 @@ def test_biases_count_in_the_norm_and_a_layer_used_twice_is_refused(tiny, tokeni
             torch.nn.init.normal_(parameter)
     text = encode_document(Document("a", "some text"), tokenizer, max_length=32)
     (found,) = gradient_norms(reader_of(model, tokenizer), [text])
-    tokens = torch.tensor([text.tokens])
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    assert found == pytest.approx(float(expected), rel=1e-4)
+    assert found == pytest.approx(plain_norm(model, text), rel=1e-4)
     first = model.model.layers[0].mlp
     first.up_proj = first.gate_proj
     with pytest.raises(EvaluationError, match="used twice in one pass"):
