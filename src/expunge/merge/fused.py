@@ -160,15 +160,15 @@ def measure(piece: Slice, trim: Trim) -> np.ndarray:
     if trim.draws_alone:
         _sums.measure_drawn(*inputs, trim.keys, trim.odds, found)
     else:
-        _sums.measure(*inputs, *_trim(piece, trim), found)
+        _sums.measure(*inputs, *_trim(piece, trim), False, found)
     return found.sum(0)
 
 
 def energies(piece: Slice, trim: Trim) -> np.ndarray:
     """Σ τ_i² of one slice: (M,) float64."""
-    found = np.zeros((-(-piece.n // TILE), len(piece.models)))
-    _sums.energies(*_inputs(piece), piece.n, piece.start, *_trim(piece, trim), found)
-    return found.sum(0)
+    found = np.zeros((-(-piece.n // TILE), len(piece.models), 2))
+    _sums.measure(*_inputs(piece), piece.n, piece.start, *_trim(piece, trim), True, found)
+    return found.sum(0)[:, 1]
 
 
 def elect(

@@ -26,9 +26,9 @@ from expunge.merge.kernels import trim_tile
 def measure(
     base, base_kind, models, kinds, n, start,
     limits, cuts, keys, odds, chances, kept, shared, scales,
-    sums,
+    squared, sums,
 ):  # fmt: skip
-    """sums (tiles, M, 2): Σ|δ_i| and Σ|τ_i| of each tile."""
+    """sums (tiles, M, 2): Σ|δ_i| and Σ|τ_i| of each tile; or 0 and Σ τ_i² where `squared`."""
     for tile in prange((n + TILE - 1) // TILE):
         b = np.empty(TILE, np.float32)
         d = np.empty((len(models), TILE), np.float32)
@@ -36,15 +36,16 @@ def measure(
         low, high = tile * TILE, min(n, (tile + 1) * TILE)
         width = high - low
         read_tile(base, base_kind, models, kinds, low, high, b, d)
-        for i in range(len(models)):
-            near = stored(models[i], kinds[i], high)
-            also = stored(base, base_kind, high) if i == 0 else NOTHING
-            sums[tile, i, 0] = _sum(d[i, :width], near, also)
+        if not squared:
+            for i in range(len(models)):
+                sums[tile, i, 0] = _sum(d[i, :width], NOTHING, NOTHING)
         trim_tile(
             d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
         )
         for i in range(len(models)):
-            sums[tile, i, 1] = _sum(d[i, :width], NOTHING, NOTHING)
+            row, near = d[i, :width], stored(models[i], kinds[i], high)
+            also = stored(base, base_kind, high) if i == 0 else NOTHING
+            sums[tile, i, 1] = _product(row, row, near, also) if squared else _sum(row, near, also)
 
 
 @compiled()
@@ -93,29 +94,6 @@ def _sum_drawn(row, key, first, chance, sums, near, also):
         lanes[0] += x
         drawn[0] += x if uniform(key, first + j) < chance else np.float64(0)
     sums[0], sums[1] = lanes.sum(), drawn.sum()
-
-
-@compiled(parallel=True)
-def energies(
-    base, base_kind, models, kinds, n, start,
-    limits, cuts, keys, odds, chances, kept, shared, scales,
-    sums,
-):  # fmt: skip
-    """sums (tiles, M): Σ τ_i² of each tile."""
-    for tile in prange((n + TILE - 1) // TILE):
-        b = np.empty(TILE, np.float32)
-        d = np.empty((len(models), TILE), np.float32)
-        v = np.empty(TILE, np.float32)
-        low, high = tile * TILE, min(n, (tile + 1) * TILE)
-        width = high - low
-        read_tile(base, base_kind, models, kinds, low, high, b, d)
-        trim_tile(
-            d, width, start + low, limits, cuts, keys, odds, chances, kept, low, shared, scales, v
-        )
-        for i in range(len(models)):
-            near = stored(models[i], kinds[i], high)
-            also = stored(base, base_kind, high) if i == 0 else NOTHING
-            sums[tile, i] = _product(d[i, :width], d[i, :width], near, also)
 
 
 @compiled(parallel=True)
