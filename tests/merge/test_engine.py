@@ -22,7 +22,7 @@ from expunge.merge.bounds import find_bounds
 from expunge.merge.families import REQUIRED
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.methods import METHODS
-from expunge.merge.operands import Operand, Whole
+from expunge.merge.operands import Operand, Update, Whole
 from expunge.merge.options import resolved
 from expunge.merge.run import merge_models
 from expunge.merge.tensor import merge_operand
@@ -97,10 +97,10 @@ def test_the_size_of_a_slice_changes_nothing(name, monkeypatch):
     assert np.array_equal(run(operand, name, fused)[0], whole)
 
 
-def assert_bounds_as_of_a_sort(numbers, counts, ops=fused, columns=None):
+def assert_bounds_as_of_a_sort(numbers, counts, ops=fused, columns=None, part=None):
     size = numbers.size
     shape = (size // (columns or size), columns or size)
-    operand = Operand("w", shape, None, [stored(torch.from_numpy(numbers))])
+    operand = Operand("w", shape, None, [part or stored(torch.from_numpy(numbers))])
     ((found,),) = find_bounds([operand], [tuple(counts)], ops)
     order = np.lexsort((np.arange(size), -np.abs(numbers)))
     magnitudes = np.abs(numbers).view(np.uint32)
@@ -129,15 +129,18 @@ def test_bounds_among_equals_in_many_slices_and_parts_of_them(digits, slice_size
 
 
 @pytest.mark.parametrize("misleading", [False, True])
-def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, monkeypatch):
+@pytest.mark.parametrize("formed", [False, True])
+def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, formed, monkeypatch):
     monkeypatch.setattr(bounds, "_WORTH_SAMPLING", 1)
     monkeypatch.setattr(operands, "_BLOCKS", 2)
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=100).astype(np.float32)
     rows = np.stack([rng.permutation(numbers) for _ in range(320)])  # each row tells of the others
-    if misleading:
-        rows[:20] *= 1e-6  # of which the sample is made
-        rows[-20:] *= 1e-6
+    if misleading and formed:  # what the sample is made of is tiny
+        rows[:10] *= 1e-6
+        rows[-10:] *= 1e-6
+    elif misleading:
+        rows.reshape(-1, 16)[::17] *= 1e-6
     counted = []
 
     def bins(piece, shared):
@@ -145,8 +148,10 @@ def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, monkeyp
         return fused.bins(piece, shared)
 
     ops = SimpleNamespace(bins=bins, window=fused.window, place_of=fused.place_of)
-    assert_bounds_as_of_a_sort(rows.ravel(), (3_000, 20_000), ops, columns=100)
-    assert counted == ([2_000, 32_000] if misleading else [2_000])
+    part = Update(lambda first, last: rows[first:last]) if formed else None
+    assert_bounds_as_of_a_sort(rows.ravel(), (3_000, 20_000), ops, columns=100, part=part)
+    sampled = 2_000 if formed else 118 * 16  # of 20 blocks of rows, or of one piece in 17
+    assert counted == ([sampled, 32_000] if misleading else [sampled])
 
 
 def test_a_trim_over_the_model_keeps_the_greatest_of_all_tensors(tuned, tmp_path):

@@ -22,7 +22,7 @@ from expunge.merge.operands import Operand, Slice, blame, summed
 Counts = Sequence[tuple[int, int]]
 """For each row: how many of the greatest lie beyond the outer bound, and within the inner one."""
 
-_SAMPLE, _WORTH_SAMPLING = 1 << 20, 1 << 21
+_SAMPLE, _WORTH_SAMPLING = 1 << 20, 1 << 19
 _GROUPS, _FINEST = 16, 4  # in which numbers are counted apart: of a model, and of one slice
 
 

@@ -31,7 +31,7 @@ NOTHING, _LINE = (0, 0), 64
 BINS, LOW_BITS = 1 << 16, 15
 """A magnitude (31 bits of a float32) is its high 16 bits, the bin, and its low 15."""
 
-WINDOW, INFINITY = 1 << 17, 0x7F800000
+WINDOW, INFINITY = 1 << 18, 0x7F800000
 """Magnitudes that are counted each by itself; the bits of an infinite one."""
 
 _GOLDEN, _MIX1, _MIX2 = (
@@ -138,6 +138,20 @@ def decode_tile(source, kind, low, high, out):
 def read_tile(base, base_kind, models, kinds, low, high, b, d):
     """b = the base, d[i] = δ_i of the weights low … high."""
     decode_tile(base, base_kind, low, high, b)
+    _subtract(models, kinds, low, high, b, d)
+
+
+@compiled()
+def read_deltas(base, base_kind, models, kinds, low, high, b, d):
+    """d[i] = δ_i of the weights low … high; b is for the base, where one is needed for that."""
+    if (kinds != DELTA).any():
+        decode_tile(base, base_kind, low, high, b)
+    _subtract(models, kinds, low, high, b, d)
+
+
+@compiled()
+def _subtract(models, kinds, low, high, b, d):
+    """d[i] = the weights low … high less those of the base, b, unless they are δ_i already."""
     for i in range(len(models)):
         row = d[i]
         if kinds[i] == BFLOAT16:  # in one loop, as most are

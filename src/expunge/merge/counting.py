@@ -13,7 +13,7 @@ from expunge.merge.codec import (
     TILE,
     WINDOW,
     compiled,
-    read_tile,
+    read_deltas,
     variance,
 )
 
@@ -23,7 +23,7 @@ PASSED = 1024
 
 def chunks() -> int:
     """Into how many parts a slice is split: a few a thread, and few enough for their memory."""
-    return min(2 * get_num_threads(), 16)
+    return min(get_num_threads(), 16)
 
 
 @compiled(parallel=True)
@@ -38,7 +38,7 @@ def count_bins(base, base_kind, models, kinds, n, shared, hists):
         for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
             low, high = tile * TILE, min(n, (tile + 1) * TILE)
             width = high - low
-            read_tile(base, base_kind, models, kinds, low, high, b, d)
+            read_deltas(base, base_kind, models, kinds, low, high, b, d)
             if shared:
                 variance(d, width, v)
             for i in range(hists.shape[1]):
@@ -64,7 +64,7 @@ def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, 
         inside = np.empty(TILE, np.uint32)
         for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
             low, high = tile * TILE, min(n, (tile + 1) * TILE)
-            read_tile(base, base_kind, models, kinds, low, high, b, d)
+            read_deltas(base, base_kind, models, kinds, low, high, b, d)
             if shared:
                 variance(d, high - low, v)
             for s in range(len(rows)):
@@ -149,7 +149,7 @@ def place_of(base, base_kind, models, kinds, n, shared, row, wanted, number, fir
     v = np.empty(TILE, np.float32)
     for low in range(first, n, TILE):
         high = min(n, low + TILE)
-        read_tile(base, base_kind, models, kinds, low, high, b, d)
+        read_deltas(base, base_kind, models, kinds, low, high, b, d)
         if shared:
             variance(d, high - low, v)
         bits = v[: high - low].view(np.uint32) if shared else d[row, : high - low].view(np.uint32)

@@ -17,7 +17,7 @@ KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
 SLICE = 1 << 23
 """Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
 
-_BLOCKS = 64  # of rows in a sample
+_BLOCKS, _LINE = 64, 16  # of rows in a sample; numbers that it takes side by side
 _HELD_BYTES = 1 << 26  # of updates that are formed once instead of once a pass
 
 
@@ -52,6 +52,9 @@ class Update:
     factors: tuple[np.ndarray, np.ndarray] | None = None
     """A (r, columns) and B (rows, r), float32, where δ = B A."""
 
+    held: bool = False
+    """`rows` gives what is in memory already."""
+
     def read(self, low: int, high: int, columns: int) -> tuple[np.ndarray, int]:
         """The bytes of δ at low … high, both at the start of a row."""
         delta = np.ascontiguousarray(self.rows(low // columns, high // columns), np.float32)
@@ -76,6 +79,18 @@ class Slice:
     models: tuple[np.ndarray, ...]
     kinds: np.ndarray
     """(M,) int64: how each of `models` is read."""
+
+    def scattered(self, step: int) -> "Slice":
+        """Every step-th piece of a few numbers, as if they were all."""
+        lines = self.n // _LINE
+
+        def some(raw: np.ndarray) -> np.ndarray:
+            size = len(raw) // self.n * _LINE
+            return raw[: lines * size].reshape(lines, size)[::step].reshape(-1)
+
+        count = -(-lines // step) * _LINE
+        models = tuple(some(raw) for raw in self.models)
+        return Slice(0, count, some(self.base), self.base_kind, models, self.kinds)
 
     @property
     def deltas(self) -> np.ndarray:
@@ -120,7 +135,14 @@ class Operand:
         return (self.slice(low, high) for low, high in self.spans)
 
     def sample(self, numbers: int) -> Slice:
-        """About so many numbers, in blocks of rows from all over, as if they were one slice."""
+        """About so many numbers from all over, as if they were one slice.
+
+        Where no update need be formed they are short pieces of all rows, at an odd distance so that
+        they fall on all columns: the rows of a low-rank update are of very different lengths.
+        Otherwise they are blocks of rows.
+        """
+        if not any(isinstance(part, Update) and not part.held for part in self.models):
+            return self.slice(0, self.size).scattered(max(1, self.size // numbers) | 1)
         rows = self.size // self.columns
         wanted = min(rows, max(1, numbers // self.columns))
         blocks = min(_BLOCKS, wanted)
@@ -168,7 +190,7 @@ class Operand:
     def _formed(self, update: Update) -> Update:
         rows = update.rows(0, self.size // max(1, self.columns))
         delta = np.ascontiguousarray(rows, np.float32).reshape(-1, self.columns)
-        return replace(update, rows=lambda first, last: delta[first:last])
+        return replace(update, rows=lambda first, last: delta[first:last], held=True)
 
     def without_base(self) -> "Operand":
         """The same of weights alone: updates are added to the base, and the base is left out."""
