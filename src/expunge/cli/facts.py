@@ -1,0 +1,97 @@
+"""Commands that say what is there: results, methods, the machine; and that make data.
+
+Each imports what it needs when it is called: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.cli.options import Json, print_reports
+from expunge.report.commands import print_facts
+
+telling = typer.Typer()
+data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+telling.add_typer(data, name="data")
+
+
+@telling.command(name="report")
+def print_report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rows: Annotated[
+        Path | None, typer.Option(help="Add a row for each model to this docs/results.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the results of a finished run."""
+    from expunge.report.board import add_rows, rows_of
+    from expunge.report.results import read_results
+    from expunge.report.terminal import result_folders
+
+    folders = result_folders(run)
+    if rows is not None:
+        for folder in folders:
+            add_rows(rows, rows_of(read_results(folder / "results.json")))
+    print_reports(folders, as_json)
+
+
+@data.command(name="synthesize")
+def synthesize_data(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+    as_json: Json = False,
+) -> None:
+    """Write LUME-shaped synthetic forget, retain, member, non-member and neutral sets."""
+    from expunge.data.synthetic import Synthetic, synthesize
+
+    out.mkdir(parents=True, exist_ok=True)
+    counts = synthesize(Synthetic(seed=seed), out)
+    print_facts(counts, as_json)
+
+
+@telling.command()
+def methods(as_json: Json = False) -> None:
+    """List every method: losses, step rules, merges, metrics."""
+    from expunge.methods import method_rows, methods_table
+    from expunge.report.terminal import console
+
+    if as_json:
+        typer.echo(json.dumps(method_rows(), indent=1))
+    else:
+        console().print(methods_table())
+
+
+@telling.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="Say what of this recipe fits.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, and what of a recipe fits on it."""
+    from expunge.doctor import examine
+    from expunge.recipe import load_recipe
+
+    facts = examine(load_recipe(recipe) if recipe else None)
+    print_facts(facts, as_json)
+
+
+@telling.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from expunge.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@telling.command(hidden=True)
+def docs(check: Annotated[bool, typer.Option(help="Only compare.")] = False) -> None:
+    """Regenerate docs/methods.md, docs/metrics.md and docs/results.md."""
+    from expunge.evaluate.suites import SUITES
+    from expunge.methods import method_rows
+    from expunge.report.docs import write_docs
+    from expunge.report.metrics_page import suite_rows
+
+    write_docs(method_rows(), suite_rows(SUITES), check=check)

@@ -1,0 +1,127 @@
+"""Commands over models: merge them, gather statistics of them, measure them.
+
+Each imports what it needs when it is called: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.cli.options import Json, ModelPath, Seed, given, pipeline_of, print_reports
+from expunge.errors import RecipeError
+from expunge.report.commands import print_facts
+
+handling = typer.Typer()
+
+
+@handling.command()
+def merge(
+    config: Annotated[
+        Path, typer.Argument(help="A recipe, or a merge file (mergekit's YAML too).")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="The model folder, for a merge file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder, for a recipe.")] = None,
+    model: ModelPath = None,
+    seed: Seed = None,
+    look: Annotated[
+        bool, typer.Option("--lint", help="Only say what should be looked at before merging.")
+    ] = False,
+    why: Annotated[
+        bool, typer.Option("--explain", help="Only say what the merge does to each tensor.")
+    ] = False,
+    stochastic: Annotated[
+        bool, typer.Option(help="Round at random, in proportion, instead of to the nearest.")
+    ] = False,
+    shard_gb: Annotated[float, typer.Option(help="Largest shard, in GB.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Merge models as a merge file says, or the branches of a recipe."""
+    from expunge.merge.compat import is_merge_file
+    from expunge.merge.explain import explain
+    from expunge.merge.lint import lint
+    from expunge.merge.run import merge_models, plan_of
+    from expunge.report.terminal import print_rows
+
+    if not is_merge_file(config):
+        for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():
+            print_facts({name: str(weights.adapter or weights.base)}, as_json)
+    elif look:
+        print_rows([asdict(found) for found in lint(plan_of(config))], as_json)
+    elif why:
+        print_rows(explain(plan_of(config)), as_json)
+    else:
+        made = merge_models(
+            config,
+            given(folder or out, "OUT"),
+            shard_bytes=int(shard_gb * 1e9),
+            stochastic=stochastic,
+        )
+        print_facts(made, as_json)
+
+
+@handling.command()
+def statistics(
+    model: Annotated[str, typer.Argument(help="An id, folder or GGUF file.")],
+    texts: Annotated[str, typer.Argument(help="Documents: a .parquet, .jsonl, .json or .csv.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    kind: Annotated[str, typer.Option(help="gram, for regmean, or fisher.")] = "gram",
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens read of a text.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Gather over TEXTS what merging by regmean or fisher needs of MODEL."""
+    from expunge.merge.statistics import gather
+
+    print_facts(gather(model, texts, out, kind=kind, max_length=max_length), as_json)
+
+
+@handling.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A recipe, or a model: id, folder or GGUF file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write numbers and items here.")] = None,
+    suite: Annotated[str, typer.Option(help="Of a model: what to measure, by comma.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", help="suite.field=value, as in YAML.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA on the model.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    backend: Annotated[
+        str, typer.Option(help="What generates: torch, or vllm on a GPU.")
+    ] = "torch",
+    cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="'semeval.mia.auc > 0.6': exit with 3 if it holds.")
+    ] = None,
+    model: ModelPath = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model by suites, or score every model of a recipe and write the report."""
+    if Path(target).suffix in (".yaml", ".yml"):
+        if suite or option or adapter or fail_if:
+            raise RecipeError("--suite, --option, --adapter and --fail-if belong to a model")
+        run_folder = given(out, "--out")
+        folders = pipeline_of(Path(target), run_folder, model, seed).run()
+        return print_reports(list(folders.values()), as_json)
+    from expunge.evaluate.gates import check_gates, parse_gates
+    from expunge.evaluate.run import evaluate_model, numbers_of
+    from expunge.evaluate.suites import parse_suites
+    from expunge.report.terminal import print_numbers
+
+    gates = parse_gates(fail_if or [])
+    results = evaluate_model(
+        target,
+        parse_suites([name for name in suite.split(",") if name], option or []),
+        adapter=adapter,
+        dtype=dtype,
+        backend=backend,
+        cache=cache,
+        out=out,
+    )
+    print_numbers(results, as_json)
+    return check_gates(gates, numbers_of(results))
