@@ -26,7 +26,7 @@ ORDER = [
         "attention",
         "packs",
     ),
-    *("models", "adapter_files", "lora", "scores"),
+    *("models", "adapter_files", "lora", "heads", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
     *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),
 ]

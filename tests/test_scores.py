@@ -5,9 +5,10 @@ import torch
 
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
+from expunge.heads import Anchor, anchor_of, token_kl, token_logps, token_logps_and_kl
 from expunge.lora import Lora, adapters_of, add_adapter, switched_off
 from expunge.packs import hidden_states, output_head
-from expunge.scores import score, token_kl, token_logps
+from expunge.scores import score
 
 EXAMPLES = [
     Example("a-qa0", "Who?", "Ada"),
@@ -39,7 +40,7 @@ def test_document_scope_reads_the_prompt_too(tokenizer, tiny):
 
 
 def test_gradients_equal_those_of_plain_logits(monkeypatch):
-    monkeypatch.setattr("expunge.scores.BLOCK", 3)  # several blocks
+    monkeypatch.setattr("expunge.heads.BLOCK", 3)  # several blocks
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, 5, generator=generator, requires_grad=True)
     head = torch.randn(11, 5, generator=generator, requires_grad=True)
@@ -57,7 +58,7 @@ def test_kl_and_its_gradient_equal_the_definition():
     states = torch.randn(4, 5, generator=generator, requires_grad=True)
     reference = torch.randn(4, 5, generator=generator)
     head = torch.randn(9, 5, generator=generator)
-    ours = token_kl(states, reference, head)
+    ours = token_kl(states, head, anchor_of(reference, head))
     (grad,) = torch.autograd.grad(ours.sum(), states)
     p, q = (states @ head.T).log_softmax(-1), (reference @ head.T).log_softmax(-1)
     expected = (q.exp() * (q - p)).sum(-1)
@@ -65,14 +66,51 @@ def test_kl_and_its_gradient_equal_the_definition():
     torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), states)[0])
 
 
+def test_log_probs_and_kl_from_one_product_equal_those_apart(monkeypatch):
+    monkeypatch.setattr("expunge.heads.BLOCK", 3)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 5, generator=generator, requires_grad=True)
+    reference, head = torch.randn(7, 5, generator=generator), torch.randn(11, 5)
+    targets = torch.randint(11, (7,), generator=generator)
+    one, two = torch.randn(2, 7, generator=generator)
+    logps, kl = token_logps_and_kl(states, head, targets, anchor_of(reference, head))
+    apart = token_logps(states, head, targets), token_kl(states, head, Anchor(reference, head=head))
+    torch.testing.assert_close((logps, kl), apart)
+    torch.testing.assert_close(
+        torch.autograd.grad((one * logps + two * kl).sum(), states),
+        torch.autograd.grad((one * apart[0] + two * apart[1]).sum(), states),
+    )
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_kl_to_oneself_is_0_and_beside_it_what_the_definition_says(dtype, near):
+    generator = torch.Generator().manual_seed(0)
+    states = (torch.randn(50, 64, generator=generator) / 2).to(dtype)
+    head = torch.randn(300, 64, generator=generator).to(dtype)
+    anchor = anchor_of(states, head)
+    assert token_kl(states, head, anchor).abs().max() == 0
+    moved = states + 0.2 * torch.randn(50, 64, generator=generator).to(dtype)
+    q, p = ((h.double() @ head.double().T).log_softmax(-1) for h in (states, moved))
+    exact = (q.exp() * (q - p)).sum(-1)
+    assert exact.max() > 1  # control
+    assert (token_kl(moved, head, anchor) - exact).abs().max() < near
+    moved.requires_grad_()
+    wanted = (p.exp() - q.exp()) @ head.double()
+    errors = []
+    for way in (anchor, Anchor(states, head=head)):
+        (found,) = torch.autograd.grad(token_kl(moved, head, way).sum(), moved)
+        errors.append(float((found - wanted).norm() / wanted.norm()))
+    assert errors[0] < 1.1 * errors[1] + 1e-6  # no worse than by the logits of both
+
+
 def test_kl_through_a_head_that_moves_gives_that_head_its_gradient(monkeypatch):
-    monkeypatch.setattr("expunge.scores.BLOCK", 3)
+    monkeypatch.setattr("expunge.heads.BLOCK", 3)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, 5, generator=generator, requires_grad=True)
     reference, old = torch.randn(4, 5, generator=generator), torch.randn(9, 5, generator=generator)
     head = torch.randn(9, 5, generator=generator, requires_grad=True)
     weights = torch.randn(4, generator=generator)
-    ours = (token_kl(states, reference, head, old) * weights).sum()
+    ours = (token_kl(states, head, Anchor(reference, head=old)) * weights).sum()
     p, q = (states @ head.T).log_softmax(-1), (reference @ old.T).log_softmax(-1)
     plain = ((q.exp() * (q - p)).sum(-1) * weights).sum()
     torch.testing.assert_close(
@@ -87,10 +125,11 @@ def test_a_fresh_adapter_changes_nothing_and_switching_off_gives_the_reference(t
     torch.testing.assert_close(hidden_states(tiny, batch).detach(), before)
     for layer in adapters_of(tiny).values():
         torch.nn.init.ones_(layer.lora_B)
-    changed = score(tiny, batch, reference_states=before)
+    anchor = anchor_of(before, output_head(tiny))
+    changed = score(tiny, batch, anchor=anchor)
     assert changed.token_kl.sum() > 1e-4  # control: the adapter does act
     with switched_off(tiny):
-        off = score(tiny, batch, reference_states=before)
+        off = score(tiny, batch, anchor=anchor)
     assert off.token_kl.abs().max() < 1e-6
 
 

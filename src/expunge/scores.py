@@ -5,17 +5,14 @@ Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
 from expunge.packs import Pack, hidden_states, output_head
-from expunge.products import product, product_back
-
-BLOCK = 256
-"""Scored tokens whose logits are held at once."""
+from expunge.products import product
 
 
 @dataclass(frozen=True)
@@ -61,123 +58,34 @@ def score(
     model: PreTrainedModel,
     pack: Pack,
     *,
-    reference_states: Tensor | None = None,
-    reference_head: Tensor | None = None,
+    anchor: Anchor | None = None,
+    anchored: Tensor | None = None,
 ) -> Scores:
-    """Forward `pack` once; per-token log-probs, and KL to the reference if its states are given.
+    """Forward `pack` once; per-token log-probs, and the KL to an anchor if one is given.
 
-    `reference_states` (N, d) are the reference's final hidden states at the same tokens, and
-    `reference_head` (V, d) its head, where that is not the model's own frozen one.
+    `anchored` (N,) marks the tokens that the anchor speaks of, in order; all, where not given. The
+    KL of the others is 0.
     """
     states = hidden_states(model, pack)
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
     head = output_head(model)
-    logps = token_logps(states, head, pack.targets)
-    kl = None
-    if reference_states is not None:
-        kl = token_kl(states, reference_states, head, reference_head)
+    if anchor is None:
+        logps = token_logps(states, head, pack.targets)
+        return Scores(logps, pack.sequence, len(pack.lengths))
+    inside = slice(None) if anchored is None else anchored
+    kl = states.new_zeros(len(states), dtype=torch.float32)
+    if anchor.head is not None:
+        logps = token_logps(states, head, pack.targets)
+        kl[inside] = token_kl(states[inside], head, anchor)
+        return Scores(logps, pack.sequence, len(pack.lengths), kl)
+    logps = torch.zeros_like(kl)
+    logps[inside], kl[inside] = token_logps_and_kl(
+        states[inside], head, pack.targets[inside], anchor
+    )
+    if anchored is not None and not anchored.all():
+        logps[~anchored] = token_logps(states[~anchored], head, pack.targets[~anchored])
     return Scores(logps, pack.sequence, len(pack.lengths), kl)
-
-
-def token_logps(states: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """log p(target) for each state, float32, logits a block at a time: (N,).
-
-    log p(y | h) = h·W_y - log Σ_v exp(h·W_v)
-    """
-    return _TokenLogps.apply(states, head, targets)  # pyright: ignore[reportReturnType]
-
-
-def token_kl(
-    states: Tensor, reference_states: Tensor, head: Tensor, reference_head: Tensor | None = None
-) -> Tensor:
-    """KL(reference || current) over the whole vocabulary, logits a block at a time: (N,).
-
-        KL = Σ_v q_v (log q_v - log p_v),   p = softmax(W h),  q = softmax(W_ref h_ref)
-
-    Without `reference_head` both go through `head`, which is then taken as frozen.
-    """
-    if reference_head is None:
-        head = reference_head = head.detach() if head.requires_grad else head
-    return _TokenKL.apply(states, reference_states, head, reference_head)  # pyright: ignore
-
-
-class _TokenLogps(torch.autograd.Function):
-    """∂/∂h log p(y|h) = W_y - p·W is formed in the forward pass, so backward is one product.
-
-    A trainable head needs its own gradient, Σ g (1_y - p) hᵀ, and logits once more for it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        logps = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        weight = head.to(states.dtype)
-        slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        for block in _blocks(len(states)):
-            log_p = product(states[block], weight).float().log_softmax(-1)
-            logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
-            if slope is not None:
-                p = log_p.exp_().to(states.dtype)
-                slope[block] = weight[targets[block]] - product_back(p, weight)
-        ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
-        return logps
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        slope, states, head, targets = ctx.saved_tensors
-        grad = gradients[0]
-        to_states = None if slope is None else slope * grad[:, None].to(slope.dtype)
-        if states is None:
-            return to_states, None, None
-        weight = head.to(states.dtype)
-        to_head = torch.zeros_like(head, dtype=torch.float32)
-        for block in _blocks(len(states)):
-            residual = -product(states[block], weight).float().softmax(-1)
-            residual[torch.arange(len(residual)), targets[block]] += 1
-            residual *= grad[block, None]
-            to_head += product(residual.to(states.dtype).T, states[block].T).float()
-        return to_states, to_head.to(head.dtype), None
-
-
-class _TokenKL(torch.autograd.Function):
-    """∂KL/∂h = (p - q)·W is formed in the forward pass; ∂KL/∂W = Σ g (p - q) hᵀ needs p again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, reference: Tensor, head: Tensor, reference_head: Tensor
-    ) -> Tensor:
-        weight, old = head.to(states.dtype), reference_head.to(states.dtype)
-        reference = reference.to(states.dtype)
-        kl = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        slope = torch.empty_like(states)
-        for block in _blocks(len(states)):
-            log_p = product(states[block], weight).float().log_softmax(-1)
-            log_q = product(reference[block], old).float().log_softmax(-1)
-            q = log_q.exp()
-            kl[block] = (q * (log_q - log_p)).sum(-1)
-            slope[block] = product_back(log_p.exp_().sub_(q).to(states.dtype), weight)
-        ctx.save_for_backward(slope, states, reference, head, reference_head)
-        return kl
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor | None, None]:
-        slope, states, reference, head, reference_head = ctx.saved_tensors
-        grad = gradients[0]
-        to_states = slope * grad[:, None].to(slope.dtype)
-        if not ctx.needs_input_grad[2]:
-            return to_states, None, None, None
-        weight, old = head.to(states.dtype), reference_head.to(states.dtype)
-        to_head = torch.zeros_like(head, dtype=torch.float32)
-        for block in _blocks(len(states)):
-            p = product(states[block], weight).float().softmax(-1)
-            q = product(reference[block], old).float().softmax(-1)
-            residual = (p - q) * grad[block, None]
-            to_head += product(residual.to(states.dtype).T, states[block].T).float()
-        return to_states, None, to_head.to(head.dtype), None
-
-
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
 @dataclass(frozen=True)
@@ -198,7 +106,7 @@ def token_statistics(states: Tensor, head: Tensor, targets: Tensor) -> TokenStat
     states (N, d), head (V, d), targets (N,); logits a block at a time.
     """
     weight = head.to(states.dtype)
-    found = [_of_logits(product(states[b], weight), targets[b])[0] for b in _blocks(len(states))]
+    found = [_of_logits(product(states[b], weight), targets[b])[0] for b in blocks(len(states))]
     return _joined(found, states.device)
 
 
@@ -209,7 +117,7 @@ def head_residuals(
     """token_statistics, and ∂NLL/∂logits = p - 1_y of each token in float32, in blocks (n, V)."""
     weight = head.to(states.dtype)
     found, residuals = [], []
-    for block in _blocks(len(states)):
+    for block in blocks(len(states)):
         statistics, residual = _of_logits(product(states[block], weight), targets[block])
         residual[torch.arange(len(residual)), targets[block]] -= 1
         found.append(statistics)

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.errors import TrainingError
-from expunge.lora import adapters_of, load_adapter
+from expunge.lora import Lora, adapters_of, add_adapter, load_adapter
 from expunge.scores import score
 from expunge.unlearn import trainer
 from expunge.unlearn.branch import Branch, Halves, train_branch
 from expunge.unlearn.objective import Objective, Term
-from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.passes import HalfData, Passes
+from expunge.unlearn.reference import cached_reference
 from expunge.unlearn.tune import Tune, tune
 
 FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]
@@ -144,16 +145,16 @@ def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_bef
 ):
     folder = tmp_path / "b"
     folder.mkdir()
-    real = HalfPass._score
+    real = Passes._score
     calls = iter(range(100))
 
-    def poisoned(self, chosen):
-        current, reference, inside = real(self, chosen)
-        if self.half == "forget" and next(calls) == 2:
-            current.token_logps.data[current.sequence == 1] = float("nan")
+    def poisoned(self, group):
+        current, reference, inside = real(self, group)
+        if next(calls) == 2:
+            current.token_logps.data[current.sequence == 0] = float("nan")
         return current, reference, inside
 
-    monkeypatch.setattr(HalfPass, "_score", poisoned)
+    monkeypatch.setattr(Passes, "_score", poisoned)
     with pytest.raises(TrainingError, match=r"strong, step 3 of 15: .*nan at item f\d-qa0;"):
         run(tuned, tokenizer, folder)
     kept = load_file(folder / trainer.CHECKPOINT)
@@ -179,9 +180,52 @@ def test_how_micro_batches_are_packed_does_not_change_the_gradient(tuned):
     grads = []
     for limit in (10_000, 1):
         model.zero_grad()
-        HalfPass(model, "retain", items, objective, None, limit).backward([(0, 1), (2,), (3, 4)])
+        passes = Passes(model, {"retain": HalfData(items)}, objective, limit)
+        passes.backward([{"retain": batch} for batch in ((0, 1), (2,), (3, 4))])
         grads.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_both_halves_in_one_pass_give_the_gradient_of_each_item_by_itself(
+    tuned, tmp_path, training
+):
+    """NPO, KL and NLL of lopsided items, packed as one, against one pass an item and half."""
+    model = copy.deepcopy(tuned[0])
+    items = sorted(tuned[1], key=lambda item: len(item.tokens))
+    model.requires_grad_(training == "full")
+    objective = Objective(
+        (
+            Term(half="forget", loss="npo"),
+            Term(half="retain", loss="kl", scope="document"),
+            Term(half="retain", loss="nll_sequence"),
+        )
+    )
+    data = {}
+    for half, kl in (("forget", False), ("retain", True)):
+        scope, file = objective.scope(half), tmp_path / half
+        made = cached_reference(model, items, scope, kl=kl, file=file, max_tokens=999)
+        data[half] = HalfData(items, made)
+    if training == "lora":
+        add_adapter(model, Lora(rank=2, dropout=0), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # away from the reference, where the KL is 0
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    passes = Passes(model, data, objective, 999)
+    batches = [{"forget": (0,), "retain": (1,)}, {"forget": (4,), "retain": (0,)}]
+    together = passes.backward(batches)
+    packed = [p.grad.clone() for p in trained]
+    assert together["retain.kl"] > 1e-4  # control
+    model.zero_grad()
+    alone: dict[str, float] = {}
+    for batch in batches:
+        for half, chosen in batch.items():
+            for name, value in passes.backward([{half: chosen}]).items():
+                alone[name] = alone.get(name, 0.0) + value / len(batches)
+    for parameter, expected in zip(trained, packed, strict=True):
+        torch.testing.assert_close(parameter.grad / len(batches), expected, atol=1e-5, rtol=1e-5)
+    assert together == pytest.approx(alone, rel=1e-5)
 
 
 def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):
@@ -197,7 +241,8 @@ def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):
     records = []
     for objective in (alone, beside):
         model.requires_grad_(True)
-        records.append(HalfPass(model, "retain", items, objective, None, 999).backward([(0, 1)]))
+        passes = Passes(model, {"retain": HalfData(items)}, objective, 999)
+        records.append(passes.backward([{"retain": (0, 1)}]))
         model.zero_grad()
     assert records[0]["retain.nll"] == pytest.approx(records[1]["retain.nll"], rel=1e-5)
     assert records[1]["retain.nll_sequence"] > records[1]["retain.nll"]

@@ -7,19 +7,20 @@ from expunge.unlearn.steps import STEP_RULES, Step
 
 
 def halves(weights: Parameter, forget: list[float], retain: list[float], loss: float = 1.0):
-    """Two backward functions whose gradients are the given vectors."""
+    """A backward function whose gradients are the given vectors."""
+    vectors = {"forget": torch.tensor(forget), "retain": torch.tensor(retain)}
 
-    def add(vector: list[float], record: dict[str, float]):
-        (weights * torch.tensor(vector)).sum().backward()
-        return record
+    def backward(*asked: str) -> dict[str, float]:
+        (weights * sum(vectors[half] for half in asked)).sum().backward()
+        return {half: {"forget": loss, "retain": 0.5}[half] for half in asked}
 
-    return lambda: add(forget, {"forget": loss}), lambda: add(retain, {"retain": 0.5})
+    return backward
 
 
 def gradient(rule: str, loss: float = 1.0, **options) -> list[float]:
     weights = Parameter(torch.zeros(2))
-    forget, retain = halves(weights, [6.0, 8.0], [0.0, 2.0], loss)
-    record = STEP_RULES[rule].fn(forget, retain, [weights], Step(rule=rule, **options))
+    backward = halves(weights, [6.0, 8.0], [0.0, 2.0], loss)
+    record = STEP_RULES[rule].fn(backward, [weights], Step(rule=rule, **options))
     assert {"forget", "retain"} <= set(record)
     return weights.grad.tolist()
 
@@ -44,7 +45,7 @@ def test_the_normalized_direction_helps_both_halves_to_first_order():
     for _ in range(20):
         f, r = torch.randn(2, 5, generator=generator)
         weights = Parameter(torch.zeros(5))
-        forget, retain = halves(weights, f.tolist(), r.tolist())
-        STEP_RULES["normalized"].fn(forget, retain, [weights], Step(rule="normalized"))
+        backward = halves(weights, f.tolist(), r.tolist())
+        STEP_RULES["normalized"].fn(backward, [weights], Step(rule="normalized"))
         assert weights.grad @ f >= -1e-5
         assert weights.grad @ r >= -1e-5

@@ -7,6 +7,7 @@ import torch
 
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
+from expunge.heads import Anchor
 from expunge.packs import hidden_states, output_head
 from expunge.scores import score
 from expunge.unlearn.tune import Tune, tune
@@ -28,7 +29,7 @@ def measured(_tiny, tokenizer, tmp_path_factory):
         with torch.no_grad():
             start = hidden_states(_tiny, batch)
             head = output_head(_tiny)
-            now = score(model, batch, reference_states=start, reference_head=head)
+            now = score(model, batch, anchor=Anchor(start, head=head))
             nll = score(model, pack(items, "answer", "cpu")).nll.mean()
             return float(nll), float(now.nll.mean()), float(now.token_kl.mean())
 

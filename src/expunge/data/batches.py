@@ -77,19 +77,23 @@ def encode_document(
 
 def pack(
     sequences: Sequence[TokenSequence],
-    scope: Scope,
+    scope: Scope | Sequence[Scope],
     device: str | torch.device,
     *,
     position: int = 0,
 ) -> Pack:
-    """Lay the sequences end to end and mark what is scored; each begins at `position`."""
+    """Lay the sequences end to end and mark what is scored; each begins at `position`.
+
+    The scope is one for all, or one for each.
+    """
+    scopes = [scope] * len(sequences) if isinstance(scope, str) else scope
     tokens: list[int] = []
     positions: list[int] = []
     scored: list[int] = []
     owner: list[int] = []
-    for number, sequence in enumerate(sequences):
+    for number, (sequence, its_scope) in enumerate(zip(sequences, scopes, strict=True)):
         start, length = len(tokens), len(sequence.tokens)
-        first = sequence.scored_from(scope)
+        first = sequence.scored_from(its_scope)
         tokens.extend(sequence.tokens)
         positions.extend(range(position, position + length))
         scored.extend(range(start + first - 1, start + length - 1))

@@ -15,11 +15,12 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.scoring import COLUMNS
 from expunge.evaluate.tables import key_of, looked_up, sequence_key
+from expunge.heads import BLOCK
 from expunge.lora import adapters_of
 from expunge.packs import hidden_states, output_head
 from expunge.products import product, product_back
 from expunge.progress import progress
-from expunge.scores import BLOCK, TokenStatistics, head_residuals
+from expunge.scores import TokenStatistics, head_residuals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,9 +15,10 @@ from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
+from expunge.packs import output_head
 from expunge.registry import lookup
 from expunge.unlearn.objective import Half, Objective, Term
-from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
@@ -90,29 +91,24 @@ def train_branch(
     """
     objective = Objective(config.terms)
     model.requires_grad_(config.training == "full")
-    references = {
-        half: _reference(model, objective, half, halves, config.optimizer)
-        for half in ("forget", "retain")
-    }
-    parameters = _trainable(model, config, seed)
-    passes = {
-        half: HalfPass(
-            model, half, halves.of(half), objective, references[half], config.optimizer.max_tokens
+    data: dict[Half, HalfData] = {
+        half: HalfData(
+            halves.of(half), _reference(model, objective, half, halves, config.optimizer)
         )
         for half in ("forget", "retain")
     }
+    parameters = _trainable(model, config, seed)
+    passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def gradient(number: int) -> dict[str, float]:
+        def backward(*asked: Half) -> dict[str, float]:
+            return passes.backward([batch.of(*asked) for batch in steps[number]])
+
         with autocast(model.dtype, config.optimizer.compute, models.device()):
-            return rule(
-                lambda: passes["forget"].backward([b.forget for b in steps[number]]),
-                lambda: passes["retain"].backward([b.retain for b in steps[number]]),
-                list(parameters.values()),
-                config.step,
-            )
+            return rule(backward, list(parameters.values()), config.step)
 
     model.train()
     train(
@@ -141,16 +137,17 @@ def _reference(
     halves: Halves,
     config: Optimizer,
 ) -> Reference | None:
-    states = objective.needs_kl(half)
-    if not (states or objective.needs_reference(half)):
+    kl = objective.needs_kl(half)
+    if not (kl or objective.needs_reference(half)):
         return None
     scope = objective.scope(half)
-    name = f"{halves.cache_key}-{half}-{scope}{'-states' if states else ''}.safetensors"
+    kept = "" if not kl else "-states" if output_head(model).requires_grad else "-rows"
+    name = f"{halves.cache_key}-{half}-{scope}{kept}.safetensors"
     return cached_reference(
         model,
         halves.of(half),
         scope,
-        states=states,
+        kl=kl,
         file=halves.cache / name,
         max_tokens=config.max_tokens,
     )

@@ -1,7 +1,7 @@
 """Reference scores: what the model said before unlearning, computed once and kept on disk.
 
-Dimensions: N scored tokens of a sequence, d width. For full-vocabulary KL the final hidden states
-are kept, d numbers a token in place of V; the frozen head turns them into logits when needed.
+Dimensions: N scored tokens of a sequence, d width. For full-vocabulary KL d + 1 numbers a token are
+kept in place of V: the anchor of a frozen head (see scores), or the final hidden states.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,18 @@ from transformers import PreTrainedModel
 
 from expunge import runs
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
+from expunge.heads import Anchor, anchor_of, token_logps
 from expunge.lora import switched_off
 from expunge.packs import hidden_states, output_head
 from expunge.progress import progress
-from expunge.scores import token_logps
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Log-probs, and hidden states if asked for, of each sequence by its place in the set."""
+    """Log-probs, and what KL needs if asked for, of each sequence by its place in the set."""
 
     logps: list[Tensor]  # each (N,) float32
-    states: list[Tensor] | None  # each (N, d)
-    head: Tensor | None = None  # (V, d), a copy, where training moves the model's own
+    anchors: list[Anchor] | None = None  # each of N tokens
 
 
 def cached_reference(
@@ -36,26 +35,33 @@ def cached_reference(
     sequences: Sequence[TokenSequence],
     scope: Scope,
     *,
-    states: bool,
+    kl: bool,
     file: Path,
     max_tokens: int,
 ) -> Reference:
     """The reference scores of `sequences`, read from `file` or computed and written there.
 
-    Whoever names `file` puts the hash of the model, the data and the scope into the name.
+    Whoever names `file` puts the hash of the model, the data, the scope and whether the head is
+    trained into the name.
     """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = _forward(model, sequences, scope, states=states, max_tokens=max_tokens)
+        tensors = _forward(model, sequences, scope, kl=kl, max_tokens=max_tokens)
         with runs.replacing(file) as temporary, runs.safetensors_errors():
             save_file(tensors, temporary)
-    head = output_head(model)
-    # A head that training will move is copied; under LoRA it stays what it is.
-    kept_head = head.detach().clone() if states and head.requires_grad else None
     with safe_open(file, "pt") as stored:
-        logps = [stored.get_tensor(f"{i}.logps") for i in range(len(sequences))]
-        kept = [stored.get_tensor(f"{i}.states") for i in range(len(sequences))] if states else None
-    return Reference(logps, kept, kept_head)
+
+        def all_of(name: str) -> list[Tensor]:
+            return [stored.get_tensor(f"{i}.{name}") for i in range(len(sequences))]
+
+        logps, head = all_of("logps"), output_head(model)
+        if not kl:
+            return Reference(logps)
+        if not head.requires_grad:
+            entropies = zip(all_of("rows"), all_of("entropies"), strict=True)
+            return Reference(logps, [Anchor(rows, entropy) for rows, entropy in entropies])
+        before = head.detach().clone()  # training will move the model's own
+        return Reference(logps, [Anchor(states, head=before) for states in all_of("states")])
 
 
 @torch.no_grad()
@@ -64,7 +70,7 @@ def _forward(
     sequences: Sequence[TokenSequence],
     scope: Scope,
     *,
-    states: bool,
+    kl: bool,
     max_tokens: int,
 ) -> dict[str, Tensor]:
     """One pass with the adapters off."""
@@ -77,14 +83,18 @@ def _forward(
     with switched_off(model), progress("reference", total, "tokens") as bar:
         for group in packs_by_length(sequences, max_tokens=max_tokens):
             batch = pack(group, scope, device)
-            hidden = hidden_states(model, batch)
-            logps = token_logps(hidden, output_head(model), batch.targets)
+            hidden, head = hidden_states(model, batch), output_head(model)
+            found = {"logps": token_logps(hidden, head, batch.targets)}
+            if kl and head.requires_grad:
+                found["states"] = hidden
+            elif kl:
+                anchor = anchor_of(hidden, head)
+                assert anchor.entropies is not None
+                found |= {"rows": anchor.rows, "entropies": anchor.entropies}
             for number, sequence in enumerate(group):
                 mine = batch.sequence == number
-                name = place[sequence.id]
-                tensors[f"{name}.logps"] = logps[mine].cpu()
-                if states:
-                    tensors[f"{name}.states"] = hidden[mine].cpu()
+                for name, values in found.items():
+                    tensors[f"{place[sequence.id]}.{name}"] = values[mine].cpu()
             bar(len(batch.tokens))
     model.train(training)
     return tensors

@@ -6,6 +6,7 @@ A step is a list of micro-batches; each holds the indices of its forget and of i
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
@@ -18,6 +19,10 @@ class MicroBatch:
 
     forget: tuple[int, ...]
     retain: tuple[int, ...]
+
+    def of(self, *halves: str) -> dict[Any, tuple[int, ...]]:
+        """The indices of some halves, by half."""
+        return {half: getattr(self, half) for half in halves}
 
 
 class Pairing(Section):

@@ -16,8 +16,11 @@ from torch.nn import Parameter
 from expunge.config import Section
 
 Record = dict[str, float]
-Backward = Callable[[], Record]
-"""Adds the gradient of one half's loss to `.grad`; returns its parts."""
+Backward = Callable[..., Record]
+"""(*halves) → adds the gradient of the loss of these halves to `.grad`; returns its parts.
+
+Halves that are asked for together are forwarded together.
+"""
 
 
 class Step(Section):
@@ -37,28 +40,24 @@ class Step(Section):
 class StepRule:
     """One row: the function and where it comes from."""
 
-    fn: Callable[[Backward, Backward, Sequence[Parameter], Step], Record]
+    fn: Callable[[Backward, Sequence[Parameter], Step], Record]
     fidelity: str = "exact"
     needs: str = ""
     cost: str = "1 C a half"
     test: str = "tests/unlearn/test_steps.py"
 
 
-def joint(
-    forget: Backward, retain: Backward, parameters: Sequence[Parameter], step: Step
-) -> Record:
+def joint(backward: Backward, parameters: Sequence[Parameter], step: Step) -> Record:
     """One gradient of the summed loss.
 
         g = ∇(L_F + L_R)
 
     Source: plain stochastic gradient descent on the objective.
     """
-    return {**forget(), **retain()}
+    return backward("forget", "retain")
 
 
-def normalized(
-    forget: Backward, retain: Backward, parameters: Sequence[Parameter], step: Step
-) -> Record:
+def normalized(backward: Backward, parameters: Sequence[Parameter], step: Step) -> Record:
     """Each half's gradient brought to length one, so that neither drowns the other.
 
         g = ∇L_R/‖∇L_R‖ + w ∇L_F/‖∇L_F‖,    w = forget_weight · min(1, L_F / fade_below)
@@ -67,11 +66,11 @@ def normalized(
     Differs: any forget loss in place of -NLL; the share fades as a bounded loss is met; the
         learning rate is the schedule's, not the fitted one.
     """
-    record = forget()
+    record = backward("forget")
     ascent = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
-    record |= retain()
+    record |= backward("retain")
     norm_f, norm_r = _norm(ascent), _norm([p.grad for p in parameters])
     fade = min(1.0, record["forget"] / step.fade_below) if step.fade_below else 1.0
     share = step.forget_weight * fade

@@ -13,7 +13,7 @@ from expunge import models
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.objective import Objective, Term
-from expunge.unlearn.passes import HalfPass
+from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
 from expunge.unlearn.trainer import Optimizer, autocast, finish, train
 
@@ -87,7 +87,7 @@ def tune(
     model.requires_grad_(True)
     size = config.optimizer.max_tokens
     passes = [
-        HalfPass(model, "retain", items, _objective("nll", 1.0, config.scope), None, size),
+        Passes(model, {"retain": HalfData(items)}, _objective("nll", 1.0, config.scope), size),
         _neutral_pass(model, neutral, config, folder),
     ]
     steps = tune_steps(config, len(items), len(neutral))
@@ -96,9 +96,9 @@ def tune(
     def gradient(number: int) -> dict[str, float]:
         step = steps[number]
         with autocast(model.dtype, config.optimizer.compute, models.device()):
-            record = {"loss": passes[0].backward([step.items])["retain.nll"]}
+            record = {"loss": passes[0].backward([{"retain": step.items}])["retain.nll"]}
             if step.neutral:
-                neutral_loss = passes[1].backward([step.neutral])
+                neutral_loss = passes[1].backward([{"retain": step.neutral}])
                 record["neutral"] = neutral_loss[f"retain.{config.neutral_loss}"]
         return record
 
@@ -131,7 +131,7 @@ def _objective(loss: str, weight: float, scope: str) -> Objective:
 
 def _neutral_pass(
     model: PreTrainedModel, neutral: Sequence[TokenSequence], config: Tune, folder: Path
-) -> HalfPass:
+) -> Passes:
     """The pass over neutral texts, with what `model` says of them now where KL asks for it."""
     objective = _objective(config.neutral_loss, config.neutral_weight, "document")
     size, reference = config.optimizer.max_tokens, None
@@ -141,8 +141,8 @@ def _neutral_pass(
                 model,
                 neutral,
                 "document",
-                states=True,
+                kl=True,
                 file=folder / _REFERENCE,
                 max_tokens=size,
             )
-    return HalfPass(model, "retain", neutral, objective, reference, size)
+    return Passes(model, {"retain": HalfData(neutral, reference)}, objective, size)

@@ -1,0 +1,316 @@
+"""Training: ours against peers, each in a process of its own, a few steps in turn.
+
+    python benchmarks/train.py [--cases npo,released,full] [--steps 16] [--rounds 4]
+
+- npo: NPO + KL + NLL with LoRA on the board's items, against a best-effort transformers + peft
+  loop: micro-batches of items of like length, padded to their longest, the reference the same model
+  with its adapter off.
+- released: the same against the released settings: one item at a time, padded to 256 tokens, the
+  reference a second model.
+- full: every weight, items learnt by heart, against the transformers Trainer (grouped by length).
+- olmo: on a CUDA device, the contest in one hour: see train_olmo.py.
+
+Both take the same items in the same steps from the same weights; the losses of every step must
+agree, and those of a few steps in float32 closely. Tokens are those of the items, without padding.
+Of ours the time to compute the reference is counted, a fifth of it for each of the five epochs that
+share it. Memory is the peak of the whole process (resident).
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import lora, models
+from expunge.data.batches import TokenSequence, encode
+from expunge.data.examples import Example
+from expunge.data.sets import read_sets
+from expunge.lora import Lora
+from expunge.recipe import load_recipe
+from expunge.runs import git_commit
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "train.json"
+EPOCHS = 5
+"""That share one reference."""
+
+GOALS = {"npo": 2.5, "released": 8.0, "full": 1.5}
+EXACT_STEPS = 2
+
+
+def main() -> None:
+    """Run the cases asked for, print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=list(GOALS))
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--worker", nargs=2, metavar=("WHO", "SPEC"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return _work(*options.worker)
+    for name in options.cases:
+        _write(_case(name, options))
+    return None
+
+
+def _case(name: str, options: Any) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as work:
+        exact = _spec(name, EXACT_STEPS, Path(work) / "exact", exact=True)
+        (_, one, _, _), (_, two, _, _) = _turns(exact, 1)
+        apart_exact = _apart(one, two)
+        spec = _spec(name, options.steps, Path(work) / "timed", exact=False)
+        ours, peer = _turns(spec, options.rounds)
+    apart = _apart(ours[1], peer[1])
+    assert apart_exact < 1e-3, (one, two)
+    assert apart < 0.05, (ours[1], peer[1])
+    speeds = [statistics.median(who[0]) for who in (ours, peer)]
+    whole = spec["tokens"] / options.steps  # a step
+    shared = ours[3] / (EPOCHS * spec["reference_tokens"]) if name != "full" else 0.0
+    per_token = [1 / speeds[0] + shared, 1 / speeds[1]]
+    ratio = per_token[1] / per_token[0]
+    return {
+        "case": name,
+        "ours": round(1 / per_token[0], 1),
+        "peer": round(1 / per_token[1], 1),
+        "unit": "useful tokens/s",
+        "ratio": round(ratio, 2),
+        "goal": GOALS[name],
+        "met": ratio >= GOALS[name],
+        "tokens_a_step": round(whole),
+        "steps": options.steps,
+        "reference_seconds": round(ours[3], 2),
+        "peak_mb": [round(who[2] / 1e6) for who in (ours, peer)],
+        "memory_ratio": round(ours[2] / peer[2], 2),
+        "equal": f"losses of {options.steps} steps within {apart:.1e} of each other in bfloat16, "
+        f"of {EXACT_STEPS} in float32 within {apart_exact:.1e}",
+    }
+
+
+Turn = tuple[list[float], list[float], int, float]
+
+
+def _turns(spec: dict[str, Any], rounds: int) -> tuple[Turn, Turn]:
+    """Useful tokens/s by round, losses, peak memory and seconds of the reference: ours, peer."""
+    path = Path(spec["folder"]) / "spec.json"
+    path.write_text(json.dumps(spec))
+    workers = [_Worker(who, path) for who in ("ours", "peer")]
+    for worker in workers:
+        worker.ready()  # one at a time: two that load would slow each other
+    steps = len(spec["steps"])
+    speeds: list[list[float]] = [[], []]
+    for turn in range(rounds):
+        first, last = turn * steps // rounds, (turn + 1) * steps // rounds
+        tokens = sum(spec["step_tokens"][first:last])
+        for number, worker in enumerate(workers):
+            speeds[number].append(tokens / worker.go(last))
+    ends = [worker.end() for worker in workers]
+    made = [
+        (speed, end["losses"], end["peak"], end["reference"])
+        for speed, end in zip(speeds, ends, strict=True)
+    ]
+    return made[0], made[1]
+
+
+class _Worker:
+    """A process that trains up to a step, says so, and waits."""
+
+    def __init__(self, who: str, spec: Path) -> None:
+        self.who = who
+        words = [sys.executable, __file__, "--worker", who, str(spec)]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ready(self) -> None:
+        """Wait until it has loaded and is about to take its first step."""
+        self._tell("start")
+        self._heard()
+
+    def go(self, last: int) -> float:
+        """Train up to a step; the seconds that took."""
+        begin = time.perf_counter()
+        self._tell(str(last))
+        self._heard()
+        return time.perf_counter() - begin
+
+    def end(self) -> dict[str, Any]:
+        """What it found."""
+        found = self._heard()
+        self.process.wait()
+        return found
+
+    def _tell(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def _heard(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.who} failed")
+
+
+class _Pace:
+    """In a worker: goes on when told, and says when it has come as far as it may."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.last = total, 0
+        assert sys.stdin.readline().strip() == "start"
+
+    def wait(self, step: int) -> None:
+        """Before each step."""
+        if step >= self.last:
+            self.say({"step": step})
+            self.last = int(sys.stdin.readline())
+
+    def say(self, found: dict[str, Any]) -> None:
+        """A line for the one who waits."""
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+
+
+def _work(who: str, path: str) -> None:
+    spec = json.loads(Path(path).read_text())
+    pace = _Pace(len(spec["steps"]))
+    reference = 0.0
+    if who == "ours":
+        losses, reference = _ours(spec, pace.wait)
+    else:
+        from train_peers import peft_loop, trainer
+
+        if spec["case"] == "full":
+            losses = trainer(spec, pace.wait, Path(spec["folder"]) / "trainer")
+        else:
+            losses = peft_loop(spec, pace.wait, released=spec["case"] == "released")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pace.say({"step": len(spec["steps"])})
+    pace.say({"losses": losses, "peak": peak, "reference": reference})
+
+
+def _ours(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[float], float]:
+    """Our trainer on the steps of `spec`: losses, and seconds of the reference."""
+    from train_ours import full, unlearn
+
+    return full(spec, wait) if spec["case"] == "full" else unlearn(spec, wait)
+
+
+def _spec(name: str, count: int, folder: Path, *, exact: bool) -> dict[str, Any]:
+    """What both do: items, steps, first factors."""
+    folder.mkdir()
+    recipe = load_recipe(ROOT / "recipes" / "board.yaml")
+    place = models.resolve(recipe.model.path, recipe.model.revision)
+    tokenizer = models.load_tokenizer(place)
+    how = recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
+
+    def rows(examples: list[Example]) -> list[dict[str, Any]]:
+        found = [encode(example, tokenizer, **how) for example in examples]
+        return [{"id": s.id, "tokens": s.tokens, "answer_start": s.answer_start} for s in found]
+
+    sets = read_sets(recipe.data)
+    spec: dict[str, Any] = {
+        "case": name,
+        "folder": str(folder),
+        "model": str(place),
+        "max_length": recipe.model.max_length,
+        "dtype": "float32" if exact else "bfloat16",
+        "compute": "float32" if exact else "bfloat16",
+        "lr": 3e-4,
+        "weight_decay": 0.0 if name == "full" else 0.01,
+        "clip": 1.0,
+        "warm": max(1, count // 5),
+    }
+    if name == "full":
+        items = rows([*sets.forget, *sets.retain])
+        steps = _grouped([len(row["tokens"]) for row in items], 8, count)
+        sizes = [sum(len(items[i]["tokens"]) for i in step) for step in steps]
+        return spec | {
+            "items": items, "steps": steps, "step_tokens": sizes, "tokens": sum(sizes)
+        }  # fmt: skip
+    forget, retain = rows(sets.forget), rows(sets.retain)
+    lengths = [len(row["tokens"]) for row in forget]
+    size = 1 if name == "released" else 4
+    groups = _shuffled(lengths, 4, count) if name == "released" else _grouped(lengths, size, count)
+    partner = _partners(lengths, [len(row["tokens"]) for row in retain])
+    steps = [
+        [[micro, [partner[i] for i in micro]] for micro in _cut(group, size)] for group in groups
+    ]
+    sizes = [
+        sum(len(forget[i]["tokens"]) + len(retain[partner[i]]["tokens"]) for i in group)
+        for group in groups
+    ]
+    model = models.load_model(place, dtype="float32")
+    adapter = Lora(dropout=0)
+    lora.add_adapter(model, adapter, seed=0)
+    lora.save_adapter(model, adapter, folder / "factors", base=str(place))
+    every = sum(len(row["tokens"]) for row in [*forget, *retain])
+    return spec | {
+        "forget": forget, "retain": retain, "steps": steps, "step_tokens": sizes,
+        "tokens": sum(sizes), "reference_tokens": every, "factors": str(folder / "factors"),
+    }  # fmt: skip
+
+
+def _grouped(lengths: list[int], size: int, count: int) -> list[list[int]]:
+    """`count` batches of items of like length, in a shuffled order."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches = [batch for batch in _cut(order, size) if len(batch) == size]
+    random.Random(0).shuffle(batches)
+    return [batches[number % len(batches)] for number in range(count)]
+
+
+def _shuffled(lengths: list[int], size: int, count: int) -> list[list[int]]:
+    order = list(range(len(lengths)))
+    random.Random(0).shuffle(order)
+    batches = _cut(order, size)
+    return [batches[number % (len(batches) - 1)] for number in range(count)]
+
+
+def _partners(forget: list[int], retain: list[int]) -> list[int]:
+    """For each forget item a retain item of like length, so that padding is least."""
+    by_length = sorted(range(len(retain)), key=lambda i: retain[i])
+    ranks = {i: n for n, i in enumerate(sorted(range(len(forget)), key=lambda i: forget[i]))}
+    return [by_length[ranks[i] * len(retain) // len(forget)] for i in range(len(forget))]
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[low : low + size] for low in range(0, len(items), size)]
+
+
+def _apart(one: list[float], two: list[float]) -> float:
+    """The greatest difference of two curves, against the greatest loss of them."""
+    scale = max(max(map(abs, two)), 1e-9)
+    return max(abs(a - b) for a, b in zip(one, two, strict=True)) / scale
+
+
+def _write(case: dict[str, Any]) -> None:
+    known = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
+    machine = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    row = {**case, "commit": git_commit(), "machine": machine}
+    cases = [*(one for one in known if one["case"] != case["case"]), row]
+    result = {"machine": machine, "commit": git_commit(), "cases": cases}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(
+        f"{case['case']:10} {case['ours']:8} {case['peer']:8} {case['ratio']:6} "
+        f"(goal {case['goal']})  peak MB {case['peak_mb']}  {case['equal']}\n"
+    )
+
+
+def sequences(rows: list[dict[str, Any]]) -> list[TokenSequence]:
+    """The rows of a spec as ours takes them."""
+    return [TokenSequence(r["id"], tuple(r["tokens"]), r["answer_start"]) for r in rows]
+
+
+if __name__ == "__main__":
+    main()
