@@ -4,11 +4,14 @@ import importlib.util
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from expunge.data.batches import encode, pack
+from expunge.data.batches import TokenSequence, encode, pack
 from expunge.data.examples import Example
 from expunge.errors import ModelError
+from expunge.evaluate.generate import generate
 from expunge.models import load_model, load_tokenizer, resolve, save_model
+from expunge.packs import hidden_states, in_buckets
 from expunge.scores import score
 
 embedded = pytest.mark.skipif(
@@ -83,5 +86,60 @@ def test_a_model_whose_logits_are_more_than_its_head_is_refused(tiny, monkeypatc
         return found
 
     monkeypatch.setattr(type(tiny), "forward", capped)
-    with pytest.raises(ModelError, match="cannot be scored in packs"):
+    with pytest.raises(ModelError, match="cannot be scored by its hidden states"):
         check_packing(tiny)
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory, tiny_folder):
+    """A folder of a model with a state instead of attention."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = tmp_path_factory.mktemp("recurrent") / "model"
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=257, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=0,
+        pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    MambaForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(tiny_folder).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_cannot_be_packed_is_forwarded_in_buckets(recurrent):
+    """Its losses and gradients are those of one sequence at a time."""
+    model = load_model(recurrent)
+    assert in_buckets(model)
+    rows = [tuple(range(1, 1 + n)) for n in (40, 3, 36, 11, 12, 2)]
+    sequences = [TokenSequence(str(n), row, 1) for n, row in enumerate(rows)]
+    model.requires_grad_(True)
+    nll = score(model, pack(sequences, "document", "cpu")).nll
+    nll.sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for row, value in zip(rows, nll, strict=True):
+        tokens = torch.tensor([row])
+        alone = model(input_ids=tokens, labels=tokens).loss
+        torch.testing.assert_close(value, alone, atol=1e-5, rtol=1e-5)
+        alone.backward()
+    for name, parameter in model.named_parameters():
+        if name in ours:
+            torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_such_a_model_is_generated_from_and_shares_no_prefix(recurrent):
+    model, tokenizer = load_model(recurrent), load_tokenizer(recurrent)
+    prompts = [[5, 6, 7], [9]]
+    made = generate(model, tokenizer, prompts, max_new_tokens=4)
+    for prompt, new in zip(prompts, made, strict=True):
+        tokens = list(prompt)
+        for token in new:
+            assert int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()) == token
+            tokens.append(token)
+    batch = pack([TokenSequence("a", (1, 2, 3), 1)], "document", "cpu")
+    with pytest.raises(ModelError, match="keeps a state from token to token"):
+        hidden_states(model, batch, DynamicCache())
+
+
+def test_a_model_that_packs_is_not_put_in_buckets(tiny):
+    assert not in_buckets(tiny)

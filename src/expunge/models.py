@@ -100,21 +100,31 @@ def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedMod
     _refuse_pickles(folder)
     keep_freed_memory()
     try:
-        model = _transformers().AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=PACKED_ATTENTION,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
+        model = _loaded(folder, dtype, PACKED_ATTENTION)
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
+            raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
+        model = _loaded(folder, dtype, None)  # its layers have attention of their own, or none
     model.eval()
     speed_up(model)
     model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
     check_packing(model)
     return model
+
+
+def _loaded(folder: Path, dtype: Dtype, attention: str | None) -> PreTrainedModel:
+    """The model in a folder; a `ValueError` is left to the caller where it names an attention."""
+    try:
+        return _transformers().AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
 
 
 def load_tokenizer(

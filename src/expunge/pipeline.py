@@ -21,7 +21,8 @@ from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
-from expunge.evaluate.reader import open_reader
+from expunge.evaluate.numbers import flat_numbers
+from expunge.evaluate.reader import open_reader, reader_of
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
@@ -81,6 +82,13 @@ class Pipeline:
         return self._data.hashes()
 
     @cached_property
+    def _evaluated(self) -> EvaluationData:
+        sets = self.sets
+        return EvaluationData(
+            sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
+        )
+
+    @cached_property
     def _mmlu(self) -> list[Question]:
         config = self.recipe.evaluate.mmlu
         if config is None:
@@ -129,6 +137,12 @@ class Pipeline:
                 cache=self.folder.root / "cache",
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}",
             )
+
+            def measure(now: PreTrainedModel) -> dict[str, float]:
+                reader = reader_of(now, tokenizer, max_batch=self.recipe.evaluate.max_batch)
+                settings = self.recipe.evaluate
+                return flat_numbers(evaluate(reader, self._evaluated, settings, **self._reading)[0])
+
             train_branch(
                 model,
                 tokenizer,
@@ -138,9 +152,12 @@ class Pipeline:
                 folder=work,
                 base=str(self.target.base),
                 label=f"{name} (seed {seed})",
+                measure=measure,
             )
 
         inputs = {"target": self._target_key, "seed": str(seed)}
+        if config.watch is not None and config.watch.read == "evaluation":
+            inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
         done = self.folder.stage(name, config, inputs, build)
         if config.training == "full":
             return Weights(done / "model")
@@ -190,10 +207,6 @@ class Pipeline:
         config = self.recipe.evaluate
 
         def build(work: Path) -> None:
-            sets = self.sets
-            data = EvaluationData(
-                sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
-            )
             how = self.recipe.model
             release_freed_memory()
             reader = open_reader(
@@ -203,7 +216,7 @@ class Pipeline:
                 folder=self.folder.root / "cache" / "tables",
                 max_batch=config.max_batch,
             )
-            entry, items = evaluate(reader, data, config, **self._reading)
+            entry, items = evaluate(reader, self._evaluated, config, **self._reading)
             runs.write_json(work / "scores.json", entry)
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             runs.write_text(work / "items.jsonl", "".join(lines))

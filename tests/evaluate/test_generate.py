@@ -5,7 +5,8 @@ import torch
 
 from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
-from expunge.evaluate.generate import EARLIEST_STOP, context_length, fit_prompts, generate
+from expunge.evaluate.generate import EARLIEST_STOP, generate
+from expunge.evaluate.prompts import context_length, fit_prompts
 
 
 @pytest.fixture

@@ -162,6 +162,47 @@ def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_bef
     assert len((folder / trainer.LOG).read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_blocks_computed_again_give_the_same_weights_for_less_memory(
+    tuned, tokenizer, tmp_path, training
+):
+    kept = []
+    for checkpointing in (False, True):
+        optimizer = {"lr": 1e-2, "compute": "float32", "checkpointing": checkpointing}
+        schedule = {"epochs": 2, "micro_batch": 1, "accumulation": 3}
+        folder = tmp_path / f"{checkpointing}"
+        folder.mkdir()
+        saved = torch.autograd.graph.saved_tensors_hooks
+        sizes = []
+
+        def size(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with saved(size, lambda tensor: tensor):
+            config = branch(optimizer=optimizer, schedule=schedule, training=training)
+            run(tuned, tokenizer, folder, config)
+        (weights,) = folder.rglob("*model.safetensors")
+        kept.append((load_file(weights), sum(sizes)))
+    torch.testing.assert_close(kept[0][0], kept[1][0])
+    assert kept[1][1] < 0.7 * kept[0][1]
+
+
+def test_a_watched_branch_is_that_of_its_best_step(tuned, tokenizer, tmp_path):
+    watch = {"every": 3, "metric": "nll.forget", "best": 2.0}
+    folder = tmp_path / "b"
+    folder.mkdir()
+    run(tuned, tokenizer, folder, branch(watch=watch))
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [one["step"] for one in found] == [3, 6, 9, 12, 15]
+    near = min((one["numbers"]["nll.forget"] for one in found), key=lambda nll: abs(nll - 2.0))
+    loaded = copy.deepcopy(tuned[0])
+    load_adapter(loaded, folder / "adapter")
+    assert float(answer_nll(loaded, tuned[1])[:3].mean()) == pytest.approx(near, rel=1e-4)
+    assert near != found[-1]["numbers"]["nll.forget"]  # control: the last is another
+
+
 def test_a_matrix_that_nothing_reaches_is_an_error(tuned, tokenizer, tmp_path):
     config = branch(
         terms=[{"half": "forget", "loss": "hinge", "options": {"target": -9.0}}],

@@ -86,7 +86,7 @@ def pack(
 
     The scope is one for all, or one for each.
     """
-    scopes = [scope] * len(sequences) if isinstance(scope, str) else scope
+    scopes: Sequence[Scope] = [scope] * len(sequences) if isinstance(scope, str) else scope  # pyright: ignore
     tokens: list[int] = []
     positions: list[int] = []
     scored: list[int] = []

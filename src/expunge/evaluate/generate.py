@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import CacheLayerMixin
 
-from expunge.errors import EvaluationError
-from expunge.packs import Pack, hidden_states, output_head
+from expunge.evaluate.prompts import check_prompts
+from expunge.packs import Pack, hidden_states, in_buckets, output_head
 from expunge.products import product
 from expunge.progress import progress
 
@@ -52,6 +52,8 @@ def generate(
     change them, never before EARLIEST_STOP tokens, which is the text that collapse measures read.
     """
     check_prompts(model, prompts, max_new_tokens)
+    if in_buckets(model):
+        return [_alone(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
     rows = _Rows(model, tokenizer, min(max_batch, len(prompts)), settled, max_new_tokens)
     with progress(label, len(prompts), "prompts") as bar:
@@ -65,17 +67,25 @@ def generate(
     return [rows.done[i] for i in range(len(prompts))]
 
 
-def fit_prompts(
-    prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int
-) -> tuple[list[list[int]], int]:
-    """The prompts with room for the answer, cut from the left; and how many had to be cut."""
-    room = context - max_new_tokens
-    if room < 1:
-        raise EvaluationError(
-            f"max_new_tokens is {max_new_tokens}, but the model's context holds only "
-            f"{context} tokens, prompt included"
-        )
-    return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
+def _alone(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+) -> list[int]:
+    """One continuation by the model's own way, where it keeps a state that slots cannot hold."""
+    tokens = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+    end = tokenizer.eos_token_id
+    made = model.generate(  # pyright: ignore[reportCallIssue]
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    new = made[0, len(prompt) :].tolist()
+    return new[: new.index(end)] if end in new else new
 
 
 def end_pack(sequences: Sequence[Sequence[int]], device: torch.device, start: int = 0) -> Pack:
@@ -87,33 +97,6 @@ def end_pack(sequences: Sequence[Sequence[int]], device: torch.device, start: in
     owner = torch.arange(len(lengths), device=device)
     positions = torch.tensor(places, device=device)
     return Pack(tokens, positions, lengths, ends, tokens[ends], owner, ("",) * len(lengths))
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Tokens that the model's positions reach."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
-
-
-def check_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Refuse an empty prompt, and one that leaves no room for its answer."""
-    longest = context_length(model)
-    window = getattr(model.config, "sliding_window", None)
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise EvaluationError(f"prompt {number} holds no token, so nothing can continue it")
-        total = len(prompt) + max_new_tokens
-        if total > longest:
-            raise EvaluationError(
-                f"prompt {number} and {max_new_tokens} new tokens exceed the model's context of "
-                f"{longest}; fit_prompts cuts prompts to fit"
-            )
-        if window and total > window:
-            raise EvaluationError(
-                f"prompt {number} and {max_new_tokens} new tokens exceed the model's sliding "
-                f"window of {window}, which generation does not imitate"
-            )
 
 
 @dataclass

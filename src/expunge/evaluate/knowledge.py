@@ -18,8 +18,8 @@ from expunge.data.batches import TokenSequence, prompt_tokens
 from expunge.data.rows import Row, read_rows
 from expunge.data.sources import locate
 from expunge.errors import DataError
-from expunge.evaluate.generate import fit_prompts
 from expunge.evaluate.numbers import Measured, estimate
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 
 OWN = Path(__file__).with_suffix(".jsonl")

@@ -13,9 +13,9 @@ from expunge.data.records import part, read_records, sample
 from expunge.errors import EvaluationError
 from expunge.evaluate import muse
 from expunge.evaluate.attacks import min_k
-from expunge.evaluate.generate import fit_prompts
 from expunge.evaluate.membership import mia
 from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
 from expunge.evaluate.soundness import collapse_facts

@@ -44,6 +44,17 @@ class Measured:
         return {"numbers": numbers, "facts": self.facts}
 
 
+def flat_numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number in nested results by its dotted name; what is no number is left out."""
+    found: dict[str, float] = {}
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            found |= flat_numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            found[prefix + name] = float(value)
+    return found
+
+
 def estimate(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) -> Number:
     """The mean of items' values, with its bootstrap interval; drawn by the number's name.
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError, ModelError
-from expunge.evaluate.generate import MAX_BATCH, Settled, context_length, generate
+from expunge.evaluate.generate import MAX_BATCH, Settled, generate
+from expunge.evaluate.prompts import context_length
 from expunge.evaluate.scoring import score_texts
 from expunge.evaluate.tables import (
     Generation,

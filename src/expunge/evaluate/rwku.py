@@ -15,8 +15,8 @@ from expunge.data.examples import Document
 from expunge.data.rows import Row
 from expunge.data.sources import Source, locate, source_rows
 from expunge.errors import DataError, EvaluationError
-from expunge.evaluate.generate import fit_prompts
 from expunge.evaluate.numbers import Measured, estimate
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import completion_score
 from expunge.registry import did_you_mean

@@ -7,7 +7,7 @@ import numpy as np
 
 from expunge.data.batches import encode_document, prompt_tokens
 from expunge.evaluate import collapse
-from expunge.evaluate.generate import fit_prompts
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.tables import Generation
 

@@ -13,9 +13,10 @@ from expunge.data.batches import encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
 from expunge.evaluate import collapse, semeval
-from expunge.evaluate.generate import MAX_BATCH, fit_prompts
+from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.membership import mia
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 
 

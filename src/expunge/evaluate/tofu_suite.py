@@ -12,8 +12,8 @@ from expunge.data.batches import TokenSequence, answer_tokens, prompt_tokens
 from expunge.data.records import part, read_records, sample
 from expunge.errors import EvaluationError
 from expunge.evaluate import tofu
-from expunge.evaluate.generate import fit_prompts
 from expunge.evaluate.numbers import Measured, Number, bootstrap, estimate
+from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
 from expunge.evaluate.soundness import collapse_facts

@@ -1,6 +1,6 @@
 """A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,8 @@ from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
-from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+from expunge.unlearn.trainer import Optimizer, autocast, finish, recompute_blocks, train
+from expunge.unlearn.watch import Watch, Watcher
 
 
 class Branch(Section):
@@ -45,6 +46,9 @@ class Branch(Section):
 
     optimizer: Optimizer = Field(default_factory=Optimizer)
     """Learning rate and the like."""
+
+    watch: Watch | None = None
+    """Evaluation during training; null evaluates when it has ended."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Branch":
@@ -83,11 +87,13 @@ def train_branch(
     base: str,
     label: str,
     deadline: float | None = None,
+    measure: Callable[[PreTrainedModel], dict[str, float]] | None = None,
 ) -> None:
     """Train a branch from `model` and write it into `folder` as `adapter/` or `model/`.
 
     A killed run goes on from its last checkpoint. `model` is left changed. A `deadline` (a time
-    of `time.monotonic`) shortens the schedule to the steps that fit before it.
+    of `time.monotonic`) shortens the schedule to the steps that fit before it. `measure` gives the
+    numbers of an evaluation during training, where `watch` reads more than losses.
     """
     objective = Objective(config.terms)
     model.requires_grad_(config.training == "full")
@@ -110,6 +116,18 @@ def train_branch(
         with autocast(model.dtype, config.optimizer.compute, models.device()):
             return rule(backward, list(parameters.values()), config.step)
 
+    def evaluated() -> dict[str, float]:
+        model.eval()
+        with autocast(model.dtype, config.optimizer.compute, models.device()):
+            found = passes.losses()
+        if config.watch is not None and config.watch.read == "evaluation" and measure is not None:
+            found |= measure(model)
+        model.train()
+        return found
+
+    watcher = Watcher(config.watch, evaluated, parameters, folder) if config.watch else None
+    if config.optimizer.checkpointing:
+        recompute_blocks(model)
     model.train()
     train(
         parameters,
@@ -120,6 +138,7 @@ def train_branch(
         folder=folder,
         label=label,
         deadline=deadline,
+        watcher=watcher,
     )
     model.eval()
     _check_moved(parameters, start, label)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from expunge.data.batches import Scope, TokenSequence, pack
+from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
 from expunge.errors import TrainingError
 from expunge.heads import Anchor
 from expunge.packs import Pack
@@ -71,6 +71,18 @@ class Passes:
             total.backward()
         return record
 
+    @torch.no_grad()
+    def losses(self) -> dict[str, float]:
+        """Mean NLL a token of the answers of each half, averaged over its items."""
+        found = {}
+        device = next(self.model.parameters()).device
+        for half, data in self.halves.items():
+            total = 0.0
+            for group in packs_by_length(data.sequences, max_tokens=self.max_tokens):
+                total += float(score(self.model, pack(group, "answer", device)).nll.sum())
+            found[f"nll.{half}"] = total / len(data.sequences)
+        return found
+
     def _read(self, batch: Chosen) -> Chosen:
         """The halves of a micro-batch that a term reads."""
         return {half: items for half, items in batch.items() if items and self.objective.on(half)}
@@ -99,7 +111,7 @@ class Passes:
         chosen: list[tuple[Half, int]] = []
         for batch in group:
             for half, items in batch.items():
-                chosen += [(half, index) for index in items]
+                chosen.extend((half, index) for index in items)
         sequences = [self.halves[half].sequences[index] for half, index in chosen]
         scopes: list[Scope] = [self.objective.scope(half) for half, _ in chosen]
         device = next(self.model.parameters()).device

@@ -15,7 +15,7 @@ from expunge.data.batches import TokenSequence
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
-from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+from expunge.unlearn.trainer import Optimizer, autocast, finish, recompute_blocks, train
 
 _REFERENCE = "neutral-reference.safetensors"
 
@@ -107,6 +107,8 @@ def tune(
             return False
         return sum(r["loss"] for r in log[-per_epoch:]) / per_epoch < config.stop_nll
 
+    if config.optimizer.checkpointing:
+        recompute_blocks(model)
     model.train()
     train(
         dict(model.named_parameters()),

@@ -1,0 +1,47 @@
+"""Prompts and the model's context: what fits, what is cut, what is refused."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from expunge.errors import EvaluationError
+
+
+def fit_prompts(
+    prompts: Sequence[Sequence[int]], context: int, max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """The prompts with room for the answer, cut from the left; and how many had to be cut."""
+    room = context - max_new_tokens
+    if room < 1:
+        raise EvaluationError(
+            f"max_new_tokens is {max_new_tokens}, but the model's context holds only "
+            f"{context} tokens, prompt included"
+        )
+    return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model's positions reach."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+
+def check_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse an empty prompt, and one that leaves no room for its answer."""
+    longest = context_length(model)
+    window = getattr(model.config, "sliding_window", None)
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise EvaluationError(f"prompt {number} holds no token, so nothing can continue it")
+        total = len(prompt) + max_new_tokens
+        if total > longest:
+            raise EvaluationError(
+                f"prompt {number} and {max_new_tokens} new tokens exceed the model's context of "
+                f"{longest}; fit_prompts cuts prompts to fit"
+            )
+        if window and total > window:
+            raise EvaluationError(
+                f"prompt {number} and {max_new_tokens} new tokens exceed the model's sliding "
+                f"window of {window}, which generation does not imitate"
+            )

@@ -1,0 +1,145 @@
+"""Evaluation during training: at chosen steps, stop when it no longer helps, keep the best.
+
+Every evaluation is a line of `evaluations.jsonl`. The weights of the best one lie beside it until
+training ends, and are then what the branch consists of.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import Field, model_validator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import Parameter
+
+from expunge import runs
+from expunge.config import Section
+from expunge.errors import TrainingError
+from expunge.registry import did_you_mean
+
+EVALUATIONS = "evaluations.jsonl"
+_BEST = "best.safetensors"
+
+Measure = Callable[[], dict[str, float]]
+"""Numbers of the model as it is now, by name."""
+
+
+class Watch(Section):
+    """When a branch is evaluated while it is trained, and what follows from it."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between two evaluations; 0 for none but those of `at`."""
+
+    at: tuple[int, ...] = ()
+    """Steps after which it is evaluated, besides; 0 is before the first, and never the best."""
+
+    read: str = Field(default="losses", pattern="^(losses|evaluation)$")
+    """`losses` measures nll.forget and nll.retain; `evaluation` all that the recipe evaluates, such
+    as semeval.task_aggregate, semeval.mia.auc and collapse.collapsed."""
+
+    metric: str | None = None
+    """The number by which the best weights are chosen; null keeps the last weights."""
+
+    best: str | float = "max"
+    """What is best of it: max, min, or the number that it should be nearest to."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row that were no better; null never stops."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Watch":
+        if not self.every and not self.at:
+            raise ValueError("watch needs every or at: the steps after which to evaluate")
+        if self.patience and self.metric is None:
+            raise ValueError("patience needs a metric to be patient about")
+        if isinstance(self.best, str) and self.best not in ("max", "min"):
+            raise ValueError("best must be max, min or a number")
+        return self
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after this step, counted from 1."""
+        return step in self.at or bool(self.every and step and step % self.every == 0)
+
+    def merit(self, value: float) -> float:
+        """The greater the better."""
+        if isinstance(self.best, str):
+            return value if self.best == "max" else -value
+        return -abs(value - self.best)
+
+
+class Watcher:
+    """The evaluations of one branch so far, and the weights of the best."""
+
+    def __init__(
+        self, config: Watch, measure: Measure, parameters: Mapping[str, Parameter], folder: Path
+    ) -> None:
+        self.config, self.measure, self.parameters = config, measure, parameters
+        self.folder = folder
+        path = folder / EVALUATIONS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.found = [json.loads(line) for line in lines]
+
+    def start(self, step: int) -> None:
+        """Training begins after this step: what was found beyond it is found again."""
+        self.found = [found for found in self.found if found["step"] <= step]
+        self._write()
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate the weights after this step; not twice."""
+        return self.config.due(step) and all(found["step"] != step for found in self.found)
+
+    def look(self, step: int) -> None:
+        """Evaluate, and keep the weights if they are the best so far."""
+        numbers = self.measure()
+        name = self.config.metric
+        if name is not None and not math.isfinite(numbers.get(name, math.nan)):
+            known = sorted(n for n, value in numbers.items() if math.isfinite(value))
+            raise TrainingError(
+                f"watch.metric: nothing measured '{name}'.{did_you_mean(name, known)} "
+                f"Measured: {', '.join(known)}"
+            )
+        self.found.append({"step": step, "numbers": numbers})
+        if self._best_step() == step:
+            tensors = {n: p.detach().contiguous() for n, p in self.parameters.items()}
+            with runs.replacing(self.folder / _BEST) as temporary, runs.safetensors_errors():
+                save_file(tensors, temporary, metadata={"step": str(step)})
+        self._write()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        best = self._best_step()
+        if self.config.patience is None or best is None:
+            return False
+        return sum(found["step"] > best for found in self.found) >= self.config.patience
+
+    @torch.no_grad()
+    def restore(self) -> int | None:
+        """Put the best weights back; the step that they are of, or None to keep the last."""
+        step = self._best_step()
+        if step is None:
+            return None
+        with safe_open(self.folder / _BEST, "pt") as stored:
+            if stored.metadata()["step"] != str(step):  # a later one was cut off with its line
+                raise TrainingError(
+                    f"{self.folder / _BEST} is not of step {step}, the best of {EVALUATIONS}; "
+                    "remove the stage's .partial folder to train it anew"
+                )
+            for name, parameter in self.parameters.items():
+                parameter.copy_(stored.get_tensor(name))
+        (self.folder / _BEST).unlink()
+        return step
+
+    def _best_step(self) -> int | None:
+        """The step of the best evaluation, the first of equals; None where nothing says."""
+        name, trained = self.config.metric, [found for found in self.found if found["step"]]
+        if name is None or not trained:
+            return None
+        return max(trained, key=lambda found: self.config.merit(found["numbers"][name]))["step"]
+
+    def _write(self) -> None:
+        lines = (json.dumps(found) + "\n" for found in self.found)
+        runs.write_text(self.folder / EVALUATIONS, "".join(lines))
