@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check bench bench-merge bench-evaluate docs setup
+.PHONY: demo test check bench bench-merge bench-evaluate bench-train docs setup
 
 demo: $(READY)
 	$(BIN)/expunge run recipes/demo.yaml --out runs/demo
@@ -27,13 +27,16 @@ check: $(READY)
 	$(BIN)/expunge docs --check
 
 bench: $(READY)
-	@set -e; for script in $(filter-out %_peers.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out %_peers.py %_ours.py %_olmo.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
 
 bench-merge: $(READY)
 	$(BIN)/python benchmarks/merge.py
 
 bench-evaluate: $(READY)
 	$(BIN)/python benchmarks/evaluate.py
+
+bench-train: $(READY)
+	$(BIN)/python benchmarks/train.py
 
 docs: $(READY)
 	$(BIN)/expunge docs

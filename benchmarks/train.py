@@ -60,7 +60,7 @@ def main() -> None:
     if options.worker:
         return _work(*options.worker)
     for name in options.cases:
-        _write(_case(name, options))
+        write_case(_case(name, options))
     return None
 
 
@@ -294,7 +294,7 @@ def _apart(one: list[float], two: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, two, strict=True)) / scale
 
 
-def _write(case: dict[str, Any]) -> None:
+def write_case(case: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
     machine = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
     row = {**case, "commit": git_commit(), "machine": machine}
