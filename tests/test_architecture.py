@@ -19,6 +19,8 @@ ORDER = [
         "errors",
         "registry",
         "config",
+        "parallel",
+        "sharding",
         "progress",
         "runs",
         "memory",

@@ -40,7 +40,8 @@ def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None
     """
     if model.config._attn_implementation != PACKED_ATTENTION:
         raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
-    decoder = model.get_decoder()
+    # A sharded model's `decode` gathers what lies outside the layers too, the head among it.
+    decoder = getattr(model, "decode", None) or model.get_decoder()
     # A four-dimensional mask is passed through untouched; `lengths` is what packed attention reads.
     unused_mask = torch.empty(1, 1, 1, 1, device=pack.tokens.device)
     states = decoder(

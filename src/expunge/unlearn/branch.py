@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import lora, models
+from expunge import lora, models, parallel, sharding
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
@@ -103,7 +103,9 @@ def train_branch(
     }
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    start = {
+        name: sharding.local(parameter.detach()).clone() for name, parameter in parameters.items()
+    }
 
     def gradient(number: int) -> dict[str, float]:
         with autocast(model.dtype, config.optimizer.compute, models.device()):
@@ -166,7 +168,9 @@ def _check_moved(
     parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str
 ) -> None:
     """A matrix that training did not move was not trained at all: refuse the branch."""
-    still = [name for name, p in parameters.items() if torch.equal(p.detach(), start[name])]
+    here = [n for n, p in parameters.items() if torch.equal(sharding.local(p.detach()), start[n])]
+    everywhere = set[str].intersection(*map(set, parallel.gather(here)))
+    still = [name for name in here if name in everywhere]
     if still:
         raise TrainingError(
             f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "

@@ -7,18 +7,19 @@ seeded by the step, so a checkpoint holds only tensors and a step count.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
-from expunge import runs
+from expunge import parallel, runs, sharding
 from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.memory import release_freed_memory
@@ -89,11 +90,12 @@ def train(
         bar(len(log))
         while len(log) < steps and not stop(log):
             number = len(log)
-            steps = clock.affordable(number, steps)
+            if deadline is not None:
+                steps = parallel.from_main(clock.affordable(number, steps))
             if number >= steps:
                 break
             _set_rate(optimizer, config, number, steps)
-            torch.manual_seed(seed * 1_000_003 + number)
+            torch.manual_seed(seed * 1_000_003 + number + (parallel.rank() << 40))
             optimizer.zero_grad(set_to_none=True)
             try:
                 record = gradient(number)
@@ -106,12 +108,13 @@ def train(
                 ) from None
             optimizer.step()
             log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
-            with (folder / LOG).open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(log[-1]) + "\n")
+            if parallel.is_main():
+                with (folder / LOG).open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(log[-1]) + "\n")
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
             if len(log) % RELEASE_EVERY == 0:
                 release_freed_memory()
-            if saver.due():
+            if parallel.from_main(saver.due()):
                 with saver:
                     _save(parameters, optimizer, log, folder)
     if not log:
@@ -121,7 +124,8 @@ def train(
 
 def finish(folder: Path) -> None:
     """Remove the checkpoint of a stage whose weights have been written; the log stays."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if parallel.is_main():
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractContextManager:
@@ -129,7 +133,8 @@ def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractConte
     if compute == "float32" or weights != torch.float32:
         return nullcontext()
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}[compute]
-    return torch.autocast(device, dtype=kind)
+    # With several ranks, weights may be sharded, and a cache would hold all of them.
+    return torch.autocast(device, dtype=kind, cache_enabled=parallel.world() == 1)
 
 
 class _Clock:
@@ -183,9 +188,16 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, to
 
 def _clip(parameters: Mapping[str, Parameter], limit: float | None) -> float:
     """Clip the gradient to `limit` and return its norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), math.inf if limit is None else limit)
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    local = [sharding.local(gradient) for gradient in gradients]
+    norm = get_total_norm(local)
+    norm.fill_(sharding.norm_of_all(float(norm), gradients))
     if not math.isfinite(float(norm)):
         raise TrainingError("the gradient is not finite")
+    if limit is not None:
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in local:
+            gradient.mul_(factor)
     return float(norm)
 
 
@@ -195,12 +207,18 @@ def _save(
     log: list[dict[str, float]],
     folder: Path,
 ) -> None:
+    """Write weights and moments, gathered from all ranks, so that any number of them can go on."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        tensors[f"{name}|weight"] = parameter.detach()
-        for part in ("exp_avg", "exp_avg_sq"):
-            if part in optimizer.state[parameter]:
-                tensors[f"{name}|{part}"] = optimizer.state[parameter][part]
+        parts = {"weight": parameter.detach(), **optimizer.state[parameter]}
+        for part in ("weight", "exp_avg", "exp_avg_sq"):
+            if part not in parts:
+                continue
+            gathered = sharding.whole(parts[part])
+            if parallel.is_main():
+                tensors[f"{name}|{part}"] = gathered
+    if not parallel.is_main():
+        return
     with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"step": str(len(log))})
@@ -213,20 +231,54 @@ def _resume(
 
     The log is written step by step, so it is ahead of the checkpoint and is cut to it.
     """
-    if not (folder / CHECKPOINT).exists():
-        (folder / LOG).unlink(missing_ok=True)
+    if not parallel.from_main((folder / CHECKPOINT).exists()):
+        if parallel.is_main():
+            (folder / LOG).unlink(missing_ok=True)
         return []
-    with safe_open(folder / CHECKPOINT, "pt") as stored:
+    with _opened(folder / CHECKPOINT, parameters) as stored:
         step = int(stored.metadata()["step"])
         for name, parameter in parameters.items():
-            parameter.detach().copy_(stored.get_tensor(f"{name}|weight"))
+            held = parameter.detach()
+            held.copy_(sharding.like(stored.get_tensor(f"{name}|weight"), held))
             if f"{name}|exp_avg" not in stored.keys():  # noqa: SIM118 - not a dict
                 continue
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
-                "exp_avg": stored.get_tensor(f"{name}|exp_avg").to(parameter.device),
-                "exp_avg_sq": stored.get_tensor(f"{name}|exp_avg_sq").to(parameter.device),
+                "exp_avg": sharding.like(stored.get_tensor(f"{name}|exp_avg"), held),
+                "exp_avg_sq": sharding.like(stored.get_tensor(f"{name}|exp_avg_sq"), held),
             }
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:step] if step else []
+    if len(lines) < step:
+        raise TrainingError(
+            f"{folder / LOG} ends at step {len(lines)}, but the checkpoint beside it is of step "
+            f"{step}; delete the checkpoint to train from the start"
+        )
+    parallel.barrier()  # before the first rank writes what the others read
     runs.write_text(folder / LOG, "".join(line + "\n" for line in lines))
     return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def _opened(path: Path, parameters: Mapping[str, Parameter]) -> Iterator[safe_open]:
+    """A checkpoint whose weights are those that are trained, or an error that says what differs."""
+    try:
+        stored = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}); delete it to train from the start"
+        ) from None
+    with stored:
+        found = {n.removesuffix("|weight") for n in stored.keys() if n.endswith("|weight")}  # noqa: SIM118
+        odd = sorted(found ^ set(parameters))
+        odd += [
+            name
+            for name, parameter in parameters.items()
+            if name in found
+            and stored.get_slice(f"{name}|weight").get_shape() != list(parameter.shape)
+        ]
+        if odd:
+            raise TrainingError(
+                f"{path} is of another model or adapter: {odd[0]} and {len(odd) - 1} more weights "
+                "do not fit; delete it to train from the start"
+            )
+        yield stored
