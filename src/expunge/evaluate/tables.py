@@ -153,8 +153,7 @@ def looked_up(
 
     Several ranks deal them out by their `sizes`, keep what they find, and tell it to the others.
     """
-    # Another rank may lack a row that this one has found on the way to something else.
-    wanted = {key for missing in parallel.gather(table.missing(keys)) for key in missing}
+    wanted = _missing_everywhere(table, keys)
     first = {}
     for number, key in enumerate(keys):
         if key in wanted:
@@ -172,3 +171,11 @@ def looked_up(
     if left:
         raise EvaluationError(f"{len(left)} of {len(keys)} texts were not scored")
     return [table.rows[key] for key in keys]
+
+
+def _missing_everywhere(table: Table, keys: Sequence[str]) -> set[str]:
+    """Keys that no rank has a row of; rows that some have, from work of their own, are told."""
+    lacking = {key for missing in parallel.gather(table.missing(keys)) for key in missing}
+    for rows in parallel.gather([table.rows[key] for key in lacking if key in table.rows]):
+        table.rows.update({row["key"]: row for row in rows})
+    return set(table.missing(keys))
