@@ -65,6 +65,8 @@ def hidden_states_after(model: PreTrainedModel, pack: Pack, prefix: Cache) -> Te
 
 def output_head(model: PreTrainedModel) -> Tensor:
     """The weight of the output head: (V, d)."""
+    if hasattr(model, "gathered_head"):  # its weight is sliced
+        return model.gathered_head()  # pyright: ignore
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ModelError("this model's output head has a bias, which packed scoring lacks")

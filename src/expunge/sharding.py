@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from expunge import parallel
+from expunge import parallel, zero
 from expunge.errors import RunError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def wanted() -> bool:
-    """Whether `accelerate launch` asks for FSDP2; what we do not do is refused."""
+    """Whether `accelerate launch` asks for FSDP2 or ZeRO-3; what we do not do is refused."""
+    if zero.wanted():
+        return True
     if parallel.world() == 1 or not _asked("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION") != "2":
@@ -40,6 +42,9 @@ def shard(model: PreTrainedModel) -> None:
     device = torch.device(parallel.device())
     parallel.barrier()
     mesh = init_device_mesh(device.type, (parallel.world(),))
+    if zero.wanted():
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        return zero.shard(model, mesh)
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") != "false"
     decoder = model.get_decoder()
     for layer in decoder.layers:  # pyright: ignore[reportGeneralTypeIssues]
@@ -57,7 +62,14 @@ def shard(model: PreTrainedModel) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the ranks hold slices of the model's weights."""
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or zero.is_sliced(model)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name, as this rank holds it."""
+    if zero.is_sliced(model):
+        return zero.slices(model)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def release(model: nn.Module) -> None:
@@ -74,12 +86,19 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor gathered from all ranks, who all must ask for it."""
+    if hasattr(tensor, "slice"):
+        return zero.gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """The shape of a weight, of which a parameter may be a flat slice."""
+    return getattr(parameter, "whole_shape", parameter.shape)
 
 
 def like(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, sliced as `example` is."""
-    tensor = tensor.to(example.device)
+    tensor = tensor.to(example.device).view(example.shape)
     if not isinstance(example, DTensor):
         return tensor
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
@@ -98,7 +117,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     for tensor in state.values():
         if id(tensor) not in found:
-            gathered = whole(tensor.detach())
+            gathered = whole(tensor).detach()
             found[id(tensor)] = gathered.cpu() if parallel.is_main() else gathered.new_empty(0)
     return {name: found[id(tensor)] for name, tensor in state.items()}
 

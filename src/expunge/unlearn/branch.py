@@ -161,7 +161,7 @@ def _reference(
 def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
     if config.training == "lora":
         lora.add_adapter(model, config.lora, seed=seed)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return sharding.trainable(model)
 
 
 def _check_moved(

@@ -216,7 +216,7 @@ def _save(
                 continue
             gathered = sharding.whole(parts[part])
             if parallel.is_main():
-                tensors[f"{name}|{part}"] = gathered
+                tensors[f"{name}|{part}"] = gathered.view(sharding.shape_of(parameter))
     if not parallel.is_main():
         return
     with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
@@ -274,7 +274,7 @@ def _opened(path: Path, parameters: Mapping[str, Parameter]) -> Iterator[safe_op
             name
             for name, parameter in parameters.items()
             if name in found
-            and stored.get_slice(f"{name}|weight").get_shape() != list(parameter.shape)
+            and stored.get_slice(f"{name}|weight").get_shape() != list(sharding.shape_of(parameter))
         ]
         if odd:
             raise TrainingError(

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import models, parallel
+from expunge import models, parallel, sharding
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.objective import Objective, Term
@@ -91,7 +91,7 @@ def tune(
         _neutral_pass(model, neutral, config, folder),
     ]
     steps = tune_steps(config, len(items), len(neutral))
-    parameters = dict(model.named_parameters())
+    parameters = sharding.trainable(model)
     per_epoch = -(-len(items) // config.batch)
 
     def gradient(number: int) -> dict[str, float]:
