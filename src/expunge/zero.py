@@ -42,6 +42,8 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     import deepspeed
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 
+    # Its own all-reduce in shared memory would need a compiler, and is not called here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     offload = DeepSpeedZeRoOffload(
@@ -54,7 +56,10 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     decoder, head = model.get_decoder(), model.get_output_embeddings()
 
     def decode(**options: Any) -> Any:
-        offload.get_param_coordinator().reset_step()
+        coordinator = offload.get_param_coordinator()
+        # Embeddings stay gathered after a backward pass, and the optimiser has moved their slices.
+        coordinator.release_backward_leftovers()
+        coordinator.reset_step()
         return decoder(**options)
 
     for parameter in model.parameters():
@@ -120,7 +125,7 @@ def _add_to_slice(parameter: Tensor, gradient: Tensor) -> None:
     flat = gradient.new_zeros(size * parallel.world())
     flat[: gradient.numel()] = gradient.reshape(-1)
     mine = flat.new_empty(size)
-    dist.reduce_scatter_tensor(mine, flat)
+    dist.reduce_scatter_single(mine, flat)
     local = mine[: len(held.to_local())]
     if held.grad is None:
         held.grad = DTensor.from_local(
