@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from expunge import parallel, runs
+from expunge import parallel, runs, sharding
 from expunge.data.batches import encode
 from expunge.data.examples import Example
 from expunge.evaluate.gradients import gradient_norms
@@ -38,7 +38,12 @@ BRANCHES = {
         "terms": [{"half": "forget", "loss": "npo_batch"}],
         "schedule": {"micro_batch": 3, "accumulation": 2, "epochs": 1},
     },
-    "full": {**BRANCH, "training": "full", "step": {"rule": "normalized"}},
+    "full": {
+        **BRANCH,
+        "training": "full",
+        "step": {"rule": "normalized"},
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
 }
 TUNE = {
     "epochs": 2,
@@ -49,9 +54,9 @@ TUNE = {
 }
 
 
-def train_all(base: Path, out: Path, *names: str) -> None:
-    """Train the branches of these names from `base`, or all and a tuned model."""
-    for name in names or (*BRANCHES, "tune"):
+def train_all(base: Path, out: Path) -> None:
+    """Train every branch from `base`, and tune it."""
+    for name in (*BRANCHES, "tune"):
         model = load_model(base, shard=True)
         tokenizer = load_tokenizer(base)
         forget = [encode(e, tokenizer, max_length=64) for e in FORGET]
@@ -85,6 +90,15 @@ def read_all(base: Path, out: Path) -> None:
     parallel.barrier()
 
 
+def held(base: Path, out: Path) -> None:
+    """Write how many numbers of the model this rank holds."""
+    weights = sharding.trainable(load_model(base, shard=True)).values()
+    count = sum(sharding.local(weight).numel() for weight in weights)
+    (out / f"held-{parallel.rank()}.json").write_text(json.dumps(count))
+
+
 if __name__ == "__main__":
-    work, base, out, *names = sys.argv[1:]
-    {"train": train_all, "read": read_all}[work](Path(base), Path(out), *names)
+    given = Path(sys.argv[1]), Path(sys.argv[2])
+    train_all(*given)
+    read_all(*given)
+    held(*given)

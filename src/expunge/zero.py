@@ -6,7 +6,9 @@ over ranks and scattered as soon as a weight's is whole. Dimensions: V vocabular
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +41,9 @@ def wanted() -> bool:
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Keep a flat slice of each weight on this rank's device."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls torch by a name that is to change.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     import deepspeed
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 
