@@ -20,6 +20,7 @@ ORDER = [
         "registry",
         "config",
         "parallel",
+        "zero",
         "sharding",
         "progress",
         "runs",

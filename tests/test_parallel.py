@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
 import expunge
-from expunge import parallel
+from expunge import parallel, sharding
 from expunge.errors import RunError, TrainingError
 from expunge.unlearn.trainer import CHECKPOINT, Optimizer, train
 
@@ -132,7 +132,7 @@ def rows(folder: Path) -> Counter:
 
 @pytest.fixture
 def recipe(tiny_folder, tmp_path) -> Path:
-    """A branch of some hundred steps, with a checkpoint at each."""
+    """A branch of forty steps, with a checkpoint at each."""
     for half, words in {"forget": ["ann", "bob", "cy"], "retain": ["oslo", "rome"]}.items():
         lines = [
             {"id": f"{half}-{w}", "input": f"Who is {w}?", "output": w[::-1], "task": "Task1"}
@@ -143,7 +143,7 @@ def recipe(tiny_folder, tmp_path) -> Path:
     branch = {
         "terms": [{"half": "forget", "loss": "npo"}, {"half": "retain", "loss": "nll"}],
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
-        "schedule": {"epochs": 120, "accumulation": 3},
+        "schedule": {"epochs": 40, "accumulation": 3},
         "optimizer": {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 0},
     }
     fields = {
@@ -185,7 +185,7 @@ def test_a_killed_rank_ends_all_with_one_message_and_one_process_goes_on(recipe,
     adapter = expunge.unlearn(recipe, out)["strong"]
     whole = expunge.unlearn(recipe, tmp_path / "whole")["strong"]
     log = log_of(adapter.parent)
-    assert [record["step"] for record in log] == list(range(1, 121))
+    assert [record["step"] for record in log] == list(range(1, 41))
     expected = load_file(whole / "adapter_model.safetensors")
     for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4)
@@ -225,6 +225,40 @@ def test_what_is_dealt_out_is_whole_and_even(parts):
     assert parallel.deal(sizes[:1], 3)[1:] == [[], []]  # control: more hands than things
 
 
+def test_what_each_rank_would_do_alone_is_refused(monkeypatch):
+    parallel.refuse_several("a merge")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="a merge runs in one process"):
+        parallel.refuse_several("a merge")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2"),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_OFFLOAD_PARAMS": "true",
+            },
+            "fsdp_offload_params is not supported",
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+            "ZeRO stage 2 is not supported",
+        ),
+    ],
+)
+def test_a_way_of_sharding_that_we_lack_is_refused(monkeypatch, asked, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not sharding.wanted()
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=said):
+        sharding.wanted()
+
+
 def test_a_launch_that_starts_one_process_only_is_refused(monkeypatch):
     parallel.refuse_lone_launch()
     monkeypatch.setenv("MASTER_PORT", "29500")
@@ -253,7 +287,7 @@ def one_step(folder: Path, name: str = "w", size: int = 2, steps: int = 2):
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path, change):
     with pytest.raises(TrainingError, match="stop here"):
         one_step(tmp_path)
-    with pytest.raises(TrainingError, match="is of another model or adapter: [vw]"):
+    with pytest.raises(TrainingError, match=r"is of another model or adapter: [vw]"):
         one_step(tmp_path, **change)
     with pytest.raises(TrainingError, match="step 2 of 2: stop here"):  # control: it goes on
         one_step(tmp_path)
@@ -267,5 +301,5 @@ def test_a_checkpoint_without_its_log_and_a_torn_one_are_refused(tmp_path):
         one_step(tmp_path)
     save_file({}, tmp_path / CHECKPOINT)
     (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:4])
-    with pytest.raises(TrainingError, match="cannot be read .* delete it to train from the start"):
+    with pytest.raises(TrainingError, match=r"cannot be read .* delete it to train from the start"):
         one_step(tmp_path)

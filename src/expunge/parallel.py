@@ -84,6 +84,12 @@ def refuse_lone_launch() -> None:
         )
 
 
+def refuse_several(what: str) -> None:
+    """Refuse what is done in one process and would be done by each of several."""
+    if world() > 1:
+        raise RunError(f"{what} runs in one process; start it without accelerate launch")
+
+
 def gather(value: T) -> list[T]:
     """What each rank gives, in the order of ranks; waits for all of them."""
     if world() == 1:

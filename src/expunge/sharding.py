@@ -43,8 +43,8 @@ def shard(model: PreTrainedModel) -> None:
     parallel.barrier()
     mesh = init_device_mesh(device.type, (parallel.world(),))
     if zero.wanted():
-        model.to(device)  # pyright: ignore[reportArgumentType]
-        return zero.shard(model, mesh)
+        zero.shard(model, mesh)
+        return
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") != "false"
     decoder = model.get_decoder()
     for layer in decoder.layers:  # pyright: ignore[reportGeneralTypeIssues]

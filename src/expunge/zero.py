@@ -67,10 +67,13 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         coordinator.reset_step()
         return decoder(**options)
 
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(mesh.device_type))
     for parameter in model.parameters():
         _slice(parameter, mesh)
         parameter.register_post_accumulate_grad_hook(_scatter)
-    model.decode = decode  # pyright: ignore[reportAttributeAccessIssue]
+    model.decode = decode  # pyright: ignore
     model.gathered_head = lambda: _Gathered.apply(head.weight)  # pyright: ignore
 
 
