@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from expunge import parallel
 from expunge.adapter_files import (
     PREFIX,
     adapter_config,
@@ -140,7 +141,12 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(model: PreTrainedModel, lora: Lora, folder: Path, *, base: str) -> None:
-    """Write the adapter on `model` as a peft folder; `base` is what peft should load it onto."""
+    """Write the adapter on `model` as a peft folder; `base` is what peft should load it onto.
+
+    Of several ranks the first writes it.
+    """
+    if not parallel.is_main():
+        return
     tensors = {}
     for name, layer in adapters_of(model).items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().float().cpu().contiguous()

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from expunge import runs
+from expunge import parallel, runs, sharding
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.memory import keep_freed_memory
@@ -52,6 +52,11 @@ class Model(Section):
 
 def resolve(path: str, revision: str | None = None) -> Path:
     """The local safetensors folder of a model: itself, a download, or a GGUF converted once."""
+    with parallel.main_first():
+        return _resolved(path, revision)
+
+
+def _resolved(path: str, revision: str | None) -> Path:
     if path == EMBEDDED:
         return _converted(_embedded_gguf())
     local = Path(path).expanduser()
@@ -91,8 +96,13 @@ def fetch(path: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedModel:
-    """The causal language model in a local folder, ready for packed scoring, on the accelerator."""
+def load_model(
+    folder: Path | str, *, dtype: Dtype = "float32", shard: bool = False
+) -> PreTrainedModel:
+    """The causal language model in a local folder, ready for packed scoring, on the accelerator.
+
+    `shard` it over the ranks if `accelerate launch` asks for FSDP2.
+    """
     from expunge.packs import PACKED_ATTENTION, check_packing
     from expunge.products import speed_up
 
@@ -107,8 +117,12 @@ def load_model(folder: Path | str, *, dtype: Dtype = "float32") -> PreTrainedMod
         model = _loaded(folder, dtype, None)  # its layers have attention of their own, or none
     model.eval()
     speed_up(model)
-    model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
+    shard = shard and sharding.wanted()
+    if not shard:
+        model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
     check_packing(model)
+    if shard:
+        sharding.shard(model)
     return model
 
 
@@ -150,16 +164,22 @@ def load_tokenizer(
 
 
 def device() -> str:
-    """Where models live: `cuda` if there is one, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where models live: `cuda` if there is one, this rank's own, else `cpu`."""
+    return parallel.device()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a loadable model folder (safetensors, config, tokenizer), whole or not at all."""
+    """Write a loadable model folder (safetensors, config, tokenizer), whole or not at all.
+
+    Of several ranks the first writes it; all must call, for a sharded model is gathered.
+    """
+    state = sharding.state_of(model) if sharding.is_sharded(model) else None
+    if not parallel.is_main():
+        return
     with runs.replacing(folder) as temporary:
         temporary.mkdir()
         with runs.safetensors_errors():
-            model.save_pretrained(temporary, max_shard_size="2GB")
+            model.save_pretrained(temporary, state_dict=state, max_shard_size="2GB")
         tokenizer.save_pretrained(temporary)
 
 

@@ -50,7 +50,8 @@ def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None
         return _bucketed_states(model, pack)
     if model.config._attn_implementation != PACKED_ATTENTION:
         raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
-    decoder = model.get_decoder()
+    # A sharded model's `decode` gathers what lies outside the layers too, the head among it.
+    decoder = getattr(model, "decode", None) or model.get_decoder()
     # A four-dimensional mask is passed through untouched; `lengths` is what packed attention reads.
     unused_mask = torch.empty(1, 1, 1, 1, device=pack.tokens.device)
     states = decoder(
@@ -74,6 +75,8 @@ def hidden_states_after(model: PreTrainedModel, pack: Pack, prefix: Cache) -> Te
 
 def output_head(model: PreTrainedModel) -> Tensor:
     """The weight of the output head: (V, d)."""
+    if hasattr(model, "gathered_head"):  # its weight is sliced
+        return model.gathered_head()  # pyright: ignore
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ModelError("this model's output head has a bias, which packed scoring lacks")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import models, runs
+from expunge import models, parallel, runs
 from expunge.config import Section, parse_section
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
@@ -120,7 +120,7 @@ class Pipeline:
             neutral = self._encode(sets.neutral, tokenizer)
             tune(model, tokenizer, items, neutral, config, folder=work)
 
-        done = self.folder.stage("target", config, self._training_inputs, build)
+        done = self.folder.stage("target", config, self._training_inputs, build, together=True)
         return Weights(done / "model")
 
     def branch(self, name: str, seed: int) -> Weights:
@@ -158,7 +158,7 @@ class Pipeline:
         inputs = {"target": self._target_key, "seed": str(seed)}
         if config.watch is not None and config.watch.read == "evaluation":
             inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
-        done = self.folder.stage(name, config, inputs, build)
+        done = self.folder.stage(name, config, inputs, build, together=True)
         if config.training == "full":
             return Weights(done / "model")
         return Weights(self.target.base, done / "adapter")
@@ -227,7 +227,7 @@ class Pipeline:
             "model": self.recipe.model.model_dump_json(exclude={"path", "revision"}),
             **self._data_hashes,
         }
-        done = self.folder.stage(f"evaluate-{name}", config, inputs, build)
+        done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
         lines = (done / "items.jsonl").read_text(encoding="utf-8").splitlines()
         return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]
 
@@ -254,6 +254,7 @@ class Pipeline:
         )
         text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
         write_report(results, items, folder, recipe_text=text)
+        parallel.barrier()
         return folder
 
     # --- helpers ----------------------------------------------------------------------------
@@ -280,7 +281,7 @@ class Pipeline:
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         release_freed_memory()
         dtype = "float32" if full else self.recipe.model.dtype
-        model = models.load_model(weights.base, dtype=dtype)
+        model = models.load_model(weights.base, dtype=dtype, shard=True)
         return model, models.load_tokenizer(weights.base, model)
 
     @property

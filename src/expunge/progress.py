@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from expunge import parallel
+
 PATIENCE_SECONDS = 2.0
 
 
@@ -32,7 +34,7 @@ class Bar(Protocol):
 @contextmanager
 def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
     """A bar on stderr for `total` units of work; nothing where stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not parallel.is_main():
         yield lambda amount=1, note="": None
         return
     display = Progress(
@@ -64,7 +66,8 @@ def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
 
 def say(message: str) -> None:
     """One line on stderr, terminal or not: something the user should know of the data."""
-    print(f"expunge: {message}", file=sys.stderr)
+    if parallel.is_main():
+        print(f"expunge: {message}", file=sys.stderr)
 
 
 class _Rate(ProgressColumn):

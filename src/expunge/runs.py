@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 
 import expunge
+from expunge import parallel
 from expunge.config import Section
 from expunge.errors import RunError
 
@@ -38,7 +39,7 @@ class Run:
     def __init__(self, root: Path | str, *, owner: str) -> None:
         """Open or create `root` for the recipe called `owner`; another recipe's is refused."""
         self.root = Path(root)
-        with readable_errors(self.root):
+        with readable_errors(self.root), parallel.main_first():
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
             mark = self.root / "run.json"
             if mark.exists():
@@ -57,38 +58,55 @@ class Run:
         section: Section,
         inputs: Mapping[str, str],
         build: Callable[[Path], Any],
+        *,
+        together: bool = False,
     ) -> Path:
         """The finished folder of a stage: found, or built by `build(folder)` and then sealed.
 
         `inputs` maps a name to the hash (or stage key) of each input. `build` writes into the
-        folder it is given; what a killed build left there, it finds again.
+        folder it is given; what a killed build left there, it finds again. Where there are several
+        ranks all of them build `together`, or the first alone while the others wait.
         """
         key = stage_key(name, section, inputs)
         done = self.root / "stages" / f"{name}-{key}"
-        if done.exists():
+        if parallel.from_main(done.exists()):
             return done
         partial = done.with_name(done.name + ".partial")
         lock = done.with_name(f".{done.name}.lock")
         with readable_errors(partial), locked(lock, f"the stage '{name}' of {self.root}"):
-            if done.exists():  # another process finished it just now
+            if parallel.from_main(done.exists()):  # another process finished it just now
                 return done
-            partial.mkdir(exist_ok=True)
-            for leftover in partial.glob(".*.tmp"):  # of a killed process
-                _remove(leftover)
+            if parallel.is_main():
+                partial.mkdir(exist_ok=True)
+                for leftover in partial.glob(".*.tmp"):  # of a killed process
+                    _remove(leftover)
+            parallel.barrier()
             start = time.monotonic()
-            build(partial)
+            _build(build, partial, together)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
             write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
-            partial.rename(done)
-            sync(done.parent)
-            lock.unlink()
+            if parallel.is_main():
+                partial.rename(done)
+                sync(done.parent)
+                lock.unlink()
+            parallel.barrier()
         return done
 
     def provenance(self) -> list[dict[str, Any]]:
         """What every finished stage of this folder says of itself, in the order they ended."""
         found = [read_json(path) for path in (self.root / "stages").glob(f"*[!l]/{PROVENANCE}")]
         return sorted(found, key=lambda stage: stage["finished"])
+
+
+def _build(build: Callable[[Path], Any], folder: Path, together: bool) -> None:
+    """Build on every rank, or on the first while the others wait; then all are done."""
+    if together:
+        build(folder)
+    elif parallel.is_main():
+        with parallel.alone():
+            build(folder)
+    parallel.barrier()
 
 
 def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
@@ -111,6 +129,7 @@ def provenance() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": parallel.world(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "finished": now(),
@@ -175,7 +194,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all; of several ranks the first writes it."""
+    if not parallel.is_main():
+        return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -197,7 +218,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, which the system frees when this process ends, however it ends."""
+    """Hold the lock file `path`, which the system frees when this process ends, however it ends.
+
+    Of several ranks the first holds it for all.
+    """
+    if not parallel.is_main():
+        yield
+        return
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from expunge import lora, models
+from expunge import lora, models, parallel
 from expunge.data.batches import encode
 from expunge.data.examples import check_disjoint
 from expunge.data.sources import Source, read_examples
@@ -60,6 +60,7 @@ def unlearn(
     budget leaves; one that would take too long is trained for fewer steps, its learning rate
     still falling to zero. Returns `output_path`.
     """
+    parallel.refuse_several("the contest's entry point")
     start = time.monotonic()
     branches = branches or BRANCHES
     config = (merge or Merge()).model_copy(update={"output": "model"})

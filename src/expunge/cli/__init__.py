@@ -1,9 +1,11 @@
 """The command line: read, run, print. No logic."""
 
 import sys
+from typing import NoReturn
 
 import typer
 
+from expunge import parallel
 from expunge.cli.facts import telling
 from expunge.cli.models import handling
 from expunge.cli.recipes import running
@@ -21,9 +23,28 @@ for commands in (running, handling, telling, reading):
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a failed gate 3."""
+    """Entry point: a user's mistake is one line on stderr and exit code 2, a failed gate 3.
+
+    Of several ranks only the first prints, and only the first that fails says why.
+    """
+    if not parallel.is_main():
+        sys.stdout = None  # what is printed goes nowhere
     try:
+        parallel.refuse_lone_launch()
         app()
     except ExpungeError as error:
-        print(f"expunge: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(" ".join(str(error).split()), error.exit_code)
+    except RuntimeError as error:
+        if not parallel.lost_a_rank(error):
+            raise
+        _end(
+            "another rank has ended or does not answer, so all end; the same command goes on from "
+            "the last checkpoint",
+            1,
+        )
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if parallel.speaks():
+        print(f"expunge: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expunge import parallel
 from expunge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def print_reports(folders: list[Path], as_json: bool) -> None:
     """Print the results of finished runs."""
     from expunge.report.terminal import print_results
 
-    for folder in folders:
+    for folder in folders if parallel.is_main() else ():
         if as_json:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))
         else:

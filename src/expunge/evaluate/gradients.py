@@ -53,7 +53,8 @@ def gradient_norms(
                 reader.keep_scores(scores)
                 yield rows
 
-    return [row["norm"] for row in looked_up(reader.gradients, keys, compute)]
+    sizes = [len(sequence.tokens) for sequence in sequences]
+    return [row["norm"] for row in looked_up(reader.gradients, keys, compute, sizes)]
 
 
 def _norm(

@@ -59,7 +59,7 @@ def option_logits(
                     for i, row in zip(numbers, found.tolist(), strict=True)
                 ]
 
-    rows = looked_up(reader.options, keys, compute)
+    rows = looked_up(reader.options, keys, compute, [len(prompt) for prompt in prompts])
     return np.array([row["logits"] for row in rows], np.float32)
 
 

@@ -94,11 +94,12 @@ class Reader:
             if sequence.scored_from("answer") >= len(sequence.tokens):
                 raise EvaluationError(f"{sequence.id!r} has no token to score")
         keys = [sequence_key(sequence) for sequence in sequences]
+        sizes = [len(sequence.tokens) for sequence in sequences]
 
         def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
             yield from self._score([sequences[i] for i in missing], label)
 
-        return [token_scores(row) for row in looked_up(self._scores, keys, compute)]
+        return [token_scores(row) for row in looked_up(self._scores, keys, compute, sizes)]
 
     def keep_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows of the table of scores that were found on the way to something else."""
@@ -136,7 +137,8 @@ class Reader:
                 )
                 yield [{"key": keys[i], **row} for i, row in zip(part, done, strict=True)]
 
-        rows = looked_up(self._generations, keys, compute)
+        sizes = [len(prompt) + max_new_tokens for prompt in prompts]
+        rows = looked_up(self._generations, keys, compute, sizes)
         return [Generation(list(row["tokens"]), row["complete"]) for row in rows]
 
     def text(self, tokens: Sequence[int]) -> str:

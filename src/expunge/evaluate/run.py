@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import expunge
-from expunge import models, runs
+from expunge import models, parallel, runs
 from expunge.config import Section
 from expunge.errors import EvaluationError
 from expunge.evaluate.numbers import Measured
@@ -55,7 +55,7 @@ def evaluate_model(
         "version": expunge.__version__,
         "created": runs.now(),
         "backend": backend,
-        "read": reader.forwards,
+        "read": round(parallel.total({"read": reader.forwards})["read"]),
         "suites": {
             name: {"settings": sections[name].model_dump(mode="json"), **measured.as_json()}
             for name, measured in found.items()

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge import runs
+from expunge import parallel, runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError
 
@@ -146,17 +146,36 @@ Compute = Callable[[list[int]], Iterable[list[dict[str, Any]]]]
 """(numbers of what is missing) → batches of their rows, each kept as soon as it is there."""
 
 
-def looked_up(table: Table, keys: Sequence[str], compute: Compute) -> list[dict[str, Any]]:
-    """The row of each key, in order; those that are missing are computed first, each once."""
-    wanted = set(table.missing(keys))
+def looked_up(
+    table: Table, keys: Sequence[str], compute: Compute, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The row of each key, in order; those that are missing are computed first, each once.
+
+    Several ranks deal them out by their `sizes`, keep what they find, and tell it to the others.
+    """
+    wanted = _missing_everywhere(table, keys)
     first = {}
     for number, key in enumerate(keys):
         if key in wanted:
             first.setdefault(key, number)
     if first:
-        for rows in compute(list(first.values())):
+        numbers = list(first.values())
+        mine = parallel.deal([sizes[i] for i in numbers], parallel.world())[parallel.rank()]
+        found = []
+        for rows in compute([numbers[place] for place in mine]) if mine else ():
             table.add(rows)
+            found += rows if parallel.world() > 1 else []
+        for rows in parallel.gather(found):
+            table.rows.update({row["key"]: row for row in rows})
     left = table.missing(keys)
     if left:
         raise EvaluationError(f"{len(left)} of {len(keys)} texts were not scored")
     return [table.rows[key] for key in keys]
+
+
+def _missing_everywhere(table: Table, keys: Sequence[str]) -> set[str]:
+    """Keys that no rank has a row of; rows that some have, from work of their own, are told."""
+    lacking = {key for missing in parallel.gather(table.missing(keys)) for key in missing}
+    for rows in parallel.gather([table.rows[key] for key in lacking if key in table.rows]):
+        table.rows.update({row["key"]: row for row in rows})
+    return set(table.missing(keys))

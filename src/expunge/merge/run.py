@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from expunge import runs
+from expunge import parallel, runs
 from expunge.errors import MergeError
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.companions import copy_companions
@@ -32,6 +32,7 @@ def merge_models(
     is an adapter; it is also written to `out/merge.json`, and the file itself to `out/merge.yaml`.
     `stochastic` rounds at random, in proportion, instead of to the nearest even.
     """
+    parallel.refuse_several("the merge of a file")
     file = config if isinstance(config, MergeFile) else read_merge_file(Path(config))
     out = Path(out)
     plan = Plan(file)

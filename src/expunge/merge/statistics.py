@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from expunge import models, runs
+from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence, encode_document, pack
 from expunge.data.sources import Source, read_documents
 from expunge.errors import ModelError
@@ -91,6 +91,7 @@ def fisher(model: "PreTrainedModel", texts: Sequence[TokenSequence]) -> dict[str
 
 def gather(model: str, documents: str, out: Path, *, kind: str, max_length: int) -> dict[str, Any]:
     """Write the statistics of a model over a file of documents; returns what was done."""
+    parallel.refuse_several("expunge statistics")
     fn = lookup(KINDS, kind, "kind of statistics")
     folder = models.resolve(model)
     tokenizer = models.load_tokenizer(folder)

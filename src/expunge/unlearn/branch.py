@@ -10,16 +10,15 @@ from pydantic import Field, model_validator
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import lora, models
+from expunge import lora, models, parallel, sharding
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
-from expunge.packs import output_head
 from expunge.registry import lookup
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
-from expunge.unlearn.reference import Reference, cached_reference
+from expunge.unlearn.reference import Reference, cached_reference, trains_head
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
 from expunge.unlearn.trainer import Optimizer, autocast, finish, recompute_blocks, train
@@ -107,7 +106,9 @@ def train_branch(
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    start = {
+        name: sharding.local(parameter.detach()).clone() for name, parameter in parameters.items()
+    }
 
     def gradient(number: int) -> dict[str, float]:
         def backward(*asked: Half) -> dict[str, float]:
@@ -160,7 +161,7 @@ def _reference(
     if not (kl or objective.needs_reference(half)):
         return None
     scope = objective.scope(half)
-    kept = "" if not kl else "-states" if output_head(model).requires_grad else "-rows"
+    kept = "" if not kl else "-states" if trains_head(model) else "-rows"
     name = f"{halves.cache_key}-{half}-{scope}{kept}.safetensors"
     return cached_reference(
         model,
@@ -175,14 +176,16 @@ def _reference(
 def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
     if config.training == "lora":
         lora.add_adapter(model, config.lora, seed=seed)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return sharding.trainable(model)
 
 
 def _check_moved(
     parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str
 ) -> None:
     """A matrix that training did not move was not trained at all: refuse the branch."""
-    still = [name for name, p in parameters.items() if torch.equal(p.detach(), start[name])]
+    here = [n for n, p in parameters.items() if torch.equal(sharding.local(p.detach()), start[n])]
+    everywhere = set[str].intersection(*map(set, parallel.gather(here)))
+    still = [name for name in here if name in everywhere]
     if still:
         raise TrainingError(
             f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "

@@ -91,7 +91,9 @@ def _npo(log_ratio: Tensor, beta: float) -> Tensor:
 FORGET_LOSSES = {
     "gradient_ascent": Loss(gradient_ascent, bounded=False),
     "npo": Loss(npo, needs_reference=True),
-    "npo_batch": Loss(npo_batch, needs_reference=True, fidelity="as-released quirk"),
+    "npo_batch": Loss(
+        npo_batch, needs_reference=True, mean_over="micro-batch", fidelity="as-released quirk"
+    ),
     "npo_token": Loss(npo_token, needs_reference=True, fidelity="adapted"),
     "hinge": Loss(hinge, fidelity="own"),
     "hinge_token": Loss(hinge_token, fidelity="own"),

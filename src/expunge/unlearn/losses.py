@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,6 +28,10 @@ class Loss:
     """Where it is proven."""
     bounded: bool = True
     """Cannot fall without end."""
+    mean_over: Literal["sequences", "tokens", "micro-batch"] = "sequences"
+    """What the micro-batch's loss is a mean over. A mean over sequences or tokens can be formed on
+    several ranks, each from its share; `micro-batch` reads all of it at once."""
+
     fidelity: str = "exact"
     """exact · as-released quirk · adapted · inspired · own."""
 

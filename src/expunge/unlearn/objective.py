@@ -3,6 +3,7 @@
 Shapes: B sequences of a micro-batch.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +72,10 @@ class Objective:
         """The widest scope that a term of this half reads."""
         return "document" if any(t.scope == "document" for t in self.on(half)) else "answer"
 
+    def divisible(self, half: Half) -> bool:
+        """Whether the loss of a micro-batch is the sum of shares of its items."""
+        return all(term.row.mean_over != "micro-batch" for term in self.on(half))
+
     def needs_reference(self, half: Half) -> bool:
         """Whether a term of this half reads the reference's log-probs."""
         return any(term.row.needs_reference for term in self.on(half))
@@ -80,11 +85,17 @@ class Objective:
         return any(term.row.needs_kl for term in self.on(half))
 
     def loss(
-        self, half: Half, current: Scores, reference: Scores | None, in_answer: Tensor
+        self,
+        half: Half,
+        current: Scores,
+        reference: Scores | None,
+        in_answer: Tensor,
+        share: Callable[[Term], float] = lambda term: 1.0,
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum over one half of a micro-batch, and each term unweighted.
 
-        `in_answer` (N,) marks the scored tokens that belong to answers.
+        `in_answer` (N,) marks the scored tokens that belong to answers. Where they are only a part
+        of the micro-batch, `share` is each term's share of what it is a mean over.
         """
         total = current.token_logps.new_zeros(())
         parts = {}
@@ -92,7 +103,7 @@ class Objective:
             narrow = term.scope == "answer" and self.scope(half) == "document"
             now = current.where(in_answer) if narrow else current
             then = reference.where(in_answer) if narrow and reference is not None else reference
-            value = term.row(now, then, **term.options).mean()
+            value = term.row(now, then, **term.options).mean() * share(term)
             parts[f"{half}.{term.loss}"] = float(value.detach())
             total = total + term.weight * value
         return total, parts

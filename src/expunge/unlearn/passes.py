@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from expunge import parallel
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
 from expunge.errors import TrainingError
 from expunge.heads import Anchor
 from expunge.packs import Pack
 from expunge.scores import Scores, score
-from expunge.unlearn.objective import Half, Objective
+from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.reference import Reference
 
 Chosen = Mapping[Half, tuple[int, ...]]
@@ -29,6 +30,14 @@ class HalfData:
 
     sequences: Sequence[TokenSequence]
     reference: Reference | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank reads of one micro-batch."""
+
+    items: Chosen
+    whole: Chosen  # the micro-batch; empty where the items count for nothing
 
 
 @dataclass
@@ -44,31 +53,39 @@ class Passes:
         """Add the gradient of the mean loss over the micro-batches.
 
         Packs are filled with whole micro-batches up to `max_tokens`, so the result does not
-        depend on that limit. Returns the total of each half and each term, averaged.
+        depend on that limit. Returns the total of each half and each term, averaged. Of several
+        ranks each adds the gradient of its share of the items; the record is that of all.
         """
-        record: dict[str, float] = {}
-        for group in self._groups([self._read(batch) for batch in batches]):
+        read = [self._read(batch) for batch in batches]
+        record = {name: 0.0 for half in self._halves(read) for name in self._names(half)}
+        broken: list[str] = []
+        for group in self._my_groups(read) if record else []:
             current, reference, in_answer = self._score(group)
             total = current.token_logps.new_zeros(())
             start = 0
-            for batch in group:
-                for half, items in batch.items():
+            for part in group:
+                for half, items in part.items.items():
                     stop = start + len(items)
                     inside = (current.sequence >= start) & (current.sequence < stop)
                     has_reference = self.halves[half].reference is not None
-                    loss, parts = self.objective.loss(
+                    loss, values = self.objective.loss(
                         half,
                         current.span(start, stop),
                         reference.span(start, stop) if has_reference else None,
                         in_answer[inside],
+                        lambda term, part=part: self._share(part, term),
                     )
-                    self._check(loss, current, half, items, start)
+                    broken += self._broken(loss, current, half, items, start)
                     total = total + loss / len(batches)
-                    parts[half] = float(loss.detach())
-                    for name, value in parts.items():
-                        record[name] = record.get(name, 0.0) + value / len(batches)
+                    values[half] = float(loss.detach())
+                    for name, value in values.items():
+                        record[name] += value / len(batches)
                     start = stop
             total.backward()
+        record = parallel.total(record)
+        if not all(map(math.isfinite, record.values())):
+            said = [line for lines in parallel.gather(broken) for line in lines]
+            raise TrainingError(said[0] if said else "the loss is not finite")
         return record
 
     @torch.no_grad()
@@ -87,30 +104,75 @@ class Passes:
         """The halves of a micro-batch that a term reads."""
         return {half: items for half, items in batch.items() if items and self.objective.on(half)}
 
-    def _groups(self, batches: Sequence[Chosen]) -> list[list[Chosen]]:
-        groups: list[list[Chosen]] = []
+    def _halves(self, batches: Sequence[Chosen]) -> list[Half]:
+        return [half for half in self.halves if any(half in batch for batch in batches)]
+
+    def _names(self, half: Half) -> list[str]:
+        """What is logged of one half."""
+        return [half, *(f"{half}.{term.loss}" for term in self.objective.on(half))]
+
+    def _my_groups(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
+        """This rank's packs. Every rank has as many, for it takes part in gathering weights; one
+        that has none left reads an item that counts for nothing."""
+        everyone = [self._groups(parts) for parts in self._dealt(batches)]
+        mine = everyone[parallel.rank()]
+        missing = max(map(len, everyone)) - len(mine)
+        if not missing:
+            return mine
+        items: list[Chosen] = [
+            {half: (index,)} for batch in batches for half in batch for index in batch[half]
+        ]
+        return mine + missing * [[_Part(min(items, key=self._tokens), {})]]
+
+    def _dealt(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
+        """For each rank its part of each micro-batch: some of the items of a half, or all or none
+        of them where the loss cannot be formed from parts."""
+        if parallel.world() == 1:
+            return [[_Part(batch, batch) for batch in batches]]
+        units: list[tuple[int, Half, tuple[int, ...]]] = []
+        for number, batch in enumerate(batches):
+            for half, items in batch.items():
+                split = self.objective.divisible(half)
+                units += [
+                    (number, half, part) for part in ([(i,) for i in items] if split else [items])
+                ]
+        dealt = []
+        sizes = [self._tokens({half: items}) for _, half, items in units]
+        for hand in parallel.deal(sizes, parallel.world()):
+            held: dict[int, dict[Half, tuple[int, ...]]] = {}
+            for number, half, items in (units[place] for place in hand):
+                mine = held.setdefault(number, {})
+                mine[half] = mine.get(half, ()) + items
+            dealt.append([_Part(items, batches[number]) for number, items in held.items()])
+        return dealt
+
+    def _groups(self, parts: Sequence[_Part]) -> list[list[_Part]]:
+        groups: list[list[_Part]] = []
         room = 0
-        for batch in batches:
-            if not batch:
+        for part in parts:
+            size = self._tokens(part.items)
+            if not size:
                 continue
-            size = sum(
-                len(self.halves[half].sequences[index].tokens)
-                for half, items in batch.items()
-                for index in items
-            )
             if not groups or size > room:
                 groups.append([])
                 room = self.max_tokens
-            groups[-1].append(batch)
+            groups[-1].append(part)
             room -= size
         return groups
 
-    def _score(self, group: Sequence[Chosen]) -> tuple[Scores, Scores, Tensor]:
+    def _tokens(self, chosen: Chosen) -> int:
+        return sum(
+            len(self.halves[half].sequences[index].tokens)
+            for half, items in chosen.items()
+            for index in items
+        )
+
+    def _score(self, group: Sequence[_Part]) -> tuple[Scores, Scores, Tensor]:
         """The scores of a pack now and by the reference (0 where there is none), and which of
         its scored tokens belong to answers: (N,)."""
         chosen: list[tuple[Half, int]] = []
-        for batch in group:
-            for half, items in batch.items():
+        for part in group:
+            for half, items in part.items.items():
                 chosen.extend((half, index) for index in items)
         sequences = [self.halves[half].sequences[index] for half, index in chosen]
         scopes: list[Scope] = [self.objective.scope(half) for half, _ in chosen]
@@ -137,17 +199,31 @@ class Passes:
         then = Scores(torch.cat(logps).to(device), batch.sequence, len(chosen))
         return current, then, _in_answer(batch, sequences)
 
-    def _check(
+    def _share(self, part: _Part, term: Term) -> float:
+        """The part's share of what `term` takes the mean of over its micro-batch."""
+        items, whole = part.items[term.half], part.whole.get(term.half, ())
+        if not whole:
+            return 0.0
+        if items == whole or term.row.mean_over == "micro-batch":
+            return 1.0
+        if term.row.mean_over == "sequences":
+            return len(items) / len(whole)
+        return self._scored(items, term) / self._scored(whole, term)
+
+    def _scored(self, items: Sequence[int], term: Term) -> int:
+        chosen = [self.halves[term.half].sequences[index] for index in items]
+        return sum(len(sequence.tokens) - sequence.scored_from(term.scope) for sequence in chosen)
+
+    def _broken(
         self, loss: Tensor, current: Scores, half: Half, items: tuple[int, ...], start: int
-    ) -> None:
+    ) -> list[str]:
+        """What to say of a loss that is not finite."""
         if math.isfinite(float(loss.detach())):
-            return
+            return []
         values = current.logps.detach()[start : start + len(items)].tolist()
         ids = [self.halves[half].sequences[index].id for index in items]
         broken = [id for id, value in zip(ids, values, strict=True) if not math.isfinite(value)]
-        raise TrainingError(
-            f"the {half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"
-        )
+        return [f"the {half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"]
 
 
 def _joined(anchors: Sequence[Anchor], device: torch.device) -> Anchor | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from expunge import runs
+from expunge import parallel, runs, sharding
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
 from expunge.heads import Anchor, anchor_of, token_logps
 from expunge.lora import switched_off
@@ -44,24 +44,37 @@ def cached_reference(
     Whoever names `file` puts the hash of the model, the data, the scope and whether the head is
     trained into the name.
     """
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = _forward(model, sequences, scope, kl=kl, max_tokens=max_tokens)
-        with runs.replacing(file) as temporary, runs.safetensors_errors():
-            save_file(tensors, temporary)
+    if not parallel.from_main(file.exists()):
+        _keep(_forward(model, sequences, scope, kl=kl, max_tokens=max_tokens), file)
     with safe_open(file, "pt") as stored:
 
         def all_of(name: str) -> list[Tensor]:
             return [stored.get_tensor(f"{i}.{name}") for i in range(len(sequences))]
 
-        logps, head = all_of("logps"), output_head(model)
+        logps = all_of("logps")
         if not kl:
             return Reference(logps)
-        if not head.requires_grad:
+        if not trains_head(model):
             entropies = zip(all_of("rows"), all_of("entropies"), strict=True)
             return Reference(logps, [Anchor(rows, entropy) for rows, entropy in entropies])
-        before = head.detach().clone()  # training will move the model's own
+        before = sharding.whole(output_head(model).detach()).clone()  # training moves its own
         return Reference(logps, [Anchor(states, head=before) for states in all_of("states")])
+
+
+def _keep(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write what all ranks found; then it is there for each of them."""
+    found = {name: tensor for part in parallel.gather(tensors) for name, tensor in part.items()}
+    if parallel.is_main():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with runs.replacing(file) as temporary, runs.safetensors_errors():
+            save_file(found, temporary)
+    parallel.barrier()
+
+
+def trains_head(model: PreTrainedModel) -> bool:
+    """Whether training will move the output head, so that KL needs the reference's own."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight.requires_grad  # pyright: ignore
 
 
 @torch.no_grad()
@@ -81,11 +94,11 @@ def _forward(
     tensors: dict[str, Tensor] = {}
     total = sum(len(sequence.tokens) for sequence in sequences)
     with switched_off(model), progress("reference", total, "tokens") as bar:
-        for group in packs_by_length(sequences, max_tokens=max_tokens):
+        for group in _my_packs(sequences, max_tokens):
             batch = pack(group, scope, device)
             hidden, head = hidden_states(model, batch), output_head(model)
             found = {"logps": token_logps(hidden, head, batch.targets)}
-            if kl and head.requires_grad:
+            if kl and trains_head(model):
                 found["states"] = hidden
             elif kl:
                 anchor = anchor_of(hidden, head)
@@ -96,5 +109,17 @@ def _forward(
                 for name, values in found.items():
                     tensors[f"{place[sequence.id]}.{name}"] = values[mine].cpu()
             bar(len(batch.tokens))
+    sharding.release(model)
     model.train(training)
     return tensors
+
+
+def _my_packs(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[TokenSequence]]:
+    """This rank's packs. Every rank has as many: the last is read again where one is missing."""
+    sizes = [len(sequence.tokens) for sequence in sequences]
+    everyone = [
+        list(packs_by_length([sequences[i] for i in hand], max_tokens=max_tokens))
+        for hand in parallel.deal(sizes, parallel.world())
+    ]
+    mine = everyone[parallel.rank()]
+    return mine + (max(map(len, everyone)) - len(mine)) * (mine[-1:] or [[sequences[0]]])

@@ -43,7 +43,7 @@ def kl(current: Scores, reference: Scores | None) -> Tensor:
 
 
 RETAIN_LOSSES = {
-    "nll": Loss(nll),
+    "nll": Loss(nll, mean_over="tokens"),
     "nll_sequence": Loss(nll_sequence),
-    "kl": Loss(kl, needs_kl=True),
+    "kl": Loss(kl, needs_kl=True, mean_over="tokens"),
 }

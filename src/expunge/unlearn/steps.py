@@ -1,6 +1,8 @@
 """Step rules: how one optimiser step's gradient is made from the two halves' losses.
 
 A rule leaves the gradient in `.grad` and returns what to log. θ are the trainable parameters.
+`Backward` adds what this rank's share of the items gives; a rule sums over ranks before it
+measures a gradient and before it ends.
 """
 
 import math
@@ -13,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
+from expunge import parallel, sharding
 from expunge.config import Section
 
 Record = dict[str, float]
@@ -54,7 +57,9 @@ def joint(backward: Backward, parameters: Sequence[Parameter], step: Step) -> Re
 
     Source: plain stochastic gradient descent on the objective.
     """
-    return backward("forget", "retain")
+    record = backward("forget", "retain")
+    parallel.sum_gradients(parameters)
+    return record
 
 
 def normalized(backward: Backward, parameters: Sequence[Parameter], step: Step) -> Record:
@@ -67,10 +72,12 @@ def normalized(backward: Backward, parameters: Sequence[Parameter], step: Step) 
         learning rate is the schedule's, not the fitted one.
     """
     record = backward("forget")
+    parallel.sum_gradients(parameters)
     ascent = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
     record |= backward("retain")
+    parallel.sum_gradients(parameters)
     norm_f, norm_r = _norm(ascent), _norm([p.grad for p in parameters])
     fade = min(1.0, record["forget"] / step.fade_below) if step.fade_below else 1.0
     share = step.forget_weight * fade
@@ -83,8 +90,9 @@ def normalized(backward: Backward, parameters: Sequence[Parameter], step: Step) 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:
     """Global 2-norm, never zero."""
-    squares = [torch.linalg.vector_norm(t).square() for t in tensors if t is not None]
-    return max(math.sqrt(float(sum(squares))), 1e-12)
+    given = [t for t in tensors if t is not None]
+    squares = [torch.linalg.vector_norm(sharding.local(t)).square() for t in given]
+    return max(sharding.norm_of_all(math.sqrt(float(sum(squares))), given), 1e-12)
 
 
 STEP_RULES = {

@@ -13,21 +13,18 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
-from expunge import runs
+from expunge import parallel, sharding
 from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.memory import release_freed_memory
 from expunge.models import Dtype
 from expunge.progress import progress, say
+from expunge.unlearn.checkpoints import CHECKPOINT, LOG, Saver, resume, save
 from expunge.unlearn.watch import Watcher
-
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
 RELEASE_EVERY = 8
 """Steps after which freed memory is handed back, for packs of unequal size fragment the heap."""
@@ -89,9 +86,9 @@ def train(
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
-    log = _resume(parameters, optimizer, folder)
+    log = resume(parameters, optimizer, folder)
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
-    saver = _Saver(config.checkpoint_seconds, size)
+    saver = Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
     if watcher is not None:
         watcher.start(len(log))
@@ -103,32 +100,34 @@ def train(
             number = len(log)
             if watcher is not None and watcher.exhausted:
                 break
-            steps = clock.affordable(number, steps)
+            if deadline is not None:
+                steps = parallel.from_main(clock.affordable(number, steps))
             if number >= steps:
                 break
             _set_rate(optimizer, config, number, steps)
-            torch.manual_seed(seed * 1_000_003 + number)
+            torch.manual_seed(seed * 1_000_003 + number + (parallel.rank() << 40))
             optimizer.zero_grad(set_to_none=True)
             try:
                 record = gradient(number)
                 record["norm"] = _clip(parameters, config.clip)
             except TrainingError as error:
-                _save(parameters, optimizer, log, folder)
+                save(parameters, optimizer, log, folder)
                 raise TrainingError(
                     f"{label}, step {number + 1} of {steps}: {error}; the weights before it are "
                     f"kept in {folder / CHECKPOINT}. A lower learning rate may help"
                 ) from None
             optimizer.step()
             log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
-            with (folder / LOG).open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(log[-1]) + "\n")
+            if parallel.is_main():
+                with (folder / LOG).open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(log[-1]) + "\n")
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
             if len(log) % RELEASE_EVERY == 0:
                 release_freed_memory()
             looks = watcher is not None and watcher.due(len(log))
-            if looks or saver.due():
+            if looks or parallel.from_main(saver.due()):
                 with saver:
-                    _save(parameters, optimizer, log, folder)
+                    save(parameters, optimizer, log, folder)
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:
@@ -142,7 +141,8 @@ def train(
 
 def finish(folder: Path) -> None:
     """Remove the checkpoint of a stage whose weights have been written; the log stays."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if parallel.is_main():
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractContextManager:
@@ -150,7 +150,8 @@ def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractConte
     if compute == "float32" or weights != torch.float32:
         return nullcontext()
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}[compute]
-    return torch.autocast(device, dtype=kind)
+    # With several ranks, weights may be sharded, and a cache would hold all of them.
+    return torch.autocast(device, dtype=kind, cache_enabled=parallel.world() == 1)
 
 
 def recompute_blocks(model: PreTrainedModel) -> None:
@@ -186,26 +187,6 @@ class _Clock:
         return min(steps, number + int((self.deadline - now) / max(seconds, 1e-9)))
 
 
-class _Saver:
-    """When to write a checkpoint: at an interval, and never more than a twentieth of the time."""
-
-    def __init__(self, interval: float, size_bytes: int) -> None:
-        first_guess = size_bytes / 100e6  # seconds, on a slow disk
-        self.interval = max(interval, 20 * first_guess) if interval else 0.0
-        self.last = self.start = time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.last >= self.interval
-
-    def __enter__(self) -> None:
-        self.start = time.monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        self.last = time.monotonic()
-        if self.interval:
-            self.interval = max(self.interval, 20 * (self.last - self.start))
-
-
 def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
     warm = math.ceil(config.warmup * total)
     factor = step / warm if step < warm else (total - step) / max(1, total - warm)
@@ -215,50 +196,14 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, to
 
 def _clip(parameters: Mapping[str, Parameter], limit: float | None) -> float:
     """Clip the gradient to `limit` and return its norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), math.inf if limit is None else limit)
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    local = [sharding.local(gradient) for gradient in gradients]
+    norm = get_total_norm(local)
+    norm.fill_(sharding.norm_of_all(float(norm), gradients))
     if not math.isfinite(float(norm)):
         raise TrainingError("the gradient is not finite")
+    if limit is not None:
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in local:
+            gradient.mul_(factor)
     return float(norm)
-
-
-def _save(
-    parameters: Mapping[str, Parameter],
-    optimizer: torch.optim.Optimizer,
-    log: list[dict[str, float]],
-    folder: Path,
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"{name}|weight"] = parameter.detach()
-        for part in ("exp_avg", "exp_avg_sq"):
-            if part in optimizer.state[parameter]:
-                tensors[f"{name}|{part}"] = optimizer.state[parameter][part]
-    with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"step": str(len(log))})
-
-
-def _resume(
-    parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, folder: Path
-) -> list[dict[str, float]]:
-    """Put a checkpoint's weights and moments back and return its log; nothing there is step 0.
-
-    The log is written step by step, so it is ahead of the checkpoint and is cut to it.
-    """
-    if not (folder / CHECKPOINT).exists():
-        (folder / LOG).unlink(missing_ok=True)
-        return []
-    with safe_open(folder / CHECKPOINT, "pt") as stored:
-        step = int(stored.metadata()["step"])
-        for name, parameter in parameters.items():
-            parameter.detach().copy_(stored.get_tensor(f"{name}|weight"))
-            if f"{name}|exp_avg" not in stored.keys():  # noqa: SIM118 - not a dict
-                continue
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                "exp_avg": stored.get_tensor(f"{name}|exp_avg").to(parameter.device),
-                "exp_avg_sq": stored.get_tensor(f"{name}|exp_avg_sq").to(parameter.device),
-            }
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:step] if step else []
-    runs.write_text(folder / LOG, "".join(line + "\n" for line in lines))
-    return [json.loads(line) for line in lines]

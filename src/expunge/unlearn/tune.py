@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import models
+from expunge import models, parallel, sharding
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.objective import Objective, Term
@@ -91,6 +91,7 @@ def tune(
         _neutral_pass(model, neutral, config, folder),
     ]
     steps = tune_steps(config, len(items), len(neutral))
+    parameters = sharding.trainable(model)
     per_epoch = -(-len(items) // config.batch)
 
     def gradient(number: int) -> dict[str, float]:
@@ -100,6 +101,7 @@ def tune(
             if step.neutral:
                 neutral_loss = passes[1].backward([{"retain": step.neutral}])
                 record["neutral"] = neutral_loss[f"retain.{config.neutral_loss}"]
+        parallel.sum_gradients(parameters.values())
         return record
 
     def stop(log: list[dict[str, float]]) -> bool:
@@ -111,7 +113,7 @@ def tune(
         recompute_blocks(model)
     model.train()
     train(
-        dict(model.named_parameters()),
+        parameters,
         gradient,
         steps=len(steps),
         config=config.optimizer,
@@ -122,7 +124,8 @@ def tune(
     )
     model.eval()
     models.save_model(model, tokenizer, folder / "model")
-    (folder / _REFERENCE).unlink(missing_ok=True)
+    if parallel.is_main():
+        (folder / _REFERENCE).unlink(missing_ok=True)
     finish(folder)
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
-from expunge import runs
+from expunge import parallel, runs, sharding
 from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.registry import did_you_mean
@@ -93,7 +93,7 @@ class Watcher:
 
     def look(self, step: int) -> None:
         """Evaluate, and keep the weights if they are the best so far."""
-        numbers = self.measure()
+        numbers = parallel.from_main(self.measure())
         name = self.config.metric
         if name is not None and not math.isfinite(numbers.get(name, math.nan)):
             known = sorted(n for n, value in numbers.items() if math.isfinite(value))
@@ -103,9 +103,7 @@ class Watcher:
             )
         self.found.append({"step": step, "numbers": numbers})
         if self._best_step() == step:
-            tensors = {n: p.detach().contiguous() for n, p in self.parameters.items()}
-            with runs.replacing(self.folder / _BEST) as temporary, runs.safetensors_errors():
-                save_file(tensors, temporary, metadata={"step": str(step)})
+            self._keep(step)
         self._write()
 
     @property
@@ -129,9 +127,23 @@ class Watcher:
                     "remove the stage's .partial folder to train it anew"
                 )
             for name, parameter in self.parameters.items():
-                parameter.copy_(stored.get_tensor(name))
-        (self.folder / _BEST).unlink()
+                held = parameter.detach()
+                held.copy_(sharding.like(stored.get_tensor(name), held))
+        parallel.barrier()
+        (self.folder / _BEST).unlink(missing_ok=True)
         return step
+
+    def _keep(self, step: int) -> None:
+        """Write the weights, gathered from all ranks."""
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            whole = sharding.whole(parameter.detach()).view(sharding.shape_of(parameter))
+            if parallel.is_main():
+                tensors[name] = whole.contiguous()
+        if parallel.is_main():
+            with runs.replacing(self.folder / _BEST) as temporary, runs.safetensors_errors():
+                save_file(tensors, temporary, metadata={"step": str(step)})
+        parallel.barrier()
 
     def _best_step(self) -> int | None:
         """The step of the best evaluation, the first of equals; None where nothing says."""
@@ -141,5 +153,7 @@ class Watcher:
         return max(trained, key=lambda found: self.config.merit(found["numbers"][name]))["step"]
 
     def _write(self) -> None:
+        if not parallel.is_main():
+            return
         lines = (json.dumps(found) + "\n" for found in self.found)
         runs.write_text(self.folder / EVALUATIONS, "".join(lines))

@@ -1,0 +1,104 @@
+"""What tests/test_parallel.py runs in one process and in several: training, and reading a model."""
+
+import json
+import sys
+from pathlib import Path
+
+from expunge import parallel, runs, sharding
+from expunge.data.batches import encode
+from expunge.data.examples import Example
+from expunge.evaluate.gradients import gradient_norms
+from expunge.evaluate.options import option_logits
+from expunge.evaluate.reader import open_reader
+from expunge.models import load_model, load_tokenizer
+from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.tune import Tune, tune
+
+WORDS = ["ann", "bob", "cy", "dorothea of the long valley", "eve", "fay and her brother", "gil"]
+FORGET = [Example(f"f{n}", f"Who is {w}?", w[::-1] * (1 + n % 3)) for n, w in enumerate(WORDS)]
+RETAIN = [Example(f"r{n}", f"Where is {w}?", w[::-1]) for n, w in enumerate(WORDS[:4])]
+
+OPTIMIZER = {"lr": 1e-2, "compute": "float32", "max_tokens": 60, "checkpoint_seconds": 0}
+BRANCH = {
+    "terms": [
+        {"half": "forget", "loss": "npo"},
+        {"half": "retain", "loss": "nll"},
+        {"half": "retain", "loss": "kl", "scope": "document"},
+    ],
+    "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
+    "schedule": {"epochs": 1, "micro_batch": 2, "accumulation": 2},
+    "optimizer": OPTIMIZER,
+}
+BRANCHES = {
+    "joint": BRANCH,
+    "normalized": {**BRANCH, "step": {"rule": "normalized"}},
+    # The last step of the epoch has one micro-batch of one item, whose loss cannot be divided.
+    "lone": {
+        **BRANCH,
+        "terms": [{"half": "forget", "loss": "npo_batch"}],
+        "schedule": {"micro_batch": 3, "accumulation": 2, "epochs": 1},
+    },
+    "full": {
+        **BRANCH,
+        "training": "full",
+        "step": {"rule": "normalized"},
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
+}
+TUNE = {
+    "epochs": 2,
+    "batch": 3,
+    "neutral_per_item": 1,
+    "neutral_loss": "kl",
+    "optimizer": OPTIMIZER,
+}
+
+
+def train_all(base: Path, out: Path) -> None:
+    """Train every branch from `base`, and tune it."""
+    for name in (*BRANCHES, "tune"):
+        model = load_model(base, shard=True)
+        tokenizer = load_tokenizer(base)
+        forget = [encode(e, tokenizer, max_length=64) for e in FORGET]
+        retain = [encode(e, tokenizer, max_length=64) for e in RETAIN]
+        folder = out / name
+        runs.make_folder(folder)
+        if name == "tune":
+            tune(model, tokenizer, forget, retain, Tune.model_validate(TUNE), folder=folder)
+            continue
+        halves = Halves(forget, retain, out / "cache" / name, "key")
+        config = Branch.model_validate(BRANCHES[name])
+        train_branch(
+            model, tokenizer, halves, config, seed=1, folder=folder, base="tiny", label=name
+        )
+
+
+def read_all(base: Path, out: Path) -> None:
+    """What each rank is told of every text, prompt, gradient and option."""
+    reader = open_reader(base, None, dtype="float32", folder=out / "tables", max_batch=2)
+    texts = [encode(e, reader.tokenizer, max_length=64) for e in [*FORGET, *RETAIN, *FORGET]]
+    prompts = [list(text.tokens[: text.answer_start]) for text in texts]
+    told = {
+        "gradients": gradient_norms(reader, texts[:9]),
+        "scores": [[s.logp.tolist(), s.rank.tolist()] for s in reader.scores(texts)],
+        "generations": [g.tokens for g in reader.generations(prompts, max_new_tokens=5)],
+        "options": option_logits(reader, prompts, [0] * len(prompts), [1, 2, 3]).tolist(),
+        "forwards": reader.forwards,
+    }
+    runs.make_folder(out)
+    (out / f"told-{parallel.rank()}.json").write_text(json.dumps(told))
+    parallel.barrier()
+
+
+def held(base: Path, out: Path) -> None:
+    """Write how many numbers of the model this rank holds."""
+    weights = sharding.trainable(load_model(base, shard=True)).values()
+    count = sum(sharding.local(weight).numel() for weight in weights)
+    (out / f"held-{parallel.rank()}.json").write_text(json.dumps(count))
+
+
+if __name__ == "__main__":
+    given = Path(sys.argv[1]), Path(sys.argv[2])
+    train_all(*given)
+    read_all(*given)
+    held(*given)
