@@ -20,6 +20,8 @@ ORDER = [
         "registry",
         "config",
         "progress",
+        "cells",
+        "on_ray",
         "runs",
         "memory",
         "products",
@@ -28,7 +30,7 @@ ORDER = [
     ),
     *("models", "adapter_files", "lora", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
-    *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),
+    *("report", "methods", "recipe", "doctor", "pipeline", "runner", "semeval", "cli"),
 ]
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))

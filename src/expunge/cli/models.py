@@ -105,8 +105,10 @@ def evaluate(
     if Path(target).suffix in (".yaml", ".yml"):
         if suite or option or adapter or fail_if:
             raise RecipeError("--suite, --option, --adapter and --fail-if belong to a model")
+        from expunge.runner import run_pipelines
+
         run_folder = given(out, "--out")
-        folders = pipeline_of(Path(target), run_folder, model, seed).run()
+        (folders,) = run_pipelines([pipeline_of(Path(target), run_folder, model, seed)]).values()
         return print_reports(list(folders.values()), as_json)
     from expunge.evaluate.gates import check_gates, parse_gates
     from expunge.evaluate.run import evaluate_model, numbers_of
