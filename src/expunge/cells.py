@@ -20,6 +20,9 @@ class Cell(Generic[Work]):
     work: Work
     """What is to be done: a description that can be sent to another machine."""
 
+    gpu: bool = False
+    """Whether it is faster on a GPU."""
+
 
 @dataclass(frozen=True)
 class Workers:

@@ -7,6 +7,7 @@ nothing with it but the work since the last checkpoint: its cell is taken up aga
 import contextlib
 import io
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.cells import Cell, Work, Workers, check_order, side_by_side
-from expunge.errors import ExpungeError, RunError
+from expunge.errors import ExpungeError, RecipeError, RunError
 from expunge.progress import progress
 
 TRIES_AGAIN = 3
@@ -48,7 +49,7 @@ def do_on_ray(cells: Sequence[Cell[Work]], do: Callable[[Work], object], workers
 
 
 class _Share:
-    """What each cell asks for: a share of a node's CPUs, and a GPU where nodes have them."""
+    """What each cell asks for: a share of a node's CPUs, and a GPU that is of use to it."""
 
     def __init__(self, ray: Any, cells: Sequence[Cell[Work]], cpus_per_cell: int | None) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -68,10 +69,10 @@ class _Share:
     def of(self, cell: Cell[Work]) -> tuple[int, int]:
         """(CPUs, GPUs) of a cell."""
         on_a_node = -(-self.at_once[cell.name] // self.nodes)
-        if self.gpus:
+        gpus = min(1, self.gpus) if cell.gpu else 0
+        if gpus:
             on_a_node = min(on_a_node, self.gpus)
-        cpus = self.cpus_per_cell or max(1, self.cpus // on_a_node)
-        return cpus, min(1, self.gpus)
+        return self.cpus_per_cell or max(1, self.cpus // on_a_node), gpus
 
 
 def _await(ray: Any, names: dict[Any, str]) -> None:
@@ -170,14 +171,37 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _connect(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    local = {"address": "local", "include_dashboard": False, **quiet}
-    if address == "local":
-        ray.init(**local)
-        return
+    found = _running() if address == "auto" else address
+    if found != "local":
+        _check_answers(found)
+        ray.init(address=found, **quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _running() -> str:
+    """The address of the cluster that runs here, as Ray itself would find it; else `local`."""
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given != "auto":
+        return given
+    temporary = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    noted = Path(temporary, "ray", "ray_current_cluster")
+    address = noted.read_text(encoding="utf-8").strip() if noted.is_file() else ""
+    return address if address and _answers(address) else "local"
+
+
+def _check_answers(address: str) -> None:
+    """Refuse at once what Ray would wait minutes for."""
+    if not re.fullmatch(r"[^/]+:\d+", address):
+        raise RecipeError(f"--ray takes auto, local or HOST:PORT, not '{address}'")
+    if not _answers(address):
+        raise RunError(f"no Ray cluster answers at {address}")
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        if address != "auto" or os.environ.get("RAY_ADDRESS"):
-            reason = str(error).strip().splitlines()[0]
-            raise RunError(f"no Ray cluster answers at {address}: {reason}") from None
-        ray.init(**local)
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError:
+        return False
+    return True

@@ -88,7 +88,8 @@ def cells_of(pipeline: Pipeline) -> Iterator[Cell[Stage]]:
     def cell(model: str, seed: int, needs: list[str], scored: bool = False) -> Cell[Stage]:
         name = _name(recipe, model, seed, scored)
         stage = Stage(text, folder, store, pipeline.original_hash, model, seed, scored)
-        return Cell(name, tuple(need for need in needs if need in made), stage)
+        gpu = bool(model) and (scored or model not in recipe.merges)
+        return Cell(name, tuple(need for need in needs if need in made), stage, gpu)
 
     made: set[str] = set()
     for seed in recipe.seeds:

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.options import Json, ModelPath, Seed, given, pipeline_of, print_reports
+from expunge.cli.options import (
+    Cpus,
+    Json,
+    ModelPath,
+    Ray,
+    Seed,
+    given,
+    pipeline_of,
+    print_reports,
+    workers_of,
+)
 from expunge.errors import RecipeError
 from expunge.report.commands import print_facts
 
@@ -39,6 +49,8 @@ def merge(
         bool, typer.Option(help="Round at random, in proportion, instead of to the nearest.")
     ] = False,
     shard_gb: Annotated[float, typer.Option(help="Largest shard, in GB.")] = 5.0,
+    ray: Ray = None,
+    cpus_per_cell: Cpus = None,
     as_json: Json = False,
 ) -> None:
     """Merge models as a merge file says, or the branches of a recipe."""
@@ -61,6 +73,7 @@ def merge(
             given(folder or out, "OUT"),
             shard_bytes=int(shard_gb * 1e9),
             stochastic=stochastic,
+            workers=workers_of(ray, cpus_per_cell),
         )
         print_facts(made, as_json)
 
