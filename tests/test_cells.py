@@ -18,6 +18,7 @@ import yaml
 
 import expunge
 from expunge.cells import Cell, Workers, do_here, side_by_side
+from expunge.cli import app
 from expunge.errors import DataError, ExpungeError, RecipeError, RunError
 from expunge.merge.run import merge_models
 from expunge.models import load_model, load_tokenizer, save_model
@@ -119,6 +120,7 @@ def test_several_recipes_share_what_they_have_in_common(fields, tmp_path):
     for name in made:
         results = json.loads((tmp_path / name / "results.json").read_text())
         assert [stage["stage"] for stage in results["stages"]].count("merged") == 1
+    assert run_recipes([other], tmp_path) == {"other": made["other"]}  # finds its place again
     alone = expunge.run(other, tmp_path / "alone")[42]
     assert stages(alone).items() <= stages(tmp_path).items()
 
@@ -135,7 +137,9 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
     changes = parse_sweep(
         ["branches.weak.optimizer.lr=1e-4,3e-4", "branches.weak.terms.0.weight=2"]
     )
-    recipes = swept(load_recipe(fields), changes)
+    said = []
+    recipes = swept(load_recipe(fields), changes, say=said.append)
+    assert said[1] == "tiny-2: branches.weak.optimizer.lr=3e-4, branches.weak.terms.0.weight=2"
     assert [recipe.name for recipe in recipes] == ["tiny-1", "tiny-2"]
     assert [recipe.branches["weak"].optimizer.lr for recipe in recipes] == [1e-4, 3e-4]
     assert recipes[0].branches["weak"].terms[0].weight == 2
@@ -148,6 +152,7 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
         ("branches.weak", "takes path=value,value"),
         ("branches.weak.optimizer.rl=1", r"--sweep .*rl=1: .*Did you mean 'lr'"),
         ("branches.weak.terms.7.weight=1", "there is no '7' in the recipe"),
+        ("name.first=1", "there is no 'first' in the recipe"),
     ],
 )
 def test_a_sweep_of_nothing_is_refused(fields, sweep, message):
@@ -313,7 +318,7 @@ def test_shards_that_workers_write_are_those_of_one_process(
     made = {}
     for name, where in (("here", None), ("there", workers)):
         if where is not None:  # this process can write nothing any more
-            monkeypatch.setattr("expunge.merge.engine._merge_job", None)
+            monkeypatch.setattr(sys.modules["expunge.merge.engine"], "_merge_job", None)
         out, file = tmp_path / name, tmp_path / "merge.yaml"
         made[name] = merge_models(file, out, shard_bytes=40_000, workers=where)
     files = [
@@ -324,3 +329,12 @@ def test_shards_that_workers_write_are_those_of_one_process(
     assert files[0] == files[1]
     for fact in ("tensors", "merged", "parameters", "resumed", "storage_survival"):
         assert made["here"][fact] == made["there"][fact]
+
+
+def test_a_recipes_merges_are_not_given_to_workers_by_themselves(fields, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(fields))
+    words = ["merge", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path), "--ray", "local"]
+    with pytest.raises(RecipeError, match="expunge run RECIPE --ray"):
+        app(words)
+    with pytest.raises(RecipeError, match="--cpus-per-cell goes with --ray"):
+        app([*words[:-2], "--cpus-per-cell", "1"])

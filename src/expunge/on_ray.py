@@ -155,6 +155,7 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected; a connection that was there before stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_task_oom_retries", str(TRIES_AGAIN))  # else for ever
     try:
         import ray
     except ImportError:

@@ -6,7 +6,7 @@ data ──▶ target ──▶ branch × seed ──▶ merge × seed, and the 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ def run_recipes(
     """Run every stage of every recipe; the folder of each seed's report, by the recipe's name.
 
     One recipe has `out` for itself. Several have `out/NAME` each and share the stages in `out`, so
-    what they have in common is done once. Every recipe is checked before anything runs.
+    what they have in common is done once; one of them alone finds its place there again. Every
+    recipe is checked before anything runs.
     """
     read = [load_recipe(recipe) for recipe in recipes]
     names = [recipe.name for recipe in read]
@@ -55,7 +56,7 @@ def run_recipes(
         if names.count(name) > 1:
             raise RecipeError(f"two recipes are called '{name}'; give one another name")
     out = Path(out)
-    if len(read) > 1:
+    if len(read) > 1 or any((out / name / "run.json").exists() for name in names):
         if (out / "run.json").exists():
             raise RunError(f"{out} belongs to one recipe; choose another --out for several")
         pipelines = [Pipeline(recipe, out / recipe.name, store=out) for recipe in read]
@@ -68,6 +69,7 @@ def run_pipelines(
     pipelines: Sequence[Pipeline], workers: Workers | None = None
 ) -> dict[str, dict[int, Path]]:
     """Do the cells of all pipelines, then write the reports."""
+    _share_hashes(pipelines)
     cells = list({cell.name: cell for one in pipelines for cell in cells_of(one)}.values())
     if workers is None:
         known = {one.folder.root.absolute(): one for one in pipelines}
@@ -123,8 +125,13 @@ def do_stage(stage: Stage) -> None:
     _do(stage, pipeline)
 
 
-def swept(recipe: Recipe, changes: Mapping[str, Sequence[Any]]) -> list[Recipe]:
-    """A recipe for every combination of values: NAME-1, NAME-2 …
+def swept(
+    recipe: Recipe,
+    changes: Mapping[str, Sequence[Any]],
+    *,
+    say: Callable[[str], None] = lambda said: None,
+) -> list[Recipe]:
+    """A recipe for every combination of values: NAME-1, NAME-2 …, and which is which is said.
 
     `changes` maps the path of a field, such as `branches.strong.optimizer.lr`, to its values.
     """
@@ -138,6 +145,7 @@ def swept(recipe: Recipe, changes: Mapping[str, Sequence[Any]]) -> list[Recipe]:
         said = ", ".join(f"{path}={value}" for path, value in given.items())
         one["name"] = f"{recipe.name}-{number}"
         made.append(parse_section(one, Recipe, origin=f"--sweep {said}"))
+        say(f"{one['name']}: {said}")
     return made
 
 
@@ -150,6 +158,15 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise RecipeError(f"--sweep takes path=value,value; '{text}' is not that")
         changes[path] = yaml.safe_load(f"[{values}]")
     return changes
+
+
+def _share_hashes(pipelines: Sequence[Pipeline]) -> None:
+    """A model that several recipes start from is read once for its hash."""
+    known: dict[Path, str] = {}
+    for one in pipelines:
+        if one.original.base in known:
+            one.original_hash = known[one.original.base]
+        known[one.original.base] = one.original_hash
 
 
 def _do(stage: Stage, pipeline: Pipeline) -> None:
@@ -207,11 +224,8 @@ def _put(fields: Any, path: str, value: Any) -> None:
     here = fields
     for part in above:
         here = _inner(here, part, path)
-    if isinstance(here, list):
-        _inner(here, last, path)
-        here[int(last)] = value
-    else:
-        here[last] = value
+    _inner(here, last, path)
+    here[int(last) if isinstance(here, list) else last] = value
 
 
 def _inner(here: Any, part: str, path: str) -> Any:

@@ -60,7 +60,10 @@ def merge(
     from expunge.merge.run import merge_models, plan_of
     from expunge.report.terminal import print_rows
 
+    workers = workers_of(ray, cpus_per_cell)
     if not is_merge_file(config):
+        if workers:
+            raise RecipeError("--ray merges a merge file; a recipe: expunge run RECIPE --ray")
         for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():
             print_facts({name: str(weights.adapter or weights.base)}, as_json)
     elif look:
@@ -73,7 +76,7 @@ def merge(
             given(folder or out, "OUT"),
             shard_bytes=int(shard_gb * 1e9),
             stochastic=stochastic,
-            workers=workers_of(ray, cpus_per_cell),
+            workers=workers,
         )
         print_facts(made, as_json)
 

@@ -43,12 +43,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run every stage of RECIPES; what is finished in the run folder is not done again."""
+    from expunge.progress import say
     from expunge.runner import parse_sweep, run_recipes, swept
 
     workers = workers_of(ray, cpus_per_cell)
     read = [recipe_of(path, model, seed) for path in recipes]
     if sweep:
-        read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep))]
+        read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep), say=say)]
     made = run_recipes(read, out, workers=workers)
     print_reports([folder for seeds in made.values() for folder in seeds.values()], as_json)
 

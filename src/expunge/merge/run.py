@@ -40,6 +40,8 @@ def merge_models(
     out = Path(out)
     plan = Plan(file)
     if file.output == "adapter":
+        if workers is not None:
+            raise MergeError("an adapter is merged by one process: leave --ray out")
         return _merge_to_adapter(plan, out)
     words = vocabulary(plan)
     changes = plan.config_changes()
