@@ -210,7 +210,7 @@ def test_a_killed_workers_cell_goes_on_from_its_checkpoint(fields, tmp_path, wor
 
 def kill_in_the_middle(run: Path, name: str) -> int:
     """SIGKILL the worker that builds a stage once it has a checkpoint, and mark its log."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (found := list(run.glob(f"stages/{name}-*.partial/checkpoint.safetensors"))):
         assert time.monotonic() < deadline
         time.sleep(0.005)
