@@ -186,15 +186,6 @@ def _converted(gguf: Path) -> Path:
     folder = cache_folder() / f"{gguf.stem}-{digest}"
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with runs.locked(lock, f"{folder}", wait=True):
-        if not folder.exists():
-            _convert(gguf, folder)
-    return folder
-
-
-def _convert(gguf: Path, folder: Path) -> None:
     transformers = _transformers()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -206,7 +197,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(f"cannot read the GGUF file {gguf}: {_first_line(error)}") from None
-    save_model(model, tokenizer, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with runs.locked(folder.with_name(f".{folder.name}.lock"), f"{folder}", wait=True):
+        if not folder.exists():  # another process may have converted it just now
+            save_model(model, tokenizer, folder)
+    return folder
 
 
 def _refuse_pickles(folder: Path) -> None:
