@@ -23,6 +23,8 @@ ORDER = [
         "zero",
         "sharding",
         "progress",
+        "cells",
+        "on_ray",
         "runs",
         "memory",
         "products",
@@ -31,7 +33,7 @@ ORDER = [
     ),
     *("models", "adapter_files", "lora", "heads", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
-    *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),
+    *("report", "methods", "recipe", "doctor", "pipeline", "runner", "semeval", "cli"),
 ]
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from expunge import semeval as semeval
+    from expunge.cells import Workers
     from expunge.pipeline import Pipeline, RecipeLike
 
 __version__ = "0.1.0"
@@ -32,9 +33,15 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module 'expunge' has no attribute {name!r}")
 
 
-def run(recipe: RecipeLike, out: Path | str) -> dict[int, Path]:
-    """Run every stage of a recipe; returns the folder of each seed's report."""
-    return _pipeline(recipe, out).run()
+def run(recipe: RecipeLike, out: Path | str, *, workers: Workers | None = None) -> dict[int, Path]:
+    """Run every stage of a recipe, on `workers` or here; returns the folder of each seed's report.
+
+    `runner.run_recipes` runs several.
+    """
+    from expunge.runner import run_recipes
+
+    (folders,) = run_recipes([recipe], out, workers=workers).values()
+    return folders
 
 
 def tune(recipe: RecipeLike, out: Path | str) -> Path:

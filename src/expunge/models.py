@@ -228,7 +228,9 @@ def _converted(gguf: Path) -> Path:
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(f"cannot read the GGUF file {gguf}: {_first_line(error)}") from None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, tokenizer, folder)
+    with runs.locked(folder.with_name(f".{folder.name}.lock"), f"{folder}", wait=True):
+        if not folder.exists():  # another process may have converted it just now
+            save_model(model, tokenizer, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, parallel, runs
 from expunge.config import Section, parse_section
-from expunge.data.batches import TokenSequence, encode
+from expunge.data.batches import TokenSequence, encode_all
 from expunge.data.examples import Example
 from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
@@ -26,7 +26,6 @@ from expunge.evaluate.reader import open_reader, reader_of
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
-from expunge.progress import say
 from expunge.recipe import Recipe, load_recipe
 from expunge.registry import lookup
 from expunge.report.page import write_report
@@ -53,13 +52,20 @@ class Weights:
 class Pipeline:
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
-    def __init__(self, recipe: RecipeLike, out: Path | str) -> None:
+    def __init__(
+        self,
+        recipe: RecipeLike,
+        out: Path | str,
+        *,
+        store: Path | None = None,
+        wait: bool = False,
+        original_hash: str | None = None,
+    ) -> None:
+        """Work in `out`; `store` and `wait` as in `runs.Run`, the hash where it is known."""
         self.recipe = load_recipe(recipe)
-        self.folder = runs.Run(out, owner=self.recipe.name)
-
-    def run(self) -> dict[int, Path]:
-        """Every stage for every seed; the folder of each seed's report."""
-        return {seed: self.report(seed) for seed in self.recipe.seeds}
+        self.folder = runs.Run(out, owner=self.recipe.name, store=store, wait=wait)
+        if original_hash is not None:
+            self.original_hash = original_hash
 
     # --- data -------------------------------------------------------------------------------
 
@@ -103,7 +109,8 @@ class Pipeline:
         return Weights(models.resolve(self.recipe.model.path, self.recipe.model.revision))
 
     @cached_property
-    def _original_hash(self) -> str:
+    def original_hash(self) -> str:
+        """Stands for the content of the original's folder."""
         return runs.hash_folder(self.original.base)
 
     @cached_property
@@ -134,7 +141,7 @@ class Pipeline:
             halves = Halves(
                 forget=self._encode(sets.forget, tokenizer),
                 retain=self._encode(sets.retain, tokenizer),
-                cache=self.folder.root / "cache",
+                cache=self.folder.store / "cache",
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}",
             )
 
@@ -190,15 +197,19 @@ class Pipeline:
         """Every merge of the first seed."""
         return {name: self.merge(name, self.recipe.seeds[0]) for name in self.recipe.merges}
 
+    def weights(self, name: str, seed: int) -> Weights:
+        """A model of the results by its name."""
+        if name == "original":
+            return self.original
+        if name == "target":
+            return self.target
+        make = self.branch if name in self.recipe.branches else self.merge
+        return make(name, seed)
+
     def models(self, seed: int) -> Iterator[tuple[str, Weights]]:
         """Every model of the results, in the order they are made."""
-        if self.recipe.tune is not None:
-            yield "original", self.original
-        yield "target", self.target
-        for name in self.recipe.branches:
-            yield name, self.branch(name, seed)
-        for name in self.recipe.merges:
-            yield name, self.merge(name, seed)
+        for name in self.recipe.models:
+            yield name, self.weights(name, seed)
 
     # --- results ----------------------------------------------------------------------------
 
@@ -213,7 +224,7 @@ class Pipeline:
                 weights.base,
                 weights.adapter,
                 dtype=how.dtype,
-                folder=self.folder.root / "cache" / "tables",
+                folder=self.folder.store / "cache" / "tables",
                 max_batch=config.max_batch,
             )
             entry, items = evaluate(reader, self._evaluated, config, **self._reading)
@@ -262,7 +273,7 @@ class Pipeline:
     @property
     def _training_inputs(self) -> dict[str, str]:
         how = self.recipe.model.model_dump_json(exclude={"path", "revision", "dtype"})
-        return {"model": self._original_hash, "encoding": how, **self._data_hashes}
+        return {"model": self.original_hash, "encoding": how, **self._data_hashes}
 
     @cached_property
     def _target_key(self) -> str:
@@ -273,7 +284,9 @@ class Pipeline:
 
     def _weights_key(self, folder: Path) -> str:
         """A stage's own name where the folder is a stage's, else the hash of its content."""
-        inside = folder.parent.parent == self.folder.root / "stages"
+        if folder == self.original.base:
+            return self.original_hash
+        inside = folder.parent.parent == self.folder.store / "stages"
         return folder.parent.name if inside else runs.hash_folder(folder)
 
     def _load(
@@ -292,15 +305,4 @@ class Pipeline:
     def _encode(
         self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenSequence]:
-        """Token sequences, saying what is cut."""
-        how = self.recipe.model
-        sequences = [encode(example, tokenizer, **self._reading) for example in examples]
-        cut = [sequence for sequence in sequences if sequence.cut]
-        if cut:
-            worst = max(cut, key=lambda sequence: sequence.cut)
-            say(
-                f"{len(cut)} of {len(sequences)} items are longer than {how.max_length} tokens or "
-                f"their prompts than {how.prompt_tail}; {sum(s.cut for s in cut)} tokens are cut, "
-                f"most ({worst.cut}) from {worst.id}"
-            )
-        return sequences
+        return encode_all(examples, tokenizer, **self._reading)

@@ -64,6 +64,12 @@ class Recipe(Section):
             raise ValueError("seeds holds a number twice")
         return self
 
+    @property
+    def models(self) -> list[str]:
+        """The models of the results, in the order they are made."""
+        first = ["target"] if self.tune is None else ["original", "target"]
+        return [*first, *self.branches, *self.merges]
+
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""
         return {name: self.branches[name] for name in self.merges[merge].of or self.branches}

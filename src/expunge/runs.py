@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import shutil
 import subprocess
 import time
@@ -34,13 +35,23 @@ PROVENANCE = "stage.json"
 
 
 class Run:
-    """The folder of one recipe's results."""
+    """The folder of one recipe's results, and the store of its stages."""
 
-    def __init__(self, root: Path | str, *, owner: str) -> None:
-        """Open or create `root` for the recipe called `owner`; another recipe's is refused."""
+    def __init__(
+        self, root: Path | str, *, owner: str, store: Path | None = None, wait: bool = False
+    ) -> None:
+        """Open or create `root` for the recipe called `owner`; another recipe's is refused.
+
+        Runs of one `store` share stages; without one, `root` holds its own. With `wait`, a stage
+        that another process is building is waited for; without, it is a `RunError`.
+        """
         self.root = Path(root)
+        self.store = Path(store or root)
+        self.wait = wait
+        self._asked: set[str] = set()
         with readable_errors(self.root), parallel.main_first():
-            (self.root / "stages").mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.store / "stages").mkdir(parents=True, exist_ok=True)
             mark = self.root / "run.json"
             if mark.exists():
                 found = read_json(mark).get("recipe")
@@ -68,12 +79,14 @@ class Run:
         ranks all of them build `together`, or the first alone while the others wait.
         """
         key = stage_key(name, section, inputs)
-        done = self.root / "stages" / f"{name}-{key}"
+        done = self.store / "stages" / f"{name}-{key}"
+        self._asked.add(done.name)
         if parallel.from_main(done.exists()):
             return done
         partial = done.with_name(done.name + ".partial")
         lock = done.with_name(f".{done.name}.lock")
-        with readable_errors(partial), locked(lock, f"the stage '{name}' of {self.root}"):
+        what = f"the stage '{name}' of {self.root}"
+        with readable_errors(partial), locked(lock, what, wait=self.wait):
             if parallel.from_main(done.exists()):  # another process finished it just now
                 return done
             if parallel.is_main():
@@ -94,8 +107,8 @@ class Run:
         return done
 
     def provenance(self) -> list[dict[str, Any]]:
-        """What every finished stage of this folder says of itself, in the order they ended."""
-        found = [read_json(path) for path in (self.root / "stages").glob(f"*[!l]/{PROVENANCE}")]
+        """What every stage that was asked for says of itself, in the order they ended."""
+        found = [read_json(self.store / "stages" / name / PROVENANCE) for name in self._asked]
         return sorted(found, key=lambda stage: stage["finished"])
 
 
@@ -204,7 +217,7 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; on success it is synced and takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with readable_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,17 +230,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which the system frees when this process ends, however it ends.
 
-    Of several ranks the first holds it for all.
+    One that another process holds is waited for, or without `wait` is a `RunError`. Of several
+    ranks the first holds it for all.
     """
     if not parallel.is_main():
         yield
         return
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise RunError(f"{what} is being built by another process; wait for it") from None
         yield

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.options import Json, ModelPath, Seed, given, pipeline_of, print_reports
+from expunge.cli.options import (
+    Cpus,
+    Json,
+    ModelPath,
+    Ray,
+    Seed,
+    given,
+    pipeline_of,
+    print_reports,
+    workers_of,
+)
 from expunge.errors import RecipeError
 from expunge.report.commands import print_facts
 
@@ -39,6 +49,8 @@ def merge(
         bool, typer.Option(help="Round at random, in proportion, instead of to the nearest.")
     ] = False,
     shard_gb: Annotated[float, typer.Option(help="Largest shard, in GB.")] = 5.0,
+    ray: Ray = None,
+    cpus_per_cell: Cpus = None,
     as_json: Json = False,
 ) -> None:
     """Merge models as a merge file says, or the branches of a recipe."""
@@ -48,7 +60,10 @@ def merge(
     from expunge.merge.run import merge_models, plan_of
     from expunge.report.terminal import print_rows
 
+    workers = workers_of(ray, cpus_per_cell)
     if not is_merge_file(config):
+        if workers:
+            raise RecipeError("--ray merges a merge file; a recipe: expunge run RECIPE --ray")
         for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():
             print_facts({name: str(weights.adapter or weights.base)}, as_json)
     elif look:
@@ -61,6 +76,7 @@ def merge(
             given(folder or out, "OUT"),
             shard_bytes=int(shard_gb * 1e9),
             stochastic=stochastic,
+            workers=workers,
         )
         print_facts(made, as_json)
 
@@ -105,8 +121,10 @@ def evaluate(
     if Path(target).suffix in (".yaml", ".yml"):
         if suite or option or adapter or fail_if:
             raise RecipeError("--suite, --option, --adapter and --fail-if belong to a model")
+        from expunge.runner import run_pipelines
+
         run_folder = given(out, "--out")
-        folders = pipeline_of(Path(target), run_folder, model, seed).run()
+        (folders,) = run_pipelines([pipeline_of(Path(target), run_folder, model, seed)]).values()
         return print_reports(list(folders.values()), as_json)
     from expunge.evaluate.gates import check_gates, parse_gates
     from expunge.evaluate.run import evaluate_model, numbers_of

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expunge import parallel
+from expunge.cells import Workers
 from expunge.errors import RecipeError
 
 if TYPE_CHECKING:
     from expunge.pipeline import Pipeline
+    from expunge.recipe import Recipe
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML; see recipes/.")]
 OutDir = Annotated[Path, typer.Option("--out", help="The run folder.")]
@@ -20,16 +22,41 @@ ModelPath = Annotated[
     typer.Option("--model", help="Start from this Hugging Face id, folder or GGUF file instead."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="This seed instead of the recipe's.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|local|HOST:PORT",
+        help="Side by side on a Ray cluster: the running one, this machine, or that address.",
+    ),
+]
+Cpus = Annotated[
+    int | None,
+    typer.Option("--cpus-per-cell", min=1, help="With --ray: CPUs, and threads, of each cell."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+def recipe_of(path: Path, model: str | None, seed: int | None) -> Recipe:
+    """A recipe, with what the command line changes of it."""
+    from expunge.recipe import load_recipe, with_model
+
+    read = load_recipe(path, **({} if seed is None else {"seeds": (seed,)}))
+    return with_model(read, model) if model else read
 
 
 def pipeline_of(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:
     """The stages of a recipe, with what the command line changes of it."""
     from expunge.pipeline import Pipeline
-    from expunge.recipe import load_recipe, with_model
 
-    read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
-    return Pipeline(with_model(read, model) if model else read, out)
+    return Pipeline(recipe_of(recipe, model, seed), out)
+
+
+def workers_of(ray: str | None, cpus_per_cell: int | None) -> Workers | None:
+    """Where cells are done; None is here, one after another."""
+    if ray is None and cpus_per_cell is not None:
+        raise RecipeError("--cpus-per-cell goes with --ray")
+    return None if ray is None else Workers(ray, cpus_per_cell)
 
 
 def given(path: Path | None, name: str) -> Path:

@@ -5,18 +5,23 @@ Each imports what it needs when it is called: torch and transformers take second
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from expunge.cli.options import (
+    Cpus,
     Json,
     ModelPath,
     OutDir,
+    Ray,
     RecipePath,
     Seed,
     pipeline_of,
     print_reports,
+    recipe_of,
+    workers_of,
 )
 from expunge.report.commands import print_facts
 
@@ -25,15 +30,28 @@ running = typer.Typer()
 
 @running.command()
 def run(
-    recipe: RecipePath,
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes in YAML; see recipes/.")],
     out: OutDir,
     model: ModelPath = None,
     seed: Seed = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="branches.weak.optimizer.lr=1e-4,3e-4: a run for each value."),
+    ] = None,
+    ray: Ray = None,
+    cpus_per_cell: Cpus = None,
     as_json: Json = False,
 ) -> None:
-    """Run every stage of RECIPE; what is finished in the run folder is not done again."""
-    folders = pipeline_of(recipe, out, model, seed).run()
-    print_reports(list(folders.values()), as_json)
+    """Run every stage of RECIPES; what is finished in the run folder is not done again."""
+    from expunge.progress import say
+    from expunge.runner import parse_sweep, run_recipes, swept
+
+    workers = workers_of(ray, cpus_per_cell)
+    read = [recipe_of(path, model, seed) for path in recipes]
+    if sweep:
+        read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep), say=say)]
+    made = run_recipes(read, out, workers=workers)
+    print_reports([folder for seeds in made.values() for folder in seeds.values()], as_json)
 
 
 @running.command()

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.examples import Document, Example
 from expunge.errors import DataError
 from expunge.packs import Pack
+from expunge.progress import say
 
 Scope = Literal["answer", "document"]
 
@@ -62,6 +63,36 @@ def encode(
         answer_start=len(kept_prompt),
         cut=len(prompt) + len(answer) - len(tokens),
     )
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    prompt_tail: int | None = None,
+    separator: str = "",
+) -> list[TokenSequence]:
+    """Token sequences of examples, saying what is cut."""
+    sequences = [
+        encode(
+            example,
+            tokenizer,
+            max_length=max_length,
+            prompt_tail=prompt_tail,
+            separator=separator,
+        )
+        for example in examples
+    ]
+    cut = [sequence for sequence in sequences if sequence.cut]
+    if cut:
+        worst = max(cut, key=lambda sequence: sequence.cut)
+        say(
+            f"{len(cut)} of {len(sequences)} items are longer than {max_length} tokens or "
+            f"their prompts than {prompt_tail}; {sum(s.cut for s in cut)} tokens are cut, "
+            f"most ({worst.cut}) from {worst.id}"
+        )
+    return sequences
 
 
 def encode_document(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ from expunge.merge.bounds import find_bounds
 from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.operands import KINDS, Operand, blame
-from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, model_folder
+from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter, grouped, model_folder
 from expunge.merge.survival import Survival
 from expunge.merge.tensor import Statistics, merge_operand, operations
 from expunge.merge.trim import Settings, counts_of
 from expunge.progress import progress
+
+Bounds = dict[str, np.ndarray]
+"""For trims over the model as a whole: the bounds of each tensor by name."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,13 @@ def merge_to_folder(
     shard_bytes: int = SHARD_BYTES,
     stochastic: bool = False,
     ops: ModuleType | None = None,
+    elsewhere: Callable[[Path, Bounds], None] | None = None,
 ) -> Report:
     """Write the model folder `out`: the tensors of `jobs`, and what `companions` puts beside them.
 
     `description` stands for all that decides the bytes: a killed merge of the same description is
-    gone on with. Overflow and NaN are a `MergeError` that names the tensor.
+    gone on with. Overflow and NaN are a `MergeError` that names the tensor. `elsewhere` has other
+    processes write shards of the folder by `write_shard` first; what they leave is done here.
     """
     begin = time.monotonic()
     keep_freed_memory()
@@ -102,22 +107,16 @@ def merge_to_folder(
         writer = ShardWriter(folder, [job.planned for job in jobs], shard_bytes)
         try:
             bounds = model_bounds(jobs, ops)
-            total = sum(job.planned.nbytes for job in jobs) // 10**6
-            with ThreadPoolExecutor(1) as ahead, progress("merge", total, "MB") as bar:
-                for number, job in enumerate(jobs):
-                    for near in jobs[number + (number > 0) : number + 2]:
-                        ahead.submit(near.map_in)
-                    if job.name in writer.done:
-                        report.resumed += 1
-                        note = writer.done[job.name]
-                    else:
-                        note = _merge_job(job, writer, stochastic, ops, bounds.get(job.name))
-                    survival.take(note)
-                    report.bytes_written += job.planned.nbytes
-                    report.tensors += 1
-                    report.merged += job.operand is not None
-                    report.parameters += int(np.prod(job.shape, dtype=np.int64))
-                    bar(job.planned.nbytes / 1e6)
+            report.resumed = len(writer.done)
+            if elsewhere is not None:
+                elsewhere(folder, bounds)
+                writer.read_journals()
+            for job, note in _written(jobs, writer, bounds, stochastic, ops):
+                survival.take(note)
+                report.bytes_written += job.planned.nbytes
+                report.tensors += 1
+                report.merged += job.operand is not None
+                report.parameters += int(np.prod(job.shape, dtype=np.int64))
         finally:
             writer.close()
         companions(folder)
@@ -127,7 +126,45 @@ def merge_to_folder(
     return report
 
 
-def model_bounds(jobs: Sequence[Job], ops: ModuleType) -> dict[str, np.ndarray]:
+def write_shard(
+    jobs: Sequence[Job],
+    folder: Path,
+    number: int,
+    *,
+    shard_bytes: int,
+    stochastic: bool,
+    bounds: Bounds,
+) -> None:
+    """Write one shard of a folder that `merge_to_folder` has begun, which seals it in the end."""
+    keep_freed_memory()
+    planned = [job.planned for job in jobs]
+    names = {tensor.name for tensor in grouped(planned, shard_bytes)[number]}
+    writer = ShardWriter(folder, planned, shard_bytes, only=number)
+    try:
+        own = [job for job in jobs if job.name in names]
+        for _ in _written(own, writer, bounds, stochastic, operations()):
+            pass
+    finally:
+        writer.close()
+
+
+def _written(
+    jobs: Sequence[Job], writer: ShardWriter, bounds: Bounds, stochastic: bool, ops: ModuleType
+) -> Iterator[tuple[Job, list[int]]]:
+    """Each job once its tensor is written, with what survived of its edit."""
+    total = sum(job.planned.nbytes for job in jobs) // 10**6
+    with ThreadPoolExecutor(1) as ahead, progress("merge", total, "MB") as bar:
+        for number, job in enumerate(jobs):
+            for near in jobs[number + (number > 0) : number + 2]:
+                ahead.submit(near.map_in)
+            note = writer.done.get(job.name)
+            if note is None:
+                note = _merge_job(job, writer, stochastic, ops, bounds.get(job.name))
+            yield job, note
+            bar(job.planned.nbytes / 1e6)
+
+
+def model_bounds(jobs: Sequence[Job], ops: ModuleType) -> Bounds:
     """For trims over the model as a whole: the bounds of each tensor by name."""
     whole = [job for job in jobs if job.settings and job.settings.options.get("trim") == "model"]
     if not whole:

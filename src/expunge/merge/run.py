@@ -1,22 +1,24 @@
 """Merge models as a merge file says: what `expunge merge CONFIG OUT` does."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from expunge import parallel, runs
+from expunge.cells import Cell, Workers
 from expunge.errors import MergeError
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.companions import copy_companions
 from expunge.merge.compat import MergeFile, read_merge_file
-from expunge.merge.engine import merge_to_folder
+from expunge.merge.engine import Bounds, merge_to_folder, write_shard
 from expunge.merge.plan import Plan
 from expunge.merge.section import Merge
-from expunge.merge.shards import SHARD_BYTES
+from expunge.merge.shards import SHARD_BYTES, grouped
 from expunge.merge.vocabulary import chat_template, vocabulary, write_tokenizer
 from expunge.models import load_tokenizer
+from expunge.on_ray import do_on_ray
 
 
 def merge_models(
@@ -25,18 +27,22 @@ def merge_models(
     *,
     shard_bytes: int = SHARD_BYTES,
     stochastic: bool = False,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Write the merge that `config` describes to the folder `out`; report on it.
 
     The report is that of merge.engine.Report, or of merge.adapters.merge_adapters where the output
     is an adapter; it is also written to `out/merge.json`, and the file itself to `out/merge.yaml`.
-    `stochastic` rounds at random, in proportion, instead of to the nearest even.
+    `stochastic` rounds at random, in proportion, instead of to the nearest even. With `workers`,
+    each shard of the output is written by one of them.
     """
     parallel.refuse_several("the merge of a file")
     file = config if isinstance(config, MergeFile) else read_merge_file(Path(config))
     out = Path(out)
     plan = Plan(file)
     if file.output == "adapter":
+        if workers is not None:
+            raise MergeError("an adapter is merged by one process: leave --ray out")
         return _merge_to_adapter(plan, out)
     words = vocabulary(plan)
     changes = plan.config_changes()
@@ -51,17 +57,62 @@ def merge_models(
         elif template is not None:
             write_tokenizer(load_tokenizer(plan.donor.checkpoint.folder), template)(folder)
 
+    jobs = plan.jobs(words)
+
+    def elsewhere(folder: Path, bounds: Bounds) -> None:
+        assert workers is not None
+        shards = grouped([job.planned for job in jobs], shard_bytes)
+        cells = []
+        for number, shard in enumerate(shards):
+            own = {tensor.name: bounds[tensor.name] for tensor in shard if tensor.name in bounds}
+            work = Shard(file, folder.absolute(), number, shard_bytes, stochastic, own)
+            cells.append(Cell(f"shard-{number + 1}-of-{len(shards)}", (), work))
+        do_on_ray(cells, do_shard, workers)
+
     report = merge_to_folder(
-        plan.jobs(words),
+        jobs,
         out,
         companions,
         description=plan.description(),
         shard_bytes=shard_bytes,
         stochastic=stochastic,
+        elsewhere=elsewhere if workers else None,
     )
     made = asdict(report)
     _leave_trace(out, file, made)
     return made
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a merge, as another machine can take it up."""
+
+    file: MergeFile
+    folder: Path
+    """Where the merge is built."""
+
+    number: int
+    shard_bytes: int
+    stochastic: bool
+    bounds: Bounds
+
+
+def do_shard(shard: Shard) -> None:
+    """Write a shard in a worker, which finds the folder where the driver began it."""
+    if not shard.folder.is_dir():
+        raise MergeError(
+            f"a worker cannot see {shard.folder}; it must lie on a file system that every node "
+            "shares"
+        )
+    plan = Plan(shard.file)
+    write_shard(
+        plan.jobs(vocabulary(plan)),
+        shard.folder,
+        shard.number,
+        shard_bytes=shard.shard_bytes,
+        stochastic=shard.stochastic,
+        bounds=shard.bounds,
+    )
 
 
 def plan_of(path: Path) -> Plan:

@@ -44,10 +44,22 @@ class Planned:
 
 
 class ShardWriter:
-    """The shards of one folder, open for writing anywhere in them."""
+    """The shards of one folder, open for writing anywhere in them; or one of them alone.
 
-    def __init__(self, folder: Path, tensors: Sequence[Planned], shard_bytes: int) -> None:
+    Several processes may write one folder, each its own shards and journal.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Sequence[Planned],
+        shard_bytes: int,
+        *,
+        only: int | None = None,
+    ) -> None:
+        """`only` is the number of the one shard to write, from 0."""
         self.folder = folder
+        self._journal = folder / (_JOURNAL if only is None else f"{only}-{_JOURNAL}")
         self.done: dict[str, Any] = {}
         """What was noted of each tensor that is on disk."""
 
@@ -58,12 +70,13 @@ class ShardWriter:
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
         self.weight_map: dict[str, str] = {}
-        groups = list(_grouped(tensors, shard_bytes))
-        for number, group in enumerate(groups, 1):
-            name = SINGLE if len(groups) == 1 else _shard_name(number, len(groups))
-            self._open(name, group)
-        self._read_journal()
-        if len(groups) > 1:
+        groups = grouped(tensors, shard_bytes)
+        for number, group in enumerate(groups):
+            if only in (None, number):
+                name = SINGLE if len(groups) == 1 else _shard_name(number + 1, len(groups))
+                self._open(name, group)
+        self.read_journals()
+        if len(groups) > 1 and only is None:
             total = sum(tensor.nbytes for tensor in tensors)
             index = {"metadata": {"total_size": total}, "weight_map": self.weight_map}
             runs.write_json(folder / INDEX, index)
@@ -101,7 +114,7 @@ class ShardWriter:
     def _sync(self, noted: dict[str, Any]) -> None:
         for file in self._files:
             file.sync()
-        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+        with self._journal.open("a", encoding="utf-8") as journal:
             for name, note in noted.items():
                 journal.write(json.dumps([name, note]) + "\n")
             journal.flush()
@@ -134,14 +147,13 @@ class ShardWriter:
             self._places[tensor.name] = (file, begin)
             begin += tensor.nbytes
 
-    def _read_journal(self) -> None:
-        journal = self.folder / _JOURNAL
-        if not journal.is_file():
-            return
-        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # the last line of a killed process may be torn
-                name, note = json.loads(line)
-                self.done[name] = note
+    def read_journals(self) -> None:
+        """Learn what is on disk: of a killed process, or of others that write this folder."""
+        for journal in self.folder.glob(f"*{_JOURNAL}"):
+            for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # the last line of a killed process may be torn
+                    name, note = json.loads(line)
+                    self.done[name] = note
 
 
 @contextmanager
@@ -161,7 +173,7 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
             try:
                 _begin(partial, identity)
                 yield partial
-                for path in (partial / _JOURNAL, partial / _IDENTITY):
+                for path in (*partial.glob(f"*{_JOURNAL}"), partial / _IDENTITY):
                     path.unlink(missing_ok=True)
                 runs.sync(partial)
                 if out.is_dir():
@@ -184,8 +196,12 @@ def _begin(partial: Path, identity: str) -> None:
     mark.write_text(identity, encoding="utf-8")
 
 
-def _grouped(tensors: Iterable[Planned], shard_bytes: int) -> Iterator[list[Planned]]:
+def grouped(tensors: Iterable[Planned], shard_bytes: int) -> list[list[Planned]]:
     """Shards of at most `shard_bytes`, of whole blocks and wide types first: all are aligned."""
+    return list(_groups(tensors, shard_bytes))
+
+
+def _groups(tensors: Iterable[Planned], shard_bytes: int) -> Iterator[list[Planned]]:
     group: list[Planned] = []
     size = 0
     for tensor in tensors:

@@ -6,6 +6,7 @@ Dimensions: N scored tokens of a pack.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ class Passes:
         of them where the loss cannot be formed from parts."""
         if parallel.world() == 1:
             return [[_Part(batch, batch) for batch in batches]]
-        units: list[tuple[int, Half, tuple[int, ...]]] = []
+        units: list[tuple[int, Any, tuple[int, ...]]] = []  # micro-batch, half, items
         for number, batch in enumerate(batches):
             for half, items in batch.items():
                 split = self.objective.divisible(half)
