@@ -16,12 +16,14 @@ from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
 from expunge.registry import lookup
+from expunge.unlearn.fit import readable_out_of_memory
+from expunge.unlearn.footprint import Demand, sizes
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.passes import HalfPass
 from expunge.unlearn.reference import Reference, cached_reference
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
-from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+from expunge.unlearn.trainer import Gradient, Optimizer, autocast, finish, train
 
 
 class Branch(Section):
@@ -88,6 +90,35 @@ def train_branch(
     A killed run goes on from its last checkpoint. `model` is left changed. A `deadline` (a time
     of `time.monotonic`) shortens the schedule to the steps that fit before it.
     """
+    weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
+    demand = branch_demand(config, halves, seed=seed, weights=weights)
+    with readable_out_of_memory(label, model, demand):
+        parameters, gradient, count = branch_gradient(model, halves, config, seed=seed)
+        start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        model.train()
+        train(
+            parameters,
+            gradient,
+            steps=count,
+            config=config.optimizer,
+            seed=seed,
+            folder=folder,
+            label=label,
+            deadline=deadline,
+        )
+    model.eval()
+    _check_moved(parameters, start, label)
+    if config.training == "lora":
+        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
+    else:
+        models.save_model(model, tokenizer, folder / "model")
+    finish(folder)
+
+
+def branch_gradient(
+    model: PreTrainedModel, halves: Halves, config: Branch, *, seed: int
+) -> tuple[dict[str, Parameter], Gradient, int]:
+    """The parameters to train, what leaves a step's gradient in them, and the number of steps."""
     objective = Objective(config.terms)
     model.requires_grad_(config.training == "full")
     references = {
@@ -103,7 +134,6 @@ def train_branch(
     }
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def gradient(number: int) -> dict[str, float]:
         with autocast(model.dtype, config.optimizer.compute, models.device()):
@@ -114,24 +144,33 @@ def train_branch(
                 config.step,
             )
 
-    model.train()
-    train(
-        parameters,
-        gradient,
-        steps=len(steps),
-        config=config.optimizer,
-        seed=seed,
-        folder=folder,
-        label=label,
-        deadline=deadline,
+    return parameters, gradient, len(steps)
+
+
+def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.Dtype) -> Demand:
+    """The memory that training a branch asks for, with the model held in the type `weights`."""
+    forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
+    objective, full = Objective(config.terms), config.training == "full"
+    passes = set()
+    for step in paired_steps(config.schedule, len(forget), len(retain), seed=seed):
+        passes.add(sizes([batch.forget for batch in step], forget))
+        if objective.on("retain"):
+            passes.add(sizes([batch.retain for batch in step], retain))
+    return Demand(
+        optimizer=config.optimizer,
+        weights="float32" if full else weights,
+        passes=tuple(sorted(passes)),
+        longest=max(*forget, *retain),
+        rank=None if full else config.lora.rank,
+        dropout=not full and config.lora.dropout > 0,
+        kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
+        kept=sum(
+            sum(len(s.tokens) for s in halves.of(half))
+            for half in ("forget", "retain")
+            if objective.needs_kl(half)
+        ),
+        buffers=1 + (config.step.rule == "normalized"),  # the weights at the start; a gradient
     )
-    model.eval()
-    _check_moved(parameters, start, label)
-    if config.training == "lora":
-        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
-    else:
-        models.save_model(model, tokenizer, folder / "model")
-    finish(folder)
 
 
 def _reference(

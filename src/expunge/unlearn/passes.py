@@ -54,16 +54,8 @@ class HalfPass:
         return record
 
     def _groups(self, batches: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        groups: list[list[tuple[int, ...]]] = []
-        room = 0
-        for batch in batches:
-            size = sum(len(self.sequences[index].tokens) for index in batch)
-            if not groups or size > room:
-                groups.append([])
-                room = self.max_tokens
-            groups[-1].append(batch)
-            room -= size
-        return groups
+        sizes = [sum(len(self.sequences[index].tokens) for index in batch) for batch in batches]
+        return [[batches[i] for i in group] for group in filled(sizes, self.max_tokens)]
 
     def _score(self, chosen: list[int]) -> tuple[Scores, Scores | None, Tensor]:
         scope = self.objective.scope(self.half)
@@ -105,6 +97,19 @@ class HalfPass:
         raise TrainingError(
             f"the {self.half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"
         )
+
+
+def filled(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of micro-batches of the given tokens, by the pack that each is forwarded in."""
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not groups or size > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(number)
+        room -= size
+    return groups
 
 
 def _in_answer(batch: Pack, sequences: Sequence[TokenSequence]) -> Tensor:

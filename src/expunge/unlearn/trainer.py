@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from expunge.models import Dtype
 from expunge.progress import progress
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+SHORTENED = "shortened.json"
+"""Written where a deadline cut the schedule: the steps that were done, and of how many."""
 
 RELEASE_EVERY = 8
 """Steps after which freed memory is handed back, for packs of unequal size fragment the heap."""
@@ -76,7 +80,8 @@ def train(
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
-    `time.monotonic`) the schedule is shortened to the steps that the time allows.
+    `time.monotonic`) the schedule is shortened to the steps that the time allows, and
+    `shortened.json` says so.
     """
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -85,11 +90,14 @@ def train(
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = _Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
+    planned = steps
     with progress(label, steps, "steps") as bar:
         bar(len(log))
         while len(log) < steps and not stop(log):
             number = len(log)
-            steps = clock.affordable(number, steps)
+            steps = clock.affordable(number, planned)
+            if steps < planned and not (folder / SHORTENED).exists():
+                _note_shortened(folder, steps, planned)
             if number >= steps:
                 break
             _set_rate(optimizer, config, number, steps)
@@ -116,6 +124,8 @@ def train(
                     _save(parameters, optimizer, log, folder)
     if not log:
         raise TrainingError(f"{label}: the time allows no step of training; give it more")
+    if (folder / SHORTENED).exists():
+        _note_shortened(folder, len(log), planned)
     return log
 
 
@@ -133,25 +143,33 @@ def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractConte
 
 
 class _Clock:
-    """How many steps a deadline allows, from the time that the steps so far took."""
+    """How many steps a deadline allows, from the time that the steps so far took.
+
+    The first steps are slow (memory is mapped in, products are set up), so the pace is judged
+    without the first and not before the third; until then only a step that cannot fit is left out.
+    """
 
     def __init__(self, deadline: float | None, first: int) -> None:
         self.deadline = deadline
         self.first = first
-        self.start = time.monotonic()
+        self.times: list[float] = []
 
     def affordable(self, number: int, steps: int) -> int:
         """The least of `steps` and those that fit; `number` steps are done."""
-        now = time.monotonic()
         if self.deadline is None:
             return steps
-        if now >= self.deadline:
+        now = time.monotonic()
+        self.times.append(now)
+        left, done = self.deadline - now, number - self.first
+        if left <= 0:
             return number
-        done = number - self.first
         if not done:
             return steps
-        seconds = (now - self.start) / done
-        return min(steps, number + int((self.deadline - now) / max(seconds, 1e-9)))
+        if done < 3:
+            fastest = min(b - a for a, b in pairwise(self.times))
+            return steps if fastest <= left else number
+        seconds = (now - self.times[1]) / (done - 1)
+        return min(steps, number + int(left / max(seconds, 1e-9)))
 
 
 class _Saver:
@@ -172,6 +190,10 @@ class _Saver:
         self.last = time.monotonic()
         if self.interval:
             self.interval = max(self.interval, 20 * (self.last - self.start))
+
+
+def _note_shortened(folder: Path, steps: int, planned: int) -> None:
+    runs.write_json(folder / SHORTENED, {"steps": steps, "of": planned})
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
@@ -214,7 +236,8 @@ def _resume(
     The log is written step by step, so it is ahead of the checkpoint and is cut to it.
     """
     if not (folder / CHECKPOINT).exists():
-        (folder / LOG).unlink(missing_ok=True)
+        for file in (LOG, SHORTENED):
+            (folder / file).unlink(missing_ok=True)
         return []
     with safe_open(folder / CHECKPOINT, "pt") as stored:
         step = int(stored.metadata()["step"])

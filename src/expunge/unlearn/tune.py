@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expunge import models
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
+from expunge.unlearn.fit import readable_out_of_memory
+from expunge.unlearn.footprint import Demand, sizes
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfPass
 from expunge.unlearn.reference import cached_reference
-from expunge.unlearn.trainer import Optimizer, autocast, finish, train
+from expunge.unlearn.trainer import Gradient, Optimizer, autocast, finish, train
 
 _REFERENCE = "neutral-reference.safetensors"
 
@@ -82,8 +84,48 @@ def tune(
     config: Tune,
     *,
     folder: Path,
+    deadline: float | None = None,
 ) -> None:
-    """Train every weight of `model` on `items` and write it to `folder/model`."""
+    """Train every weight of `model` on `items` and write it to `folder/model`.
+
+    A `deadline` (a time of `time.monotonic`) shortens the schedule to the steps that fit.
+    """
+    per_epoch = -(-len(items) // config.batch)
+
+    def stop(log: list[dict[str, float]]) -> bool:
+        if not log or len(log) % per_epoch:
+            return False
+        return sum(r["loss"] for r in log[-per_epoch:]) / per_epoch < config.stop_nll
+
+    with readable_out_of_memory("the target", model, tune_demand(config, items, neutral)):
+        gradient, count = tune_gradient(model, items, neutral, config, folder=folder)
+        model.train()
+        train(
+            dict(model.named_parameters()),
+            gradient,
+            steps=count,
+            config=config.optimizer,
+            seed=config.seed,
+            folder=folder,
+            label="tune",
+            stop=stop,
+            deadline=deadline,
+        )
+    model.eval()
+    models.save_model(model, tokenizer, folder / "model")
+    (folder / _REFERENCE).unlink(missing_ok=True)
+    finish(folder)
+
+
+def tune_gradient(
+    model: PreTrainedModel,
+    items: Sequence[TokenSequence],
+    neutral: Sequence[TokenSequence],
+    config: Tune,
+    *,
+    folder: Path,
+) -> tuple[Gradient, int]:
+    """What leaves the gradient of a step of tuning in `.grad`, and the number of steps."""
     model.requires_grad_(True)
     size = config.optimizer.max_tokens
     passes = [
@@ -91,37 +133,52 @@ def tune(
         _neutral_pass(model, neutral, config, folder),
     ]
     steps = tune_steps(config, len(items), len(neutral))
-    per_epoch = -(-len(items) // config.batch)
 
     def gradient(number: int) -> dict[str, float]:
         step = steps[number]
         with autocast(model.dtype, config.optimizer.compute, models.device()):
-            record = {"loss": passes[0].backward([step.items])["retain.nll"]}
+            record = {
+                "loss": passes[0].backward(micro_batches(step.items, items, size))["retain.nll"]
+            }
             if step.neutral:
-                neutral_loss = passes[1].backward([step.neutral])
+                neutral_loss = passes[1].backward(micro_batches(step.neutral, neutral, size))
                 record["neutral"] = neutral_loss[f"retain.{config.neutral_loss}"]
         return record
 
-    def stop(log: list[dict[str, float]]) -> bool:
-        if not log or len(log) % per_epoch:
-            return False
-        return sum(r["loss"] for r in log[-per_epoch:]) / per_epoch < config.stop_nll
+    return gradient, len(steps)
 
-    model.train()
-    train(
-        dict(model.named_parameters()),
-        gradient,
-        steps=len(steps),
-        config=config.optimizer,
-        seed=config.seed,
-        folder=folder,
-        label="tune",
-        stop=stop,
+
+def tune_demand(
+    config: Tune, items: Sequence[TokenSequence], neutral: Sequence[TokenSequence]
+) -> Demand:
+    """The memory that tuning asks for."""
+    kl = config.neutral_loss == "kl" and config.neutral_per_item > 0 and bool(neutral)
+    passes = set()
+    item_lengths, neutral_lengths = ([len(text.tokens) for text in s] for s in (items, neutral))
+    for step in tune_steps(config, len(items), len(neutral)):
+        for chosen, of in ((step.items, item_lengths), (step.neutral, neutral_lengths)):
+            passes.add(sizes([(index,) for index in chosen], of))
+    every = [*items, *neutral]
+    return Demand(
+        optimizer=config.optimizer,
+        weights="float32",
+        passes=tuple(sorted(passes)),
+        longest=max(len(text.tokens) for text in every),
+        kl=kl,
+        kept=sum(len(text.tokens) for text in neutral) if kl else 0,
     )
-    model.eval()
-    models.save_model(model, tokenizer, folder / "model")
-    (folder / _REFERENCE).unlink(missing_ok=True)
-    finish(folder)
+
+
+def micro_batches(
+    chosen: tuple[int, ...], sequences: Sequence[TokenSequence], max_tokens: int
+) -> list[tuple[int, ...]]:
+    """The items of a step as one micro-batch, or where they exceed `max_tokens` one by one.
+
+    The loss is a mean over items, so this changes memory and not the gradient.
+    """
+    if sum(len(sequences[index].tokens) for index in chosen) <= max_tokens:
+        return [chosen]
+    return [(index,) for index in chosen]
 
 
 def _objective(loss: str, weight: float, scope: str) -> Objective:
