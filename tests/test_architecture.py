@@ -20,15 +20,15 @@ ORDER = [
         "registry",
         "config",
         "progress",
-        "runs",
         "memory",
+        "runs",
         "products",
         "attention",
         "packs",
     ),
     *("models", "adapter_files", "lora", "scores"),
     *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
-    *("report", "methods", "recipe", "doctor", "pipeline", "semeval", "cli"),
+    *("report", "methods", "recipe", "doctor", "pipeline", "plan", "semeval", "cli"),
 ]
 MAX_LINES = 300
 SOURCES = sorted(PACKAGE.rglob("*.py"))

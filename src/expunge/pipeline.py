@@ -31,6 +31,7 @@ from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
 from expunge.unlearn.branch import Halves, train_branch
+from expunge.unlearn.trainer import SHORTENED
 from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
@@ -52,9 +53,9 @@ class Weights:
 class Pipeline:
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
-    def __init__(self, recipe: RecipeLike, out: Path | str) -> None:
+    def __init__(self, recipe: RecipeLike, out: Path | str, folder: runs.Run | None = None) -> None:
         self.recipe = load_recipe(recipe)
-        self.folder = runs.Run(out, owner=self.recipe.name)
+        self.folder = folder or runs.Run(out, owner=self.recipe.name)
 
     def run(self) -> dict[int, Path]:
         """Every stage for every seed; the folder of each seed's report."""
@@ -110,7 +111,8 @@ class Pipeline:
             sets = self.sets
             items = self._encode([*sets.forget, *sets.retain], tokenizer)
             neutral = self._encode(sets.neutral, tokenizer)
-            tune(model, tokenizer, items, neutral, config, folder=work)
+            ends = self.folder.deadline("target")
+            tune(model, tokenizer, items, neutral, config, folder=work, deadline=ends)
 
         done = self.folder.stage("target", config, self._training_inputs, build)
         return Weights(done / "model")
@@ -138,6 +140,7 @@ class Pipeline:
                 folder=work,
                 base=str(self.target.base),
                 label=f"{name} (seed {seed})",
+                deadline=self.folder.deadline(name, seed),
             )
 
         inputs = {"target": self._target_key, "seed": str(seed)}
@@ -255,6 +258,9 @@ class Pipeline:
         """Stands for the target's weights, the data and how they are read."""
         section = self.recipe.tune or Section()
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype}
+        made = self.target.base.parent
+        if self.recipe.tune and (made / SHORTENED).exists():
+            inputs["shortened"] = made.name
         return runs.stage_key("target", section, inputs)
 
     def _weights_key(self, folder: Path) -> str:

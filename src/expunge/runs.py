@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import time
@@ -28,6 +27,7 @@ from safetensors import SafetensorError
 import expunge
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.memory import forget_peak, peak_bytes
 
 PROVENANCE = "stage.json"
 
@@ -76,6 +76,7 @@ class Run:
             for leftover in partial.glob(".*.tmp"):  # of a killed process
                 _remove(leftover)
             start = time.monotonic()
+            forget_peak()
             build(partial)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
@@ -84,6 +85,10 @@ class Run:
             sync(done.parent)
             lock.unlink()
         return done
+
+    def deadline(self, name: str, seed: int | None = None) -> float | None:
+        """When the training of a stage must end, on `time.monotonic`; None where time is free."""
+        return None
 
     def provenance(self) -> list[dict[str, Any]]:
         """What every finished stage of this folder says of itself, in the order they ended."""
@@ -101,7 +106,7 @@ def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """What ran: versions, commit, hardware, peak memory of this process so far."""
+    """What ran: versions, commit, hardware, peak memory since the last stage began."""
     return {
         "expunge": expunge.__version__,
         "commit": git_commit(),
@@ -112,7 +117,7 @@ def provenance() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_bytes(),
         "finished": now(),
     }
 

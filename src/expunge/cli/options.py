@@ -11,6 +11,7 @@ from expunge.errors import RecipeError
 
 if TYPE_CHECKING:
     from expunge.pipeline import Pipeline
+    from expunge.recipe import Recipe
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML; see recipes/.")]
 OutDir = Annotated[Path, typer.Option("--out", help="The run folder.")]
@@ -25,10 +26,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to r
 def pipeline_of(recipe: Path, out: Path, model: str | None, seed: int | None) -> Pipeline:
     """The stages of a recipe, with what the command line changes of it."""
     from expunge.pipeline import Pipeline
+
+    return Pipeline(recipe_of(recipe, model, seed), out)
+
+
+def recipe_of(recipe: Path, model: str | None, seed: int | None) -> Recipe:
+    """A recipe, with what the command line changes of it."""
     from expunge.recipe import load_recipe, with_model
 
     read = load_recipe(recipe, **({} if seed is None else {"seeds": (seed,)}))
-    return Pipeline(with_model(read, model) if model else read, out)
+    return with_model(read, model) if model else read
 
 
 def given(path: Path | None, name: str) -> Path:

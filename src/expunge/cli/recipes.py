@@ -5,6 +5,8 @@ Each imports what it needs when it is called: torch and transformers take second
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,10 +19,16 @@ from expunge.cli.options import (
     Seed,
     pipeline_of,
     print_reports,
+    recipe_of,
 )
 from expunge.report.commands import print_facts
 
 running = typer.Typer()
+
+
+Budget = Annotated[
+    str | None, typer.Option(help="End within this time: 90s, 30m, 1h, 1h30m or seconds.")
+]
 
 
 @running.command()
@@ -29,11 +37,58 @@ def run(
     out: OutDir,
     model: ModelPath = None,
     seed: Seed = None,
+    budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Run every stage of RECIPE; what is finished in the run folder is not done again."""
-    folders = pipeline_of(recipe, out, model, seed).run()
+    start = time.monotonic()
+    if budget is None and not (out / "plan.json").exists():
+        folders = pipeline_of(recipe, out, model, seed).run()
+        return print_reports(list(folders.values()), as_json)
+    from expunge.plan.budget import parse_budget
+    from expunge.plan.outcome import run_as_planned
+
+    seconds = None if budget is None else parse_budget(budget)
+    folders, errors = run_as_planned(recipe_of(recipe, model, seed), out, seconds, start)
     print_reports(list(folders.values()), as_json)
+    if errors and not as_json:
+        from expunge.report.terminal import print_rows
+
+        print_rows(errors, as_json=False)
+    return None
+
+
+@running.command()
+def plan(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A run folder: finished stages count nothing.")
+    ] = None,
+    model: ModelPath = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the recipe with the picked settings here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Foretell time and memory of each stage of RECIPE here, and pick settings that fit.
+
+    A few steps are timed, in a temporary folder. With --out the plan is kept there, and the next
+    run says how wrong it was.
+    """
+    from expunge.plan.budget import parse_budget
+    from expunge.plan.predict import plan, write_plan
+    from expunge.plan.settings import write_recipe
+    from expunge.plan.shown import print_plan
+
+    read = recipe_of(recipe, model, seed)
+    made = plan(read, out, budget=None if budget is None else parse_budget(budget))
+    if out is not None:
+        write_plan(made, out)
+    if write is not None:
+        write_recipe(read, made.settings, write)
+    print_plan(made, as_json)
 
 
 @running.command()

@@ -19,7 +19,7 @@ from expunge.unlearn.trainer import Optimizer
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-PROCESS = 600_000_000
+PROCESS = 700_000_000
 """Bytes of the program itself, with torch and transformers loaded."""
 
 
