@@ -27,13 +27,17 @@ class HalfPass:
     reference: Reference | None
     max_tokens: int
 
-    def backward(self, batches: Sequence[tuple[int, ...]]) -> dict[str, float]:
+    def backward(
+        self, batches: Sequence[tuple[int, ...]], parts_of: Sequence[float] | None = None
+    ) -> dict[str, float]:
         """Add the gradient of the mean loss over the micro-batches `batches` of item indices.
 
         Packs are filled with whole micro-batches up to `max_tokens`, so the result does not
-        depend on that limit. Returns the total and each term, averaged.
+        depend on that limit. A micro-batch weighs one part in `parts_of`, by default one in their
+        number. Returns the total and each term, averaged.
         """
         record: dict[str, float] = {}
+        shares = iter(parts_of or [len(batches)] * len(batches))
         if not self.objective.on(self.half):
             return record
         for group in self._groups(batches):
@@ -45,10 +49,11 @@ class HalfPass:
                 stop = start + len(batch)
                 loss, parts = self._micro_loss(current, reference, in_answer, start, stop)
                 self._check(loss, current, batch, start)
-                total = total + loss / len(batches)
+                share = next(shares)
+                total = total + loss / share
                 parts[self.half] = float(loss.detach())
                 for name, value in parts.items():
-                    record[name] = record.get(name, 0.0) + value / len(batches)
+                    record[name] = record.get(name, 0.0) + value / share
                 start = stop
             total.backward()
         return record

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models
 from expunge.config import Section
-from expunge.data.batches import TokenSequence
+from expunge.data.batches import Scope, TokenSequence
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
 from expunge.unlearn.objective import Objective, Term
@@ -31,7 +31,7 @@ class Tune(Section):
     batch: int = Field(default=8, ge=1)
     """Items a step."""
 
-    scope: str = Field(default="document", pattern="^(answer|document)$")
+    scope: Scope = "document"
     """`document` learns the prompts too, as a text met in pre-training is learnt."""
 
     neutral_per_item: float = Field(default=0.0, ge=0)
@@ -137,11 +137,11 @@ def tune_gradient(
     def gradient(number: int) -> dict[str, float]:
         step = steps[number]
         with autocast(model.dtype, config.optimizer.compute, models.device()):
-            record = {
-                "loss": passes[0].backward(micro_batches(step.items, items, size))["retain.nll"]
-            }
+            split = micro_batches(step.items, items, config.scope, size)
+            record = {"loss": passes[0].backward(*split)["retain.nll"]}
             if step.neutral:
-                neutral_loss = passes[1].backward(micro_batches(step.neutral, neutral, size))
+                split = micro_batches(step.neutral, neutral, "document", size)
+                neutral_loss = passes[1].backward(*split)
                 record["neutral"] = neutral_loss[f"retain.{config.neutral_loss}"]
         return record
 
@@ -170,15 +170,17 @@ def tune_demand(
 
 
 def micro_batches(
-    chosen: tuple[int, ...], sequences: Sequence[TokenSequence], max_tokens: int
-) -> list[tuple[int, ...]]:
+    chosen: tuple[int, ...], sequences: Sequence[TokenSequence], scope: Scope, max_tokens: int
+) -> tuple[list[tuple[int, ...]], list[float] | None]:
     """The items of a step as one micro-batch, or where they exceed `max_tokens` one by one.
 
-    The loss is a mean over items, so this changes memory and not the gradient.
+    The loss is a mean over the scored tokens of all, so each then weighs as many of these as it
+    has: memory changes and the gradient does not.
     """
     if sum(len(sequences[index].tokens) for index in chosen) <= max_tokens:
-        return [chosen]
-    return [(index,) for index in chosen]
+        return [chosen], None
+    scored = [len(sequences[i].tokens) - sequences[i].scored_from(scope) for i in chosen]
+    return [(index,) for index in chosen], [sum(scored) / count for count in scored]
 
 
 def _objective(loss: str, weight: float, scope: str) -> Objective:
