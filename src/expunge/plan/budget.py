@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from expunge.errors import RecipeError
@@ -14,18 +15,13 @@ from expunge.recipe import Recipe
 SAFETY = 1.15
 """What is kept for loading, merging, scoring and writing, as a multiple of its prediction."""
 
-_UNITS = {"h": 3600, "m": 60, "s": 1}
-
 
 def parse_budget(text: str) -> float:
     """Seconds of `90s`, `30m`, `1h`, `1h30m` or a plain number of seconds."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower())
-    if found and any(found.groups()):
-        return float(
-            sum(int(n or 0) * _UNITS[u] for n, u in zip(found.groups(), "hms", strict=True))
-        )
+    parts = found.groups() if found else ()
     try:
-        seconds = float(text)
+        seconds = float(text) if not any(parts) else _seconds(parts)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
@@ -33,6 +29,10 @@ def parse_budget(text: str) -> float:
             f"--budget {text!r} is no time; write 90s, 30m, 1h, 1h30m or a number of seconds"
         )
     return seconds
+
+
+def _seconds(parts: Sequence[str | None]) -> float:
+    return float(sum(int(n or 0) * unit for n, unit in zip(parts, (3600, 60, 1), strict=True)))
 
 
 class Budget:

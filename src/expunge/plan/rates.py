@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -205,19 +205,26 @@ def _branch(
 def _first(
     config: Branch, data: Encoded, seed: int
 ) -> tuple[list[TokenSequence], list[TokenSequence]]:
-    """The items of the first steps, so that one epoch over them is those steps' work."""
+    """The items of the first steps, so that one epoch over them is those steps' work.
+
+    An item that comes twice is two items: references are kept by id.
+    """
     steps = paired_steps(config.schedule, len(data.forget), len(data.retain), seed=seed)
     batches = [batch for step in steps[: STEPS + 1] for batch in step]
     forget = [data.forget[i] for batch in batches for i in batch.forget]
     retain = [data.retain[i] for batch in batches for i in batch.retain]
-    return forget, retain
+    return _numbered(forget), _numbered(retain)
+
+
+def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:
+    return [replace(text, id=str(number)) for number, text in enumerate(texts)]
 
 
 def _tune(rates: Rates, config: Tune, base: Path, data: Encoded, work: Path) -> None:
     model = _load(rates, base, "float32")
     every = [*data.forget, *data.retain]
     steps = tune_steps(config, len(every), len(data.neutral))[: STEPS + 1]
-    items = [every[i] for step in steps for i in step.items]
+    items = _numbered([every[i] for step in steps for i in step.items])
     neutral = [data.neutral[i] for i in sorted({i for step in steps for i in step.neutral})]
     short = config.model_copy(update={"epochs": 1})
     folder = work / "target"
