@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 import expunge
 from expunge.config import Section
 from expunge.errors import RunError
-from expunge.memory import forget_peak, peak_bytes
+from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 
 PROVENANCE = "stage.json"
 
@@ -76,6 +76,7 @@ class Run:
             for leftover in partial.glob(".*.tmp"):  # of a killed process
                 _remove(leftover)
             start = time.monotonic()
+            release_freed_memory()  # what the stage before left would count as this one's
             forget_peak()
             build(partial)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance()}

@@ -65,7 +65,7 @@ def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_
     out, start = tmp_path / "run", time.monotonic()
     long = with_epochs(recipe, 5000)
     _, rows = run_as_planned(long, out, 15.0, start)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 20  # all but the end of a run is counted; others may be busy
     (cut,) = (out / "stages").glob("strong-*")
     did = json.loads((cut / trainer.SHORTENED).read_text())
     assert 0 < did["steps"] < did["of"]

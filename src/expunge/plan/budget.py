@@ -12,7 +12,7 @@ from expunge.plan.predict import Plan, Prediction, plan, write_plan
 from expunge.progress import say
 from expunge.recipe import Recipe
 
-SAFETY = 1.15
+SAFETY = 1.25
 """What is kept for loading, merging, scoring and writing, as a multiple of its prediction."""
 
 

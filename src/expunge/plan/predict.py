@@ -22,8 +22,8 @@ from expunge.unlearn.tune import tune_demand
 
 FILE = "plan.json"
 
-OVERHEAD = 0.5
-"""Seconds of a stage that nothing below accounts for."""
+OVERHEAD = 0.7
+"""Seconds of a stage that nothing below accounts for: provenance, bootstrap draws, the report."""
 
 
 @dataclass(frozen=True)

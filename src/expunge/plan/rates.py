@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch.nn import Parameter
@@ -149,8 +151,9 @@ def _step(
         generate(model, tokenizer, prompts, max_new_tokens=count, max_batch=len(prompts))
         return time.monotonic() - start
 
-    short = seconds(1)
-    return max(0.0, seconds(NEW_TOKENS + 1) - short) / NEW_TOKENS
+    short = min(seconds(1) for _ in range(2))
+    long = min(seconds(NEW_TOKENS + 1) for _ in range(2))
+    return max(0.0, long - short) / NEW_TOKENS
 
 
 def _merging(
@@ -267,10 +270,10 @@ def _time(
     quiet = config.model_copy(update={"checkpoint_seconds": 1e9})
     count = min(len(tokens), STEPS + 1)
     options = {"steps": count, "config": quiet, "seed": 0, "folder": folder, "label": name}
-    log = train(parameters, noted, stop=enough, **options)
+    train(parameters, noted, stop=enough, **options)
     begins.append(time.monotonic())
-    first = 1 if len(log) > 1 else 0
-    rates.token[name] = (begins[len(log)] - begins[first]) / sum(tokens[first : len(log)])
+    taken = [(end - begin) / n for (begin, end), n in zip(pairwise(begins), tokens, strict=False)]
+    rates.token[name] = median(taken[1:] or taken)
     measured = _peak()
     start = time.monotonic()
     release_freed_memory()

@@ -74,13 +74,18 @@ def machine() -> dict[str, Any]:
     return {
         "cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
+        "others": _others(),
         "memory_bytes": psutil.virtual_memory().total,
         "room_bytes": room_bytes(),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "compute": product_type(),
     }
+
+
+def _others() -> float:
+    """Cores in use over a moment in which this process sleeps."""
+    return round(psutil.cpu_percent(interval=0.3) / 100 * (psutil.cpu_count() or 1), 2)
 
 
 def with_settings(recipe: Recipe, settings: list[Settings]) -> Recipe:

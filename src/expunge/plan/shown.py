@@ -27,17 +27,21 @@ def print_plan(made: Plan, as_json: bool) -> None:
     most = max((one.memory_bytes for one in made.stages), default=0)
     rows.append({**total, "GB": f"{most / 1e9:.1f}", "from": ""})
     print_rows(rows, as_json=False)
-    for line in (_machine(made), *(one.sentence for one in made.settings), *_budget(made)):
+    for line in (*_machine(made), *(one.sentence for one in made.settings), *_budget(made)):
         out.print(line, markup=False)
 
 
-def _machine(made: Plan) -> str:
+def _machine(made: Plan) -> list[str]:
     has = made.machine
     device = has["accelerator"] or f"{has['cpus']} cores"
-    return (
+    said = (
         f"this machine: {device}, {has['room_bytes'] / 1e9:.1f} GB of memory free, "
-        f"{has['disk_free_bytes'] / 1e9:.0f} GB of disk, load {has['load']}"
+        f"{has['disk_free_bytes'] / 1e9:.0f} GB of disk"
     )
+    if has["others"] < 0.5:
+        return [said]
+    busy = f"others use {has['others']:.1f} of its cores: the times hold while they do"
+    return [said, busy]
 
 
 def _budget(made: Plan) -> list[str]:
