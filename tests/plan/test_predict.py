@@ -11,6 +11,7 @@ from expunge.pipeline import Pipeline
 from expunge.plan.outcome import run_as_planned
 from expunge.plan.predict import plan, write_plan
 from expunge.plan.settings import Settings, with_settings, write_recipe
+from expunge.plan.shown import print_plan
 from expunge.plan.work import encoded, tuning, unlearning
 from expunge.recipe import load_recipe
 from expunge.unlearn.passes import HalfPass
@@ -49,7 +50,7 @@ def test_steps_and_tokens_are_those_that_training_forwards(recipe, tmp_path, mon
     assert work[1].reference_tokens == sum(len(s.tokens) for s in (*data.forget, *data.retain))
 
 
-def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path):
+def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path, capsys):
     made = plan(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert [stage.label for stage in made.stages] == LABELS
@@ -57,6 +58,11 @@ def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path):
     assert all(stage.least < stage.seconds for stage in made.stages if stage.steps)
     assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
     assert json.loads(json.dumps(made.as_json()))["least_seconds"] < made.seconds
+    for budget, verdict in ((3600, "enough for every step"), (0.1, "too little: the least is")):
+        print_plan(replace(made, budget=budget), as_json=False)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"a budget of {budget:.0f} s is {verdict}" in shown
+        assert f"total – {made.seconds:.1f}" in shown
 
 
 def test_a_planned_run_says_how_wrong_the_plan_was(recipe, tmp_path):
