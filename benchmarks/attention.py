@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge import attention
-from expunge.runs import git_commit
+from expunge.provenance import git_commit
 
 CASES = ((15,) * 10, (60,) * 5, (120,) * 4, (250,) * 4, (500,) * 2)
 ROUNDS = 15

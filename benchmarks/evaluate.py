@@ -256,7 +256,7 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 def _write(case: dict[str, Any], options: Any) -> None:
     """Keep one case beside what was measured of the others, and print all."""
-    from expunge.runs import git_commit
+    from expunge.provenance import git_commit
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/evaluate.py --items (of each case) --model {options.model}"

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from expunge import models
 from expunge.data.batches import TokenSequence, pack
 from expunge.lora import Lora, adapters_of, add_adapter
-from expunge.runs import git_commit
+from expunge.provenance import git_commit
 from expunge.scores import score
 
 LENGTHS = (250, 180, 60, 60, 40, 30, 30, 25, 20, 15)

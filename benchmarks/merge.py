@@ -344,7 +344,7 @@ def _loras(folder: Path, layers: int = 12, dtype: str = "bfloat16") -> list[str]
 
 
 def _write(cases: list[dict[str, Any]], options: Any) -> None:
-    from expunge.runs import git_commit
+    from expunge.provenance import git_commit
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/merge.py --layers {options.layers} --rounds {options.rounds}"

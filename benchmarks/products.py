@@ -16,7 +16,7 @@ from evaluate_peers import plain_model
 
 from expunge import models
 from expunge.products import product
-from expunge.runs import git_commit
+from expunge.provenance import git_commit
 
 RESULTS = Path(__file__).parent / "results" / "products.json"
 SHAPES = ((576, 1536), (1536, 576), (576, 49152))  # (in, out)

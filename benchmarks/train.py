@@ -37,8 +37,8 @@ from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
 from expunge.data.sets import read_sets
 from expunge.lora import Lora
+from expunge.provenance import git_commit
 from expunge.recipe import load_recipe
-from expunge.runs import git_commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "train.json"

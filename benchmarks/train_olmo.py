@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from train import write_case
 
-from expunge import models, runs
+from expunge import models, provenance
 from expunge.data.batches import encode
 from expunge.pipeline import Pipeline
 from expunge.recipe import load_recipe
+from expunge.runner import run_pipelines
 
 ROOT = Path(__file__).parents[1]
 GOAL_SECONDS = 900
@@ -53,7 +54,7 @@ def main() -> None:
     recipe = _recipe(folder, options)
     begin = time.perf_counter()
     pipeline = Pipeline(recipe, options.work / "run")
-    pipeline.run()
+    run_pipelines([pipeline])
     seconds = time.perf_counter() - begin
     case = _case(pipeline, folder, seconds, options)
     sys.stdout.write(json.dumps(case, indent=1) + "\n")
@@ -134,7 +135,7 @@ def _case(pipeline: Pipeline, folder: Path, seconds: float, options: Any) -> dic
         "device": device,
         "seed": pipeline.recipe.seeds[0],
         "equal": "no peer in the run: the loss curve's equality is shown by the cases npo and full",
-        "commit": runs.git_commit(),
+        "commit": provenance.git_commit(),
     }
 
 

@@ -94,6 +94,25 @@ def test_each_stage_has_its_command(recipe, tmp_path):
     assert "task aggregate" in expunge("report", out).stdout
 
 
+def test_a_plan_is_kept_and_the_run_says_how_wrong_it_was(recipe, tmp_path):
+    path, out, picked = recipe(), tmp_path / "out", tmp_path / "picked.yaml"
+    words = ("plan", path, "--out", out, "--budget", "1h", "--write", picked)
+    made = json.loads(expunge(*words, "--json").stdout)
+    assert [s["stage"] for s in made["stages"]] == ["evaluate-target", "strong", "evaluate-strong"]
+    assert json.loads((out / "plan.json").read_text()) == made
+    assert yaml.safe_load(picked.read_text())["branches"].keys() == {"strong"}
+    done = expunge("run", path, "--out", out, "--budget", "10m")
+    assert done.returncode == 0, done.stderr
+    assert "s of a budget of 600 s: in time" in done.stderr
+    assert "steps" in done.stdout
+    assert [r["stage"] for r in json.loads((out / "plan.json").read_text())["outcome"]]
+
+
+def test_a_budget_that_is_no_time_is_one_line(recipe, tmp_path):
+    line = refused(expunge("run", recipe(), "--out", tmp_path / "o", "--budget", "soon"))
+    assert line.endswith("write 90s, 30m, 1h, 1h30m or a number of seconds")
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     line = refused(expunge("run", tmp_path / "no.yaml", "--out", tmp_path / "o"))
     assert "there is no recipe at" in line

@@ -1,7 +1,6 @@
 """What this machine has, and what of a recipe fits on it."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ import torch
 from expunge import __version__, models
 from expunge.errors import ModelError
 from expunge.recipe import Recipe
+from expunge.unlearn.footprint import count_parameters
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numba", "datasets")
 
@@ -45,7 +45,7 @@ def _fits(recipe: Recipe, available: int) -> dict[str, Any]:
         folder = models.resolve(recipe.model.path, recipe.model.revision)
     except ModelError as error:
         return {"model": str(error)}
-    weights = _parameters(folder)
+    weights = count_parameters(folder)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}[recipe.model.dtype]
     full = recipe.tune is not None or any(
         branch.training == "full" for branch in recipe.branches.values()
@@ -57,21 +57,6 @@ def _fits(recipe: Recipe, available: int) -> dict[str, Any]:
         "needs_gb": round(need / 1e9 + 1, 1),
         "fits": need + 1e9 < available,
     }
-
-
-def _parameters(folder: Path) -> int:
-    """Parameters of a safetensors folder, from its headers alone."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
-    return total
 
 
 def _version(package: str) -> str | None:

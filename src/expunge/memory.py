@@ -1,8 +1,11 @@
 """Memory of this process: freed blocks are kept for the next step rather than handed back."""
 
+import contextlib
 import ctypes
 import gc
 import platform
+import resource
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +34,17 @@ def release_freed_memory() -> None:
     gc.collect()
     if _LIBRARY is not None:
         _LIBRARY.malloc_trim(0)
+
+
+def forget_peak() -> None:
+    """Begin to count peak memory anew; where the system cannot, it stays that of the process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held since `forget_peak`."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def map_in(raw: np.ndarray) -> None:

@@ -13,17 +13,12 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge import models, parallel, runs
+from expunge import models, parallel, provenance, runs
 from expunge.config import Section, parse_section
-from expunge.data.batches import TokenSequence, encode_all
-from expunge.data.examples import Example
-from expunge.data.sets import Data, Sets, read_sets, written_sets
-from expunge.data.sources import locate
-from expunge.data.synthetic import synthesize
-from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader, reader_of
-from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.evaluate.suite import evaluate
+from expunge.inputs import Inputs
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, load_recipe
@@ -31,6 +26,7 @@ from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
 from expunge.unlearn.branch import Halves, train_branch
+from expunge.unlearn.checkpoints import SHORTENED
 from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
@@ -49,13 +45,14 @@ class Weights:
         return self.adapter or self.base
 
 
-class Pipeline:
+class Pipeline(Inputs):
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
     def __init__(
         self,
         recipe: RecipeLike,
         out: Path | str,
+        folder: runs.Run | None = None,
         *,
         store: Path | None = None,
         wait: bool = False,
@@ -63,43 +60,9 @@ class Pipeline:
     ) -> None:
         """Work in `out`; `store` and `wait` as in `runs.Run`, the hash where it is known."""
         self.recipe = load_recipe(recipe)
-        self.folder = runs.Run(out, owner=self.recipe.name, store=store, wait=wait)
+        self.folder = folder or runs.Run(out, owner=self.recipe.name, store=store, wait=wait)
         if original_hash is not None:
             self.original_hash = original_hash
-
-    # --- data -------------------------------------------------------------------------------
-
-    @cached_property
-    def sets(self) -> Sets:
-        """The examples and documents, read and checked."""
-        return read_sets(self._data)
-
-    @cached_property
-    def _data(self) -> Data:
-        """The data section, with synthetic sets written and named as sources."""
-        config = self.recipe.data.synthetic
-        if config is None:
-            return self.recipe.data
-        folder = self.folder.stage("data", config, {}, lambda work: synthesize(config, work))
-        return written_sets(folder)
-
-    @cached_property
-    def _data_hashes(self) -> dict[str, str]:
-        return self._data.hashes()
-
-    @cached_property
-    def _evaluated(self) -> EvaluationData:
-        sets = self.sets
-        return EvaluationData(
-            sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
-        )
-
-    @cached_property
-    def _mmlu(self) -> list[Question]:
-        config = self.recipe.evaluate.mmlu
-        if config is None:
-            return []
-        return read_mmlu(config.path if config.path == HUB else locate(config.path))
 
     # --- models -----------------------------------------------------------------------------
 
@@ -125,7 +88,8 @@ class Pipeline:
             sets = self.sets
             items = self._encode([*sets.forget, *sets.retain], tokenizer)
             neutral = self._encode(sets.neutral, tokenizer)
-            tune(model, tokenizer, items, neutral, config, folder=work)
+            ends = self.folder.deadline("target")
+            tune(model, tokenizer, items, neutral, config, folder=work, deadline=ends)
 
         done = self.folder.stage("target", config, self._training_inputs, build, together=True)
         return Weights(done / "model")
@@ -160,6 +124,7 @@ class Pipeline:
                 base=str(self.target.base),
                 label=f"{name} (seed {seed})",
                 measure=measure,
+                deadline=self.folder.deadline(name, seed),
             )
 
         inputs = {"target": self._target_key, "seed": str(seed)}
@@ -255,8 +220,8 @@ class Pipeline:
             {
                 "recipe": self.recipe.name,
                 "seed": seed,
-                "commit": runs.git_commit(),
-                "created": runs.now(),
+                "commit": provenance.git_commit(),
+                "created": provenance.now(),
                 "models": entries,
                 "stages": self.folder.provenance(),
             },
@@ -280,6 +245,9 @@ class Pipeline:
         """Stands for the target's weights, the data and how they are read."""
         section = self.recipe.tune or Section()
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype}
+        made = self.target.base.parent
+        if self.recipe.tune and (made / SHORTENED).exists():
+            inputs["shortened"] = made.name
         return runs.stage_key("target", section, inputs)
 
     def _weights_key(self, folder: Path) -> str:
@@ -296,13 +264,3 @@ class Pipeline:
         dtype = "float32" if full else self.recipe.model.dtype
         model = models.load_model(weights.base, dtype=dtype, shard=True)
         return model, models.load_tokenizer(weights.base, model)
-
-    @property
-    def _reading(self) -> dict[str, Any]:
-        """How items are cut and joined."""
-        return self.recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
-
-    def _encode(
-        self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
-    ) -> list[TokenSequence]:
-        return encode_all(examples, tokenizer, **self._reading)

@@ -9,27 +9,23 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import resource
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 import expunge
-from expunge import parallel
+from expunge import parallel, provenance
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.memory import forget_peak, release_freed_memory
 
 PROVENANCE = "stage.json"
 
@@ -95,8 +91,10 @@ class Run:
                     _remove(leftover)
             parallel.barrier()
             start = time.monotonic()
+            release_freed_memory()  # what the stage before left would count as this one's
+            forget_peak()
             _build(build, partial, together)
-            made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance()}
+            made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance.provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
             write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
             if parallel.is_main():
@@ -105,6 +103,10 @@ class Run:
                 lock.unlink()
             parallel.barrier()
         return done
+
+    def deadline(self, name: str, seed: int | None = None) -> float | None:
+        """When the training of a stage must end, on `time.monotonic`; None where time is free."""
+        return None
 
     def provenance(self) -> list[dict[str, Any]]:
         """What every stage that was asked for says of itself, in the order they ended."""
@@ -129,48 +131,6 @@ def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
         sort_keys=True,
     )
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def provenance() -> dict[str, Any]:
-    """What ran: versions, commit, hardware, peak memory of this process so far."""
-    return {
-        "expunge": expunge.__version__,
-        "commit": git_commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": importlib.metadata.version("transformers"),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "ranks": parallel.world(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "finished": now(),
-    }
-
-
-def now() -> str:
-    """The time, UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where it is modified."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=10", "HEAD")
-    if not commit:
-        return None
-    return commit + ("+" if git("status", "--porcelain", "--", str(here)) else "")
 
 
 def hash_file(path: Path) -> str:

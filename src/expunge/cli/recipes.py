@@ -5,6 +5,7 @@ Each imports what it needs when it is called: torch and transformers take second
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,15 @@ from expunge.cli.options import (
     recipe_of,
     workers_of,
 )
+from expunge.errors import RecipeError
 from expunge.report.commands import print_facts
 
 running = typer.Typer()
+
+
+Budget = Annotated[
+    str | None, typer.Option(help="End within this time: 90s, 30m, 1h, 1h30m or seconds.")
+]
 
 
 @running.command()
@@ -40,18 +47,69 @@ def run(
     ] = None,
     ray: Ray = None,
     cpus_per_cell: Cpus = None,
+    budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Run every stage of RECIPES; what is finished in the run folder is not done again."""
     from expunge.progress import say
     from expunge.runner import parse_sweep, run_recipes, swept
 
+    start = time.monotonic()
     workers = workers_of(ray, cpus_per_cell)
     read = [recipe_of(path, model, seed) for path in recipes]
     if sweep:
         read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep), say=say)]
-    made = run_recipes(read, out, workers=workers)
-    print_reports([folder for seeds in made.values() for folder in seeds.values()], as_json)
+    planned = len(read) == 1 and workers is None and (out / "plan.json").exists()
+    if budget is None and not planned:
+        made = run_recipes(read, out, workers=workers)
+        folders = [folder for seeds in made.values() for folder in seeds.values()]
+        return print_reports(folders, as_json)
+    if len(read) > 1 or workers is not None:
+        raise RecipeError("--budget is for one recipe, run here: leave out --sweep and --ray")
+    from expunge.plan.budget import parse_budget
+    from expunge.plan.outcome import run_as_planned
+
+    seconds = None if budget is None else parse_budget(budget)
+    folders, errors = run_as_planned(read[0], out, seconds, start)
+    print_reports(list(folders.values()), as_json)
+    if errors and not as_json:
+        from expunge.report.terminal import print_rows
+
+        print_rows(errors, as_json=False)
+    return None
+
+
+@running.command()
+def plan(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A run folder: finished stages count nothing.")
+    ] = None,
+    model: ModelPath = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the recipe with the picked settings here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Foretell time and memory of each stage of RECIPE here, and pick settings that fit.
+
+    A few steps are timed, in a temporary folder. With --out the plan is kept there, and the next
+    run says how wrong it was.
+    """
+    from expunge.plan.budget import parse_budget
+    from expunge.plan.predict import plan, write_plan
+    from expunge.plan.settings import write_recipe
+    from expunge.plan.shown import print_plan
+
+    read = recipe_of(recipe, model, seed)
+    made = plan(read, out, budget=None if budget is None else parse_budget(budget))
+    if out is not None:
+        write_plan(made, out)
+    if write is not None:
+        write_recipe(read, made.settings, write)
+    print_plan(made, as_json)
 
 
 @running.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import expunge
-from expunge import models, parallel, runs
+from expunge import models, parallel, provenance, runs
 from expunge.config import Section
 from expunge.errors import EvaluationError
 from expunge.evaluate.numbers import Measured
@@ -53,7 +53,7 @@ def evaluate_model(
         "adapter": str(adapter) if adapter else None,
         "weights": reader.key,
         "version": expunge.__version__,
-        "created": runs.now(),
+        "created": provenance.now(),
         "backend": backend,
         "read": round(parallel.total({"read": reader.forwards})["read"]),
         "suites": {

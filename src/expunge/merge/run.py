@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from expunge import parallel, runs
+from expunge import parallel, provenance, runs
 from expunge.cells import Cell, Workers
 from expunge.errors import MergeError
 from expunge.merge.adapters import merge_adapters
@@ -153,5 +153,5 @@ def _merge_to_adapter(plan: Plan, out: Path) -> dict[str, Any]:
 
 def _leave_trace(out: Path, file: MergeFile, report: dict[str, Any]) -> None:
     fields = file.model_dump(mode="json", exclude_defaults=True)
-    runs.write_json(out / "merge.json", {**report, "provenance": runs.provenance()})
+    runs.write_json(out / "merge.json", {**report, "provenance": provenance.provenance()})
     runs.write_text(out / "merge.yaml", yaml.safe_dump(fields, sort_keys=False))

@@ -16,12 +16,21 @@ from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
 from expunge.registry import lookup
+from expunge.unlearn.fit import readable_out_of_memory
+from expunge.unlearn.footprint import Demand, sizes
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
-from expunge.unlearn.trainer import Optimizer, autocast, finish, recompute_blocks, train
+from expunge.unlearn.trainer import (
+    Gradient,
+    Optimizer,
+    autocast,
+    finish,
+    recompute_blocks,
+    train,
+)
 from expunge.unlearn.watch import Watch, Watcher
 
 
@@ -94,6 +103,56 @@ def train_branch(
     of `time.monotonic`) shortens the schedule to the steps that fit before it. `measure` gives the
     numbers of an evaluation during training, where `watch` reads more than losses.
     """
+    weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
+    demand = branch_demand(config, halves, seed=seed, weights=weights)
+    with readable_out_of_memory(label, model, demand):
+        made = prepared(model, halves, config, seed=seed)
+        start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}
+
+        def evaluated() -> dict[str, float]:
+            model.eval()
+            with autocast(model.dtype, config.optimizer.compute, models.device()):
+                found = made.passes.losses()
+            if measure is not None and config.watch and config.watch.read == "evaluation":
+                found |= measure(model)
+            model.train()
+            return found
+
+        watched = config.watch and Watcher(config.watch, evaluated, made.parameters, folder)
+        model.train()
+        train(
+            made.parameters,
+            made.gradient,
+            steps=made.steps,
+            config=config.optimizer,
+            seed=seed,
+            folder=folder,
+            label=label,
+            deadline=deadline,
+            watcher=watched,
+        )
+    model.eval()
+    _check_moved(made.parameters, start, label)
+    if config.training == "lora":
+        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
+    else:
+        models.save_model(model, tokenizer, folder / "model")
+    finish(folder)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A branch ready to be trained."""
+
+    parameters: dict[str, Parameter]
+    gradient: Gradient
+    """Leaves the gradient of a step in them."""
+    steps: int
+    passes: Passes
+
+
+def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: int) -> Prepared:
+    """What the loop needs of a branch: its parameters, its gradient, the number of its steps."""
     objective = Objective(config.terms)
     model.requires_grad_(config.training == "full")
     data: dict[Half, HalfData] = {
@@ -106,9 +165,8 @@ def train_branch(
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
-    start = {
-        name: sharding.local(parameter.detach()).clone() for name, parameter in parameters.items()
-    }
+    if config.optimizer.checkpointing:
+        recompute_blocks(model)
 
     def gradient(number: int) -> dict[str, float]:
         def backward(*asked: Half) -> dict[str, float]:
@@ -117,37 +175,40 @@ def train_branch(
         with autocast(model.dtype, config.optimizer.compute, models.device()):
             return rule(backward, list(parameters.values()), config.step)
 
-    def evaluated() -> dict[str, float]:
-        model.eval()
-        with autocast(model.dtype, config.optimizer.compute, models.device()):
-            found = passes.losses()
-        if config.watch is not None and config.watch.read == "evaluation" and measure is not None:
-            found |= measure(model)
-        model.train()
-        return found
+    return Prepared(parameters, gradient, len(steps), passes)
 
-    watcher = Watcher(config.watch, evaluated, parameters, folder) if config.watch else None
-    if config.optimizer.checkpointing:
-        recompute_blocks(model)
-    model.train()
-    train(
-        parameters,
-        gradient,
-        steps=len(steps),
-        config=config.optimizer,
-        seed=seed,
-        folder=folder,
-        label=label,
-        deadline=deadline,
-        watcher=watcher,
+
+def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.Dtype) -> Demand:
+    """The memory that training a branch asks for, with the model held in the type `weights`."""
+    forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
+    objective, full = Objective(config.terms), config.training == "full"
+    apart = lookup(STEP_RULES, config.step.rule, "step rule").apart
+    passes, pieces = set(), [max(forget), max(retain)]
+    for step in paired_steps(config.schedule, len(forget), len(retain), seed=seed):
+        one = sizes([batch.forget for batch in step], forget)
+        two = sizes([batch.retain for batch in step], retain)
+        pieces += [0 if objective.divisible("forget") else max(one)]
+        pieces += [0 if objective.divisible("retain") else max(two)]
+        if apart or not objective.on("retain"):
+            passes |= {one, two} if objective.on("retain") else {one}
+        else:
+            passes.add(tuple(map(sum, zip(one, two, strict=True))))
+    return Demand(
+        optimizer=config.optimizer,
+        weights="float32" if full else weights,
+        passes=tuple(sorted(passes)),
+        piece=max(pieces),
+        longest=max(*forget, *retain),
+        rank=None if full else config.lora.rank,
+        dropout=not full and config.lora.dropout > 0,
+        kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
+        kept=sum(
+            sum(len(s.tokens) for s in halves.of(half))
+            for half in ("forget", "retain")
+            if objective.needs_kl(half)
+        ),
+        buffers=1 + apart,  # the weights at the start; a gradient
     )
-    model.eval()
-    _check_moved(parameters, start, label)
-    if config.training == "lora":
-        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
-    else:
-        models.save_model(model, tokenizer, folder / "model")
-    finish(folder)
 
 
 def _reference(

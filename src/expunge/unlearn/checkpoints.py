@@ -17,6 +17,9 @@ from expunge.errors import TrainingError
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
+SHORTENED = "shortened.json"
+"""Written where a deadline cut the schedule: the steps that were done, and of how many."""
+
 
 class Saver:
     """When to write a checkpoint: at an interval, and never more than a twentieth of the time."""
@@ -37,6 +40,12 @@ class Saver:
         self.last = time.monotonic()
         if self.interval:
             self.interval = max(self.interval, 20 * (self.last - self.start))
+
+
+def note_shortened(folder: Path, steps: int, planned: int) -> None:
+    """Say that a deadline cut the schedule."""
+    if parallel.is_main():
+        runs.write_json(folder / SHORTENED, {"steps": steps, "of": planned})
 
 
 def save(
@@ -71,7 +80,8 @@ def resume(
     """
     if not parallel.from_main((folder / CHECKPOINT).exists()):
         if parallel.is_main():
-            (folder / LOG).unlink(missing_ok=True)
+            for file in (LOG, SHORTENED):
+                (folder / file).unlink(missing_ok=True)
         return []
     with _opened(folder / CHECKPOINT, parameters) as stored:
         step = int(stored.metadata()["step"])

@@ -6,7 +6,6 @@ Dimensions: N scored tokens of a pack.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,9 +52,10 @@ class Passes:
     def backward(self, batches: Sequence[Chosen]) -> dict[str, float]:
         """Add the gradient of the mean loss over the micro-batches.
 
-        Packs are filled with whole micro-batches up to `max_tokens`, so the result does not
-        depend on that limit. Returns the total of each half and each term, averaged. Of several
-        ranks each adds the gradient of its share of the items; the record is that of all.
+        Packs are filled with whole micro-batches up to `max_tokens`; a larger one is forwarded item
+        by item where its loss can be formed from parts. So the result does not depend on that
+        limit. Returns the total of each half and each term, averaged. Of several ranks each adds
+        the gradient of its share of the items; the record is that of all.
         """
         read = [self._read(batch) for batch in batches]
         record = {name: 0.0 for half in self._halves(read) for name in self._names(half)}
@@ -130,36 +130,41 @@ class Passes:
         of them where the loss cannot be formed from parts."""
         if parallel.world() == 1:
             return [[_Part(batch, batch) for batch in batches]]
-        units: list[tuple[int, Any, tuple[int, ...]]] = []  # micro-batch, half, items
-        for number, batch in enumerate(batches):
-            for half, items in batch.items():
-                split = self.objective.divisible(half)
-                units += [
-                    (number, half, part) for part in ([(i,) for i in items] if split else [items])
-                ]
+        pieces = [
+            (number, piece) for number, batch in enumerate(batches) for piece in self._pieces(batch)
+        ]
         dealt = []
-        sizes = [self._tokens({half: items}) for _, half, items in units]
+        sizes = [self._tokens(piece) for _, piece in pieces]
         for hand in parallel.deal(sizes, parallel.world()):
             held: dict[int, dict[Half, tuple[int, ...]]] = {}
-            for number, half, items in (units[place] for place in hand):
+            for number, piece in (pieces[place] for place in hand):
                 mine = held.setdefault(number, {})
-                mine[half] = mine.get(half, ()) + items
+                for half, items in piece.items():
+                    mine[half] = mine.get(half, ()) + items
             dealt.append([_Part(items, batches[number]) for number, items in held.items()])
         return dealt
 
+    def _pieces(self, batch: Chosen) -> list[Chosen]:
+        """What of a micro-batch may be forwarded apart: each item of a half, or the half."""
+        found: list[Chosen] = []
+        for half, items in batch.items():
+            split = self.objective.divisible(half)
+            found.extend({half: piece} for piece in ([(i,) for i in items] if split else [items]))
+        return found
+
     def _groups(self, parts: Sequence[_Part]) -> list[list[_Part]]:
-        groups: list[list[_Part]] = []
-        room = 0
-        for part in parts:
-            size = self._tokens(part.items)
-            if not size:
-                continue
-            if not groups or size > room:
-                groups.append([])
-                room = self.max_tokens
-            groups[-1].append(part)
-            room -= size
-        return groups
+        """The parts by the pack that they are forwarded in; those that exceed one in pieces."""
+        small = [
+            _Part(piece, part.whole)
+            for part in parts
+            if part.items
+            for piece in self._fitting(part.items)
+        ]
+        sizes = [self._tokens(part.items) for part in small]
+        return [[small[place] for place in group] for group in filled(sizes, self.max_tokens)]
+
+    def _fitting(self, items: Chosen) -> list[Chosen]:
+        return [items] if self._tokens(items) <= self.max_tokens else self._pieces(items)
 
     def _tokens(self, chosen: Chosen) -> int:
         return sum(
@@ -225,6 +230,19 @@ class Passes:
         ids = [self.halves[half].sequences[index].id for index in items]
         broken = [id for id, value in zip(ids, values, strict=True) if not math.isfinite(value)]
         return [f"the {half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"]
+
+
+def filled(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Numbers of parts of the given tokens, by the pack that each is forwarded in."""
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not groups or size > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(number)
+        room -= size
+    return groups
 
 
 def _joined(anchors: Sequence[Anchor], device: torch.device) -> Anchor | None:

@@ -44,6 +44,8 @@ class StepRule:
     """One row: the function and where it comes from."""
 
     fn: Callable[[Backward, Sequence[Parameter], Step], Record]
+    apart: bool = False
+    """Asks for the gradients of the halves one after the other."""
     fidelity: str = "exact"
     needs: str = ""
     cost: str = "1 C a half"
@@ -97,5 +99,11 @@ def _norm(tensors: Sequence[Tensor | None]) -> float:
 
 STEP_RULES = {
     "joint": StepRule(joint),
-    "normalized": StepRule(normalized, "adapted", "retain", "1 C a half and one gradient buffer"),
+    "normalized": StepRule(
+        normalized,
+        apart=True,
+        fidelity="adapted",
+        needs="retain",
+        cost="1 C a half and one gradient buffer",
+    ),
 }

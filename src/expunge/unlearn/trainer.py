@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,7 +24,15 @@ from expunge.errors import TrainingError
 from expunge.memory import release_freed_memory
 from expunge.models import Dtype
 from expunge.progress import progress, say
-from expunge.unlearn.checkpoints import CHECKPOINT, LOG, Saver, resume, save
+from expunge.unlearn.checkpoints import (
+    CHECKPOINT,
+    LOG,
+    SHORTENED,
+    Saver,
+    note_shortened,
+    resume,
+    save,
+)
 from expunge.unlearn.watch import Watcher
 
 RELEASE_EVERY = 8
@@ -80,8 +89,9 @@ def train(
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
-    `time.monotonic`) the schedule is shortened to the steps that the time allows. A `watcher`
-    evaluates at its steps, may end training, and leaves the best weights.
+    `time.monotonic`) the schedule is shortened to the steps that the time allows, and
+    `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
+    best weights.
     """
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -94,6 +104,7 @@ def train(
         watcher.start(len(log))
         if watcher.due(len(log)):  # it was killed between this step and its evaluation
             watcher.look(len(log))
+    planned = steps
     with progress(label, steps, "steps") as bar:
         bar(len(log))
         while len(log) < steps and not stop(log):
@@ -101,7 +112,9 @@ def train(
             if watcher is not None and watcher.exhausted:
                 break
             if deadline is not None:
-                steps = parallel.from_main(clock.affordable(number, steps))
+                steps = parallel.from_main(clock.affordable(number, planned))
+            if steps < planned and not (folder / SHORTENED).exists():
+                note_shortened(folder, steps, planned)
             if number >= steps:
                 break
             _set_rate(optimizer, config, number, steps)
@@ -132,6 +145,8 @@ def train(
                 watcher.look(len(log))
     if not log:
         raise TrainingError(f"{label}: the time allows no step of training; give it more")
+    if (folder / SHORTENED).exists():
+        note_shortened(folder, len(log), planned)
     if watcher is not None:
         kept = watcher.restore()
         if kept is not None and kept < len(log):
@@ -166,25 +181,33 @@ def recompute_blocks(model: PreTrainedModel) -> None:
 
 
 class _Clock:
-    """How many steps a deadline allows, from the time that the steps so far took."""
+    """How many steps a deadline allows, from the time that the steps so far took.
+
+    The first steps are slow (memory is mapped in, products are set up), so the pace is judged
+    without the first and not before the third; until then only a step that cannot fit is left out.
+    """
 
     def __init__(self, deadline: float | None, first: int) -> None:
         self.deadline = deadline
         self.first = first
-        self.start = time.monotonic()
+        self.times: list[float] = []
 
     def affordable(self, number: int, steps: int) -> int:
         """The least of `steps` and those that fit; `number` steps are done."""
-        now = time.monotonic()
         if self.deadline is None:
             return steps
-        if now >= self.deadline:
+        now = time.monotonic()
+        self.times.append(now)
+        left, done = self.deadline - now, number - self.first
+        if left <= 0:
             return number
-        done = number - self.first
         if not done:
             return steps
-        seconds = (now - self.start) / done
-        return min(steps, number + int((self.deadline - now) / max(seconds, 1e-9)))
+        if done < 3:
+            fastest = min(b - a for a, b in pairwise(self.times))
+            return steps if fastest <= left else number
+        seconds = (now - self.times[1]) / (done - 1)
+        return min(steps, number + int(left / max(seconds, 1e-9)))
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:

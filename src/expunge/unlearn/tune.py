@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
+from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, parallel, sharding
 from expunge.config import Section
-from expunge.data.batches import TokenSequence
+from expunge.data.batches import Scope, TokenSequence
+from expunge.unlearn.fit import readable_out_of_memory
+from expunge.unlearn.footprint import Demand, sizes
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
-from expunge.unlearn.trainer import Optimizer, autocast, finish, recompute_blocks, train
+from expunge.unlearn.trainer import (
+    Gradient,
+    Optimizer,
+    autocast,
+    finish,
+    recompute_blocks,
+    train,
+)
 
 _REFERENCE = "neutral-reference.safetensors"
 
@@ -29,7 +39,7 @@ class Tune(Section):
     batch: int = Field(default=8, ge=1)
     """Items a step."""
 
-    scope: str = Field(default="document", pattern="^(answer|document)$")
+    scope: Scope = "document"
     """`document` learns the prompts too, as a text met in pre-training is learnt."""
 
     neutral_per_item: float = Field(default=0.0, ge=0)
@@ -82,8 +92,48 @@ def tune(
     config: Tune,
     *,
     folder: Path,
+    deadline: float | None = None,
 ) -> None:
-    """Train every weight of `model` on `items` and write it to `folder/model`."""
+    """Train every weight of `model` on `items` and write it to `folder/model`.
+
+    A `deadline` (a time of `time.monotonic`) shortens the schedule to the steps that fit.
+    """
+    per_epoch = -(-len(items) // config.batch)
+
+    def stop(log: list[dict[str, float]]) -> bool:
+        if not log or len(log) % per_epoch:
+            return False
+        return sum(r["loss"] for r in log[-per_epoch:]) / per_epoch < config.stop_nll
+
+    with readable_out_of_memory("the target", model, tune_demand(config, items, neutral)):
+        parameters, gradient, count = tune_gradient(model, items, neutral, config, folder=folder)
+        model.train()
+        train(
+            parameters,
+            gradient,
+            steps=count,
+            config=config.optimizer,
+            seed=config.seed,
+            folder=folder,
+            label="tune",
+            stop=stop,
+            deadline=deadline,
+        )
+    model.eval()
+    models.save_model(model, tokenizer, folder / "model")
+    (folder / _REFERENCE).unlink(missing_ok=True)
+    finish(folder)
+
+
+def tune_gradient(
+    model: PreTrainedModel,
+    items: Sequence[TokenSequence],
+    neutral: Sequence[TokenSequence],
+    config: Tune,
+    *,
+    folder: Path,
+) -> tuple[dict[str, Parameter], Gradient, int]:
+    """The parameters, what leaves the gradient of a step of tuning in them, and how many steps."""
     model.requires_grad_(True)
     size = config.optimizer.max_tokens
     passes = [
@@ -92,7 +142,8 @@ def tune(
     ]
     steps = tune_steps(config, len(items), len(neutral))
     parameters = sharding.trainable(model)
-    per_epoch = -(-len(items) // config.batch)
+    if config.optimizer.checkpointing:
+        recompute_blocks(model)
 
     def gradient(number: int) -> dict[str, float]:
         step = steps[number]
@@ -104,29 +155,29 @@ def tune(
         parallel.sum_gradients(parameters.values())
         return record
 
-    def stop(log: list[dict[str, float]]) -> bool:
-        if not log or len(log) % per_epoch:
-            return False
-        return sum(r["loss"] for r in log[-per_epoch:]) / per_epoch < config.stop_nll
+    return parameters, gradient, len(steps)
 
-    if config.optimizer.checkpointing:
-        recompute_blocks(model)
-    model.train()
-    train(
-        parameters,
-        gradient,
-        steps=len(steps),
-        config=config.optimizer,
-        seed=config.seed,
-        folder=folder,
-        label="tune",
-        stop=stop,
+
+def tune_demand(
+    config: Tune, items: Sequence[TokenSequence], neutral: Sequence[TokenSequence]
+) -> Demand:
+    """The memory that tuning asks for."""
+    kl = config.neutral_loss == "kl" and config.neutral_per_item > 0 and bool(neutral)
+    passes = set()
+    item_lengths, neutral_lengths = ([len(text.tokens) for text in s] for s in (items, neutral))
+    for step in tune_steps(config, len(items), len(neutral)):
+        for chosen, of in ((step.items, item_lengths), (step.neutral, neutral_lengths)):
+            passes.add(sizes([chosen], of))
+    longest = max(len(text.tokens) for text in [*items, *neutral])
+    return Demand(
+        optimizer=config.optimizer,
+        weights="float32",
+        passes=tuple(sorted(passes)),
+        piece=longest,
+        longest=longest,
+        kl=kl,
+        kept=sum(len(text.tokens) for text in neutral) if kl else 0,
     )
-    model.eval()
-    models.save_model(model, tokenizer, folder / "model")
-    if parallel.is_main():
-        (folder / _REFERENCE).unlink(missing_ok=True)
-    finish(folder)
 
 
 def _objective(loss: str, weight: float, scope: str) -> Objective:

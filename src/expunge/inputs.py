@@ -1,0 +1,65 @@
+"""The data of a recipe as its stages take them: sets, questions, token sequences."""
+
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from expunge import runs
+from expunge.data.batches import TokenSequence, encode_all
+from expunge.data.examples import Example
+from expunge.data.sets import Data, Sets, read_sets, written_sets
+from expunge.data.sources import locate
+from expunge.data.synthetic import synthesize
+from expunge.evaluate.mmlu import HUB, Question, read_mmlu
+from expunge.evaluate.suite import EvaluationData
+from expunge.recipe import Recipe
+
+
+class Inputs:
+    """What the stages of a recipe read, each read once."""
+
+    recipe: Recipe
+    folder: runs.Run
+
+    @cached_property
+    def sets(self) -> Sets:
+        """The examples and documents, read and checked."""
+        return read_sets(self._data)
+
+    @cached_property
+    def _data(self) -> Data:
+        """The data section, with synthetic sets written and named as sources."""
+        config = self.recipe.data.synthetic
+        if config is None:
+            return self.recipe.data
+        folder = self.folder.stage("data", config, {}, lambda work: synthesize(config, work))
+        return written_sets(folder)
+
+    @cached_property
+    def _data_hashes(self) -> dict[str, str]:
+        return self._data.hashes()
+
+    @cached_property
+    def _evaluated(self) -> EvaluationData:
+        sets = self.sets
+        return EvaluationData(
+            sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
+        )
+
+    @cached_property
+    def _mmlu(self) -> list[Question]:
+        config = self.recipe.evaluate.mmlu
+        if config is None:
+            return []
+        return read_mmlu(config.path if config.path == HUB else locate(config.path))
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How items are cut and joined."""
+        return self.recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
+
+    def _encode(
+        self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+    ) -> list[TokenSequence]:
+        return encode_all(examples, tokenizer, **self._reading)

@@ -1,0 +1,286 @@
+"""What this machine does in a second, measured by a few real steps of the recipe's own stages.
+
+All of it happens in a temporary folder, from the original model, which has the target's shape.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import Parameter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge import lora, models
+from expunge.data.batches import TokenSequence
+from expunge.evaluate.generate import generate
+from expunge.evaluate.reader import PACK_TOKENS
+from expunge.evaluate.scoring import score_texts
+from expunge.lora import Lora
+from expunge.memory import forget_peak, peak_bytes, release_freed_memory
+from expunge.merge.adapters import merge_adapters, merged_deltas
+from expunge.pipeline import Pipeline
+from expunge.plan.work import Encoded, encoded
+from expunge.unlearn.branch import Branch, Halves, branch_demand, prepared
+from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
+from expunge.unlearn.schedule import paired_steps
+from expunge.unlearn.trainer import Gradient, Optimizer, train
+from expunge.unlearn.tune import Tune, tune_demand, tune_gradient, tune_steps
+
+STEPS = 4
+"""Steps that are timed, after one that is not: it sets up what the others use."""
+
+PATIENCE = 30.0
+"""Seconds after which no further step is timed."""
+
+PROBE_BYTES = 64_000_000
+"""Written, and hashed, to see how fast that is."""
+
+SCORED_TOKENS, NEW_TOKENS = 4000, 6
+
+
+@dataclass
+class Rates:
+    """Seconds of one of each; `scale` is a step's measured memory over the formula's."""
+
+    shape: Shape
+    load: dict[str, float] = field(default_factory=dict)
+    token: dict[str, float] = field(default_factory=dict)
+    """A trained token, by stage."""
+    scale: dict[str, float] = field(default_factory=dict)
+    read: float = 0.0
+    """A token read in the type of the base weights."""
+    new: tuple[float, float] = (0.0, 0.0)
+    """A step of generation: as such, and for each row."""
+    written: float = 0.0
+    """A byte put on disk."""
+    hashed: float = 0.0
+    release: float = 0.0
+    """Handing freed memory back, which the loop does every few steps."""
+    merge: dict[str, float] = field(default_factory=dict)
+    """A merge of all layers, without the model it may be written into."""
+
+
+def measure(pipeline: Pipeline, wanted: Sequence[str], where: Path) -> tuple[Rates, Encoded]:
+    """Time the stages named in `wanted`, loading each kind of model once.
+
+    `where` is a folder on the disk that the run will write to.
+    """
+    recipe = pipeline.recipe
+    base = pipeline.original.base
+    rates = Rates(shape_of(base))
+    tokenizer = models.load_tokenizer(base)
+    data = encoded(pipeline, tokenizer)
+    with tempfile.TemporaryDirectory(dir=where, prefix=".expunge-plan-") as scratch:
+        work = Path(scratch)
+        _disk(rates, work)
+        model = _load(rates, base, recipe.model.dtype)
+        _reading(rates, pipeline, model, tokenizer, data)
+        for name in recipe.merges:
+            if name in wanted:
+                _merging(rates, pipeline, name, model, work)
+        del model
+        for name, branch in recipe.branches.items():
+            if name in wanted:
+                _branch(rates, name, branch, recipe.seeds[0], base, recipe.model.dtype, data, work)
+        if recipe.tune is not None and "target" in wanted:
+            _tune(rates, recipe.tune, base, data, work)
+    release_freed_memory()
+    return rates, data
+
+
+def _disk(rates: Rates, work: Path) -> None:
+    block = os.urandom(1 << 20) * (PROBE_BYTES >> 20)
+    start = time.monotonic()
+    hashlib.sha256(block).hexdigest()
+    rates.hashed = (time.monotonic() - start) / len(block)
+    start = time.monotonic()
+    with (work / "probe").open("wb") as file:
+        file.write(block)
+        os.fsync(file.fileno())
+    rates.written = (time.monotonic() - start) / len(block)
+    (work / "probe").unlink()
+
+
+def _load(rates: Rates, base: Path, dtype: models.Dtype) -> PreTrainedModel:
+    release_freed_memory()
+    start = time.monotonic()
+    model = models.load_model(base, dtype=dtype)
+    rates.load[dtype] = time.monotonic() - start
+    return model
+
+
+def _reading(
+    rates: Rates,
+    pipeline: Pipeline,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Encoded,
+) -> None:
+    chosen, tokens = [], 0
+    for text in (*data.retain, *data.forget):
+        if tokens < SCORED_TOKENS:
+            chosen.append(text)
+            tokens += len(text.tokens)
+    warm = chosen[: max(1, len(chosen) // 4)]
+    list(score_texts(model, warm, max_tokens=PACK_TOKENS))
+    start = time.monotonic()
+    list(score_texts(model, chosen, max_tokens=PACK_TOKENS))
+    rates.read = (time.monotonic() - start) / tokens
+    prompts = [text.tokens[: text.answer_start] for text in chosen if text.answer_start]
+    rows = min(pipeline.recipe.evaluate.max_batch, len(prompts))
+    few = max(1, rows // 4)
+    many, one = (_step(model, tokenizer, prompts[:count]) for count in (rows, few))
+    each = max(0.0, (many - one) / (rows - few)) if rows > few else 0.0
+    rates.new = (max(0.0, one - few * each), each)
+
+
+def _step(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> float:
+    """Seconds of a step of generation over these prompts, reading them left out."""
+
+    def seconds(count: int) -> float:
+        start = time.monotonic()
+        generate(model, tokenizer, prompts, max_new_tokens=count, max_batch=len(prompts))
+        return time.monotonic() - start
+
+    short = min(seconds(1) for _ in range(2))
+    long = min(seconds(NEW_TOKENS + 1) for _ in range(2))
+    return max(0.0, long - short) / NEW_TOKENS
+
+
+def _merging(
+    rates: Rates, pipeline: Pipeline, name: str, model: PreTrainedModel, work: Path
+) -> None:
+    """A real merge of one block's layers, of branches drawn at random."""
+    recipe, folders = pipeline.recipe, []
+    config = recipe.merges[name]
+    for number, (other, branch) in enumerate(recipe.merged_branches(name).items()):
+        one = Lora(rank=branch.lora.rank, alpha=branch.lora.alpha, dropout=0, layers=(0,))
+        layers = lora.add_adapter(model, one, seed=number)
+        for layer in layers.values():
+            torch.nn.init.normal_(layer.lora_B, std=0.01)
+        folders.append(work / f"{name}-{other}")
+        lora.save_adapter(model, one, folders[-1], base=str(pipeline.original.base))
+        lora.remove_adapter(model)
+    for attempt in range(2):  # the first may compile
+        start = time.monotonic()
+        if config.output == "model":
+            list(merged_deltas(folders, config))
+        else:
+            merge_adapters(folders, config, work / f"{name}-{attempt}", base=pipeline.original.base)
+        rates.merge[name] = rates.shape.layers * (time.monotonic() - start)
+
+
+def _branch(
+    rates: Rates,
+    name: str,
+    config: Branch,
+    seed: int,
+    base: Path,
+    dtype: models.Dtype,
+    data: Encoded,
+    work: Path,
+) -> None:
+    model = _load(rates, base, "float32" if config.training == "full" else dtype)
+    forget, retain = _first(config, data, seed)
+    short = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 1})})
+    halves = Halves(forget, retain, work / name, "plan")
+    forget_peak()
+    made = prepared(model, halves, short, seed=seed)
+    tokens = [
+        sum(len(forget[i].tokens) for b in step for i in b.forget)
+        + sum(len(retain[i].tokens) for b in step for i in b.retain)
+        for step in paired_steps(short.schedule, len(forget), len(retain), seed=seed)
+    ]
+    demand = branch_demand(short, halves, seed=seed, weights=dtype)
+    model.train()
+    parts = made.parameters, made.gradient, tokens[: made.steps]
+    _time(rates, name, *parts, config.optimizer, demand, work)
+
+
+def _first(
+    config: Branch, data: Encoded, seed: int
+) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """The items of the first steps, so that one epoch over them is those steps' work.
+
+    An item that comes twice is two items: references are kept by id.
+    """
+    steps = paired_steps(config.schedule, len(data.forget), len(data.retain), seed=seed)
+    batches = [batch for step in steps[: STEPS + 1] for batch in step]
+    forget = [data.forget[i] for batch in batches for i in batch.forget]
+    retain = [data.retain[i] for batch in batches for i in batch.retain]
+    return _numbered(forget), _numbered(retain)
+
+
+def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:
+    return [replace(text, id=str(number)) for number, text in enumerate(texts)]
+
+
+def _tune(rates: Rates, config: Tune, base: Path, data: Encoded, work: Path) -> None:
+    model = _load(rates, base, "float32")
+    every = [*data.forget, *data.retain]
+    steps = tune_steps(config, len(every), len(data.neutral))[: STEPS + 1]
+    items = _numbered([every[i] for step in steps for i in step.items])
+    neutral = [data.neutral[i] for i in sorted({i for step in steps for i in step.neutral})]
+    short = config.model_copy(update={"epochs": 1})
+    folder = work / "target"
+    folder.mkdir()
+    forget_peak()
+    parameters, gradient, count = tune_gradient(model, items, neutral, short, folder=folder)
+    tokens = [
+        sum(len(items[i].tokens) for i in step.items)
+        + sum(len(neutral[i].tokens) for i in step.neutral)
+        for step in tune_steps(short, len(items), len(neutral))
+    ]
+    model.train()
+    demand = tune_demand(short, items, neutral)
+    _time(rates, "target", parameters, gradient, tokens[:count], config.optimizer, demand, work)
+
+
+def _time(
+    rates: Rates,
+    name: str,
+    parameters: dict[str, Parameter],
+    gradient: Gradient,
+    tokens: Sequence[int],
+    config: Optimizer,
+    demand: Demand,
+    work: Path,
+) -> None:
+    """Run a few steps of the real loop and note when each begins."""
+    begins: list[float] = []
+
+    def noted(number: int) -> dict[str, float]:
+        begins.append(time.monotonic())
+        return gradient(number)
+
+    def enough(log: list[dict[str, float]]) -> bool:
+        return len(log) > 1 and time.monotonic() - begins[0] > PATIENCE
+
+    folder = work / f"steps-{name}"
+    folder.mkdir()
+    quiet = config.model_copy(update={"checkpoint_seconds": 1e9})
+    count = min(len(tokens), STEPS + 1)
+    options = {"steps": count, "config": quiet, "seed": 0, "folder": folder, "label": name}
+    train(parameters, noted, stop=enough, **options)
+    begins.append(time.monotonic())
+    taken = [(end - begin) / n for (begin, end), n in zip(pairwise(begins), tokens, strict=False)]
+    rates.token[name] = median(taken[1:] or taken)
+    measured = _peak()
+    start = time.monotonic()
+    release_freed_memory()
+    rates.release = max(rates.release, time.monotonic() - start)
+    spare = measured - (memory_of(rates.shape, demand) - passing(rates.shape, demand))
+    rates.scale[name] = min(3.0, max(0.5, spare / passing(rates.shape, demand)))
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()

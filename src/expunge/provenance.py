@@ -1,0 +1,57 @@
+"""What ran: versions, commit, hardware, when."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import expunge
+from expunge import parallel
+from expunge.memory import peak_bytes
+
+
+def provenance() -> dict[str, Any]:
+    """What ran: versions, commit, hardware, peak memory since the last stage began."""
+    return {
+        "expunge": expunge.__version__,
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "ranks": parallel.world(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "peak_rss_bytes": peak_bytes(),
+        "finished": now(),
+    }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+` where it is modified."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=10", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--", str(here)) else "")

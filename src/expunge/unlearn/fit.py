@@ -1,0 +1,107 @@
+"""What fits into memory: the room there is, the settings that fit, and what to say when it is out.
+
+Only settings that leave the result as it is are turned: tokens forwarded at once, and checkpoints.
+"""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from expunge.errors import TrainingError
+from expunge.unlearn.footprint import Demand, Shape, checkpoints, memory_of
+from expunge.unlearn.trainer import Optimizer
+
+SPARE = 0.05
+"""Share of the room that is left free, for a heap in use has holes."""
+
+_SAYS_FULL = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+
+
+def room_bytes() -> int:
+    """Memory that this process may hold in all: on the accelerator if there is one."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    mine = psutil.Process().memory_info()
+    room = psutil.virtual_memory().available + mine.rss
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        room = min(room, limit - (mine.vms - mine.rss))
+    return room
+
+
+def fits(bytes_needed: float, room: int) -> bool:
+    """Whether a stage fits into `room` with some to spare."""
+    return bytes_needed <= room * (1 - SPARE)
+
+
+def fitting(
+    shape: Shape, demand: Demand, room: int, *, scale: float = 1.0, smaller: bool = False
+) -> Demand | None:
+    """The stage with the least change of settings that fits; None where nothing does.
+
+    `max_tokens` is halved from the config's down; then the same with checkpointing, where the
+    trainer has it. `smaller` asks for less than the settings as they are, which did not fit.
+    """
+    need = memory_of(shape, demand, scale=scale)
+    for change in _changes(demand):
+        tried = demand.at(**change)
+        needs = memory_of(shape, tried, scale=scale)
+        if (not smaller or needs < need) and fits(needs, room):
+            return tried
+    return None
+
+
+def changes_of(before: Optimizer, after: Optimizer) -> dict[str, int | bool | str]:
+    """The fields of an optimizer section that differ, with their new values."""
+    old, new = before.model_dump(), after.model_dump()
+    return {name: new[name] for name in new if new[name] != old.get(name)}
+
+
+@contextmanager
+def readable_out_of_memory(label: str, model: PreTrainedModel, demand: Demand) -> Iterator[None]:
+    """Turn memory that runs out into an error that names the setting to change."""
+    room = room_bytes()
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not full and not any(words in str(error) for words in _SAYS_FULL):
+            raise
+        count = sum(p.numel() for p in model.parameters())
+        shape = Shape.of(model.config.to_dict(), count)
+        raise TrainingError(_advice(label, shape, demand, room)) from None
+
+
+def _advice(label: str, shape: Shape, demand: Demand, room: int) -> str:
+    has = f"{room / 1e9:.1f}"
+    now = f"out of memory in {label} at max_tokens: {demand.optimizer.max_tokens}"
+    found = fitting(shape, demand, room, smaller=True)
+    if found is not None:
+        fields = changes_of(demand.optimizer, found.optimizer)
+        settings = " and ".join(f"optimizer.{k}: {str(v).lower()}" for k, v in fields.items())
+        need = memory_of(shape, found) / 1e9
+        return f"{now}; set {settings} (needs about {need:.1f} GB of {has} free)"
+    least = min((demand.at(**c) for c in _changes(demand)), key=lambda d: memory_of(shape, d))
+    need = memory_of(shape, least) / 1e9
+    held = "training: lora, model.dtype: bfloat16 or a smaller model"
+    return (
+        f"{now}; no setting of its optimizer fits (the least needs about {need:.1f} GB of {has} "
+        f"free): use {held}"
+    )
+
+
+def _changes(demand: Demand) -> Iterator[dict[str, int | bool]]:
+    """Settings from those of the config to the ones that need least."""
+    optimizer = demand.optimizer
+    least = max(1, demand.piece)
+    halves = [optimizer.max_tokens]
+    while halves[-1] > least:
+        halves.append(halves[-1] // 2)
+    yield from ({"max_tokens": tokens} if n else {} for n, tokens in enumerate(halves))
+    if not checkpoints(optimizer):
+        yield from ({"max_tokens": tokens, "checkpointing": True} for tokens in halves)

@@ -1,0 +1,108 @@
+"""What a plan counts is what a run does, and a run that is planned says how wrong the plan was."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import expunge
+from expunge.models import load_tokenizer
+from expunge.pipeline import Pipeline
+from expunge.plan.outcome import run_as_planned
+from expunge.plan.predict import plan, write_plan
+from expunge.plan.settings import Settings, with_settings, write_recipe
+from expunge.plan.shown import print_plan
+from expunge.plan.work import encoded, tuning, unlearning
+from expunge.recipe import load_recipe
+from expunge.unlearn.passes import Passes
+
+LABELS = [
+    ("evaluate-original", 42),
+    ("target", None),
+    ("evaluate-target", 42),
+    ("strong", 42),
+    ("evaluate-strong", 42),
+    ("merged", 42),
+    ("evaluate-merged", 42),
+]
+
+
+def test_steps_and_tokens_are_those_that_training_forwards(recipe, tmp_path, monkeypatch):
+    forwarded = []
+    backward = Passes.backward
+
+    def counted(self, batches):
+        forwarded.extend(self._tokens(batch) for batch in batches)
+        return backward(self, batches)
+
+    monkeypatch.setattr(Passes, "backward", counted)
+    pipeline = Pipeline(recipe, tmp_path)
+    data = encoded(pipeline, load_tokenizer(pipeline.original.base))
+    work = tuning(recipe.tune, data), unlearning(recipe.branches["strong"], data, 42)
+    for training, make in zip(
+        work, (lambda: pipeline.target, lambda: pipeline.branch("strong", 42)), strict=True
+    ):
+        forwarded.clear()
+        done = make().folder.parent
+        assert training.tokens == sum(forwarded)
+        assert training.steps == len((done / "log.jsonl").read_text().splitlines())
+    assert work[0].reference_tokens == 0
+    assert work[1].reference_tokens == sum(len(s.tokens) for s in (*data.forget, *data.retain))
+
+
+def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path, capsys):
+    made = plan(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert [stage.label for stage in made.stages] == LABELS
+    assert all(stage.seconds > 0 and stage.memory_bytes > 0 for stage in made.stages)
+    assert all(stage.least < stage.seconds for stage in made.stages if stage.steps)
+    assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
+    assert json.loads(json.dumps(made.as_json()))["least_seconds"] < made.seconds
+    for budget, verdict in ((3600, "enough for every step"), (0.1, "too little: the least is")):
+        print_plan(replace(made, budget=budget), as_json=False)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"a budget of {budget:.0f} s is {verdict}" in shown
+        assert f"total – {made.seconds:.1f}" in shown
+
+
+def test_a_planned_run_says_how_wrong_the_plan_was(recipe, tmp_path):
+    out = tmp_path / "run"
+    expunge.tune(recipe, out)
+    made = plan(recipe, out)
+    target = next(stage for stage in made.stages if stage.stage == "target")
+    assert (target.seconds, target.how) == (0.0, "finished")
+    write_plan(made, out)
+    _, rows = run_as_planned(recipe, out, None, 0.0)
+    assert [(r["stage"], r["seed"]) for r in rows] == [x for x in LABELS if x[0] != "target"]
+    for row in rows:
+        assert row["actual s"] > 0
+        assert row["actual GB"] > 0.1
+        error = 100 * (row["predicted s"] - row["actual s"]) / row["actual s"]
+        assert row["error %"] == pytest.approx(error, abs=100 * 0.06 / row["actual s"])
+    assert json.loads((out / "plan.json").read_text())["outcome"] == rows
+
+
+def test_a_plan_of_another_recipe_is_compared_with_nothing(recipe, tmp_path):
+    made = plan(recipe, tmp_path)
+    write_plan(replace(made, stages=[replace(s, key="0" * 12) for s in made.stages]), tmp_path)
+    assert run_as_planned(recipe, tmp_path, None, 0.0)[1] == []
+
+
+def test_a_run_without_a_plan_has_nothing_to_compare(recipe, tmp_path):
+    assert run_as_planned(recipe, tmp_path / "run", None, 0.0)[1] == []
+
+
+def test_the_picked_settings_are_written_into_the_recipe(recipe, tmp_path):
+    picked = [
+        Settings("target", False, 9, 5, {"max_tokens": 512}, 4),
+        Settings("strong", True, 3, 5, {"compute": "bfloat16"}, 2),
+    ]
+    write_recipe(recipe, picked, tmp_path / "picked.yaml")
+    read = load_recipe(tmp_path / "picked.yaml")
+    assert read == with_settings(recipe, picked)
+    assert read.tune.optimizer.max_tokens == 512
+    assert read.branches["strong"].optimizer.compute == "bfloat16"
+    kept = read.branches["strong"].optimizer.model_copy(update={"compute": "float32"})
+    assert kept == recipe.branches["strong"].optimizer
+    assert "does not fit" in picked[0].sentence
+    assert "optimizer.max_tokens: 512" in picked[0].sentence
