@@ -50,7 +50,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     )
 
     # Its own all-reduce in shared memory would need a compiler, and is not called here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     offload = DeepSpeedZeRoOffload(
