@@ -21,7 +21,6 @@ import json
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -74,7 +73,7 @@ def _case(name: str, options: Any) -> dict[str, Any]:
     apart = _apart(ours[1], peer[1])
     assert apart_exact < 1e-3, (one, two)
     assert apart < 0.05, (ours[1], peer[1])
-    speeds = [statistics.median(who[0]) for who in (ours, peer)]
+    speeds = [spec["tokens"] / sum(who[0]) for who in (ours, peer)]
     whole = spec["tokens"] / options.steps  # a step
     shared = ours[3] / (EPOCHS * spec["reference_tokens"]) if name != "full" else 0.0
     per_token = [1 / speeds[0] + shared, 1 / speeds[1]]
@@ -87,6 +86,7 @@ def _case(name: str, options: Any) -> dict[str, Any]:
         "ratio": round(ratio, 2),
         "goal": GOALS[name],
         "met": ratio >= GOALS[name],
+        "ratio_by_round": [round(b / a, 2) for a, b in zip(ours[0], peer[0], strict=True)],
         "tokens_a_step": round(whole),
         "steps": options.steps,
         "reference_seconds": round(ours[3], 2),
@@ -101,23 +101,22 @@ Turn = tuple[list[float], list[float], int, float]
 
 
 def _turns(spec: dict[str, Any], rounds: int) -> tuple[Turn, Turn]:
-    """Useful tokens/s by round, losses, peak memory and seconds of the reference: ours, peer."""
+    """Seconds by round, losses, peak memory and seconds of the reference: ours, peer."""
     path = Path(spec["folder"]) / "spec.json"
     path.write_text(json.dumps(spec))
     workers = [_Worker(who, path) for who in ("ours", "peer")]
     for worker in workers:
         worker.ready()  # one at a time: two that load would slow each other
     steps = len(spec["steps"])
-    speeds: list[list[float]] = [[], []]
+    seconds: list[list[float]] = [[], []]
     for turn in range(rounds):
-        first, last = turn * steps // rounds, (turn + 1) * steps // rounds
-        tokens = sum(spec["step_tokens"][first:last])
+        last = (turn + 1) * steps // rounds
         for number, worker in enumerate(workers):
-            speeds[number].append(tokens / worker.go(last))
+            seconds[number].append(worker.go(last))
     ends = [worker.end() for worker in workers]
     made = [
-        (speed, end["losses"], end["peak"], end["reference"])
-        for speed, end in zip(speeds, ends, strict=True)
+        (took, end["losses"], end["peak"], end["reference"])
+        for took, end in zip(seconds, ends, strict=True)
     ]
     return made[0], made[1]
 

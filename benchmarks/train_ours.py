@@ -20,6 +20,7 @@ NPO, KL, NLL = 0.4, 0.4, 0.2
 def unlearn(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[float], float]:
     """NPO + KL + NLL with a LoRA: a loss a step, and seconds of the reference."""
     model = models.load_model(Path(spec["model"]), dtype=spec["dtype"])
+    model.requires_grad_(False)
     objective = Objective(
         (
             Term(half="forget", loss="npo_batch", weight=NPO, options={"beta": 0.1}),

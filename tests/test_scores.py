@@ -103,6 +103,21 @@ def test_kl_to_oneself_is_0_and_beside_it_what_the_definition_says(dtype, near):
     assert errors[0] < 1.1 * errors[1] + 1e-6  # no worse than by the logits of both
 
 
+@pytest.mark.parametrize("sharp", [0.3, 2.0, 8.0])
+def test_log_probs_of_narrow_logits_are_those_of_the_logits_as_they_are_rounded(sharp):
+    """Of likely targets too, whose NLL is far below what bfloat16 tells from 1."""
+    generator = torch.Generator().manual_seed(0)
+    states = (sharp * torch.randn(200, 64, generator=generator)).bfloat16()
+    head = torch.randn(300, 64, generator=generator).bfloat16() / 4
+    rounded = (states @ head.T).double()
+    targets = rounded.argmax(-1)
+    nll = -rounded.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    found = -token_logps(states, head, targets)
+    assert ((found - nll).abs() / (nll.clamp(max=1) + 1e-6)).max() < 0.02
+    if sharp == 8.0:
+        assert nll.min() < 1e-3  # control
+
+
 def test_kl_through_a_head_that_moves_gives_that_head_its_gradient(monkeypatch):
     monkeypatch.setattr("expunge.heads.BLOCK", 3)
     generator = torch.Generator().manual_seed(0)

@@ -72,21 +72,63 @@ def token_kl(states: Tensor, head: Tensor, anchor: Anchor) -> Tensor:
 @torch.no_grad()
 def anchor_of(states: Tensor, head: Tensor) -> Anchor:
     """The anchor of a frozen head: of each state its distribution's mean row and entropy."""
-    rows, entropies = [torch.empty_like(states)[:0]], [torch.empty(0, device=states.device)]
+    none = torch.zeros(len(states), dtype=torch.int64, device=states.device)
+    return logps_and_anchor(states, head, none)[1]
+
+
+@torch.no_grad()
+def logps_and_anchor(states: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Anchor]:
+    """log p(target) (N,), and the anchor of a frozen head, from the same logits."""
+    logps = torch.empty(len(states), dtype=torch.float32, device=states.device)
+    rows, entropies = torch.empty_like(states), torch.empty_like(logps)
     weight = head.to(states.dtype)
     for block in blocks(len(states)):
-        _, row, entropy = _distribution(states[block], weight)
-        rows.append(row)
-        entropies.append(entropy)
-    return Anchor(torch.cat(rows), torch.cat(entropies))
+        here = _Block.of(states[block], weight)
+        logps[block] = here.logps(targets[block])
+        rows[block] = product_back(here.p, weight)
+        entropies[block] = here.entropy()
+    return logps, Anchor(rows, entropies)
 
 
-def _distribution(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p (n, V) in float32, the mean row of the head (n, d), and the entropy (n,)."""
-    log_p = product(states, weight).float().log_softmax(-1)
-    p = log_p.exp()
-    entropy = -torch.linalg.vecdot(p, log_p)
-    return log_p, product_back(p.to(states.dtype), weight), entropy
+@dataclass
+class _Block:
+    """The distributions p of a block of states: n tokens."""
+
+    logits: Tensor  # (n, V) in the type of the states
+    p: Tensor  # (n, V) in the same
+    top: Tensor  # (n,) the greatest logit
+    total: Tensor  # (n,) the sum of p as it is rounded
+    log_top: Tensor  # (n,) log of the greatest p
+
+    @classmethod
+    def of(cls, states: Tensor, weight: Tensor) -> "_Block":
+        """softmax(W h), kept in the type of the states: in bfloat16 a float32 copy of the logits
+        and what is made of it would take twice as long as the product itself.
+
+        A p near 1 is then known to three digits, but those beside it add up to 1 - p exactly
+        enough: log p is log1p of what the others add up to.
+        """
+        logits = product(states, weight)
+        p = logits.softmax(-1)
+        total, most = p.sum(-1, dtype=torch.float32), p.amax(-1).float()
+        log_top = torch.where(most > 0.5, torch.log1p(most - total), most.log())
+        return cls(logits, p, logits.amax(-1), total, log_top)
+
+    def logps(self, targets: Tensor) -> Tensor:
+        """log p of the targets: (n,) float32."""
+        chosen = self.logits.gather(1, targets[:, None]).squeeze(1)
+        return chosen.float() - self.top.float() + self.log_top
+
+    def entropy(self) -> Tensor:
+        """H = -Σ p log p: (n,) float32."""
+        below = self.logits.sub_(self.top[:, None])
+        return -self.log_top - below.mul_(self.p).sum(-1, dtype=torch.float32)
+
+    def residual(self, targets: Tensor) -> Tensor:
+        """p - 1_y in place of p: (n, V)."""
+        chosen = self.p.gather(1, targets[:, None])
+        others = (self.total[:, None] - chosen.float()).to(self.p.dtype)
+        return self.p.scatter_(1, targets[:, None], -others)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -101,11 +143,10 @@ class _TokenLogps(torch.autograd.Function):
         weight = head.to(states.dtype)
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for block in blocks(len(states)):
-            log_p = product(states[block], weight).float().log_softmax(-1)
-            logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
+            here = _Block.of(states[block], weight)
+            logps[block] = here.logps(targets[block])
             if slope is not None:
-                p = log_p.exp_().to(states.dtype)
-                slope[block] = weight[targets[block]] - product_back(p, weight)
+                slope[block] = -product_back(here.residual(targets[block]), weight)
         ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
         return logps
 
@@ -119,10 +160,9 @@ class _TokenLogps(torch.autograd.Function):
         weight = head.to(states.dtype)
         to_head = torch.zeros_like(head, dtype=torch.float32)
         for block in blocks(len(states)):
-            residual = -product(states[block], weight).float().softmax(-1)
-            residual[torch.arange(len(residual)), targets[block]] += 1
-            residual *= grad[block, None]
-            to_head += product(residual.to(states.dtype).T, states[block].T).float()
+            residual = _Block.of(states[block], weight).residual(targets[block])
+            residual.mul_(-grad[block, None].to(residual.dtype))
+            to_head += product(residual.T, states[block].T).float()
         return to_states, to_head.to(head.dtype), None
 
 
@@ -137,9 +177,10 @@ class _TokenLogpsAndKL(torch.autograd.Function):
         logps = torch.empty(len(states), dtype=torch.float32, device=states.device)
         kl, mean = torch.empty_like(logps), torch.empty_like(states)
         for block in blocks(len(states)):
-            log_p, mean[block], entropy = _distribution(states[block], weight)
-            logps[block] = log_p.gather(1, targets[block, None]).squeeze(1)
-            kl[block] = entropy
+            here = _Block.of(states[block], weight)
+            logps[block] = here.logps(targets[block])
+            mean[block] = product_back(here.p, weight)
+            kl[block] = here.entropy()
         to_kl = mean - rows
         kl += torch.linalg.vecdot(to_kl.float(), states.float()) - entropies
         ctx.save_for_backward(weight[targets] - mean, to_kl)

@@ -134,7 +134,7 @@ def test_a_shortened_target_gives_its_branches_another_key(recipe, tmp_path):
     from expunge.plan.folder import Survey
 
     class Cut(Survey):
-        def stage(self, name, section, inputs, build):
+        def stage(self, name, section, inputs, build, **options):
             made = super().stage(name, section, inputs, build)
             if name == "target":
                 made.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from expunge import parallel, runs, sharding
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
-from expunge.heads import Anchor, anchor_of, token_logps
+from expunge.heads import Anchor, logps_and_anchor, token_logps
 from expunge.lora import switched_off
 from expunge.packs import hidden_states, output_head
 from expunge.progress import progress
@@ -97,13 +97,13 @@ def _forward(
         for group in _my_packs(sequences, max_tokens):
             batch = pack(group, scope, device)
             hidden, head = hidden_states(model, batch), output_head(model)
-            found = {"logps": token_logps(hidden, head, batch.targets)}
-            if kl and trains_head(model):
-                found["states"] = hidden
-            elif kl:
-                anchor = anchor_of(hidden, head)
+            if kl and not trains_head(model):
+                logps, anchor = logps_and_anchor(hidden, head, batch.targets)
                 assert anchor.entropies is not None
-                found |= {"rows": anchor.rows, "entropies": anchor.entropies}
+                found = {"logps": logps, "rows": anchor.rows, "entropies": anchor.entropies}
+            else:
+                found = {"logps": token_logps(hidden, head, batch.targets)}
+                found |= {"states": hidden} if kl else {}
             for number, sequence in enumerate(group):
                 mine = batch.sequence == number
                 for name, values in found.items():
