@@ -113,7 +113,7 @@ def test_log_probs_of_narrow_logits_are_those_of_the_logits_as_they_are_rounded(
     targets = rounded.argmax(-1)
     nll = -rounded.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     found = -token_logps(states, head, targets)
-    assert ((found - nll).abs() / (nll.clamp(max=1) + 1e-6)).max() < 0.02
+    assert ((found - nll).abs() / (nll.clamp(max=1) + 1e-4)).max() < 0.02
     if sharp == 8.0:
         assert nll.min() < 1e-3  # control
 
