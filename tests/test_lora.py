@@ -51,3 +51,26 @@ def test_under_autocast_factors_stay_float32_and_get_float32_gradients():
         assert out.dtype == torch.bfloat16
         out.float().sum().backward()
     assert made.lora_A.grad.dtype == made.lora_B.grad.dtype == torch.float32
+
+
+def test_a_frozen_layer_and_its_term_in_one_function_give_the_same():
+    made, x = layer(torch.bfloat16)
+    weights = torch.randn(2, 4, 7).bfloat16()
+    found = []
+    for frozen in (True, False):  # with a trained base they are two
+        made.base.requires_grad_(not frozen)
+        assert made._joins(x) == frozen
+        out = made(x)
+        inputs = [x, made.lora_A, made.lora_B]
+        found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)])
+    for ours, right in zip(*found, strict=True):
+        assert ours.dtype == right.dtype and ours.shape == right.shape
+        assert float((ours - right).norm() / right.norm()) < 0.01
+
+
+def test_dropout_and_autocast_keep_them_apart():
+    made, x = layer(torch.bfloat16)
+    made.base.requires_grad_(False)
+    made.dropout = 0.5
+    assert not made.train()._joins(x)
+    assert made.eval()._joins(x)

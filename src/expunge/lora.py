@@ -67,11 +67,59 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + b, plus the low-rank term: (..., in) to (..., out)."""
-        y = self.base(x)
         if not self.enabled:
-            return y
+            return self.base(x)
+        if self._joins(x):
+            given = x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale
+            return _Adapted.apply(*given)  # pyright: ignore[reportReturnType]
+        y = self.base(x)
         x = F.dropout(x, self.dropout, self.training).to(y.dtype)
         return _LowRank.apply(x, y, self.lora_A, self.lora_B, self.scale)  # pyright: ignore
+
+    def _joins(self, x: Tensor) -> bool:
+        """Whether the frozen layer and the low-rank term are one function here.
+
+        They read the same numbers then, and the layer's own way of being called does nothing more
+        than its product.
+        """
+        weight = self.base.weight
+        return (
+            not (self.training and self.dropout)
+            and x.dtype == weight.dtype == torch.bfloat16
+            and not weight.requires_grad
+            and not torch.is_autocast_enabled(x.device.type)
+            and not hasattr(weight, "ds_id")  # DeepSpeed gathers it when the layer is called
+        )
+
+
+class _Adapted(torch.autograd.Function):
+    """W x + b + scale · B A x of a frozen W, each sum formed where its first part lies.
+
+    With g = ∂y and z = scale · g B:   ∂x = g W + z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
+        low = flat @ a.T  # (tokens, r)
+        y = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(flat, w, low, a, b)
+        ctx.scale = scale
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, w, low, a, b = ctx.saved_tensors
+        grad = gradients[0]
+        flat = grad.flatten(0, -2)
+        z = (flat @ b).mul_(ctx.scale)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (flat @ w).addmm_(z, a).view(*grad.shape[:-1], -1)
+        to_a, to_b = z.T @ x, flat.T @ low
+        return to_x, None, None, to_a.float(), to_b.float().mul_(ctx.scale), None
 
 
 class _LowRank(torch.autograd.Function):
