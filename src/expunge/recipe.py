@@ -70,6 +70,20 @@ class Recipe(Section):
         first = ["target"] if self.tune is None else ["original", "target"]
         return [*first, *self.branches, *self.merges]
 
+    def made_from(self, model: str) -> tuple[str, ...]:
+        """The models that a model is made from, in the order it takes them."""
+        if model in self.branches:
+            return ("target",)
+        if model in self.merges:
+            return tuple(self.merged_branches(model))
+        return ("original",) if model == "target" and self.tune is not None else ()
+
+    def maker(self, model: str) -> Section | None:
+        """The section that says how a model is made; none where it is given."""
+        if model == "target":
+            return self.tune
+        return self.branches.get(model) or self.merges.get(model)
+
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""
         return {name: self.branches[name] for name in self.merges[merge].of or self.branches}

@@ -182,16 +182,12 @@ def _is_made(recipe: Recipe, model: str) -> bool:
     """Whether a model is a stage: the one that a recipe starts from is not."""
     if not model:
         return recipe.data.synthetic is not None
-    return model != "original" and (model != "target" or recipe.tune is not None)
+    return recipe.maker(model) is not None
 
 
 def _made_from(recipe: Recipe, model: str) -> list[str]:
     """What must be there before a model; none stands for the data."""
-    if model in recipe.branches:
-        return ["", "target"]
-    if model in recipe.merges:
-        return ["", *recipe.merged_branches(model)]
-    return [""] if model else []
+    return ["", *recipe.made_from(model)] if model else []
 
 
 def _name(recipe: Recipe, model: str, seed: int, scored: bool = False) -> str:
@@ -206,16 +202,15 @@ def _name(recipe: Recipe, model: str, seed: int, scored: bool = False) -> str:
 def _told(recipe: Recipe, model: str, seed: int) -> list[Any]:
     """All of a recipe that decides a model."""
     told: list[Any] = [recipe.data.model_dump_json()]
-    if model:
-        told += [model, recipe.model.model_dump_json()]
-    if model not in ("", "original"):
-        told.append(recipe.tune.model_dump_json() if recipe.tune else None)
-    if model in recipe.branches:
-        told += [seed, recipe.branches[model].model_dump_json()]
-    if model in recipe.merges:
-        told.append(recipe.merges[model].model_dump_json())
-        told += [_told(recipe, branch, seed) for branch in recipe.merged_branches(model)]
-    return told
+    if not model:
+        return told
+    told += [model, recipe.model.model_dump_json()]
+    maker = recipe.maker(model)
+    if maker is not None:
+        told.append(maker.model_dump_json())
+    if model not in ("original", "target"):
+        told.append(seed)
+    return told + [_told(recipe, other, seed) for other in recipe.made_from(model)]
 
 
 def _put(fields: Any, path: str, value: Any) -> None:
