@@ -42,6 +42,7 @@ ORDER = [
         "inputs",
         "pipeline",
         "runner",
+        "leaderboard",
         "plan",
         "semeval",
         "cli",

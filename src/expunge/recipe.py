@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from expunge.config import Section, parse_section, read_yaml
 from expunge.data.sets import Data
+from expunge.errors import RecipeError
 from expunge.evaluate.suite import Evaluate
 from expunge.merge.section import Merge
 from expunge.models import Model
@@ -29,7 +30,7 @@ class Recipe(Section):
     tune: Tune | None = None
     """How the target is made; null where the model already knows both sets."""
 
-    branches: dict[str, Branch]
+    branches: dict[str, Branch] = Field(default_factory=dict)
     """The unlearned versions to train, by name."""
 
     merges: dict[str, Merge] = Field(default_factory=dict)
@@ -109,3 +110,25 @@ def with_model(recipe: Recipe, path: str) -> Recipe:
     """The same recipe, started from another model."""
     model = parse_section({**recipe.model.model_dump(), "path": path}, Model, origin="--model")
     return recipe.model_copy(update={"model": model})
+
+
+def put_field(fields: Any, path: str, value: Any, *, origin: str) -> None:
+    """Set a field within nested fields and lists by its path, `branches.strong.optimizer.lr`.
+
+    One that leads nowhere is a `RecipeError` that names `origin`.
+    """
+    *above, last = path.split(".")
+    here = fields
+    for part in above:
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+        elif isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+            here = here[int(part)]
+        else:
+            raise RecipeError(f"{origin} {path}: there is no '{part}' in the recipe")
+    if isinstance(here, list) and last.isdecimal() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError(f"{origin} {path}: there is no '{last}' in the recipe")

@@ -18,7 +18,7 @@ from expunge.config import parse_section
 from expunge.errors import RecipeError, RunError
 from expunge.on_ray import do_on_ray
 from expunge.pipeline import Pipeline, RecipeLike
-from expunge.recipe import Recipe, load_recipe
+from expunge.recipe import Recipe, load_recipe, put_field
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def swept(
         one = json.loads(json.dumps(fields))
         given = dict(zip(changes, values, strict=True))
         for path, value in given.items():
-            _put(one, path, value)
+            put_field(one, path, value, origin="--sweep")
         said = ", ".join(f"{path}={value}" for path, value in given.items())
         one["name"] = f"{recipe.name}-{number}"
         made.append(parse_section(one, Recipe, origin=f"--sweep {said}"))
@@ -211,22 +211,3 @@ def _told(recipe: Recipe, model: str, seed: int) -> list[Any]:
     if model not in ("original", "target"):
         told.append(seed)
     return told + [_told(recipe, other, seed) for other in recipe.made_from(model)]
-
-
-def _put(fields: Any, path: str, value: Any) -> None:
-    """Set a field within nested fields and lists; one that leads nowhere is a `RecipeError`."""
-    *above, last = path.split(".")
-    here = fields
-    for part in above:
-        here = _inner(here, part, path)
-    _inner(here, last, path)
-    here[int(last) if isinstance(here, list) else last] = value
-
-
-def _inner(here: Any, part: str, path: str) -> Any:
-    if isinstance(here, dict):
-        here.setdefault(part, {})
-        return here[part]
-    if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
-        return here[int(part)]
-    raise RecipeError(f"--sweep {path}: there is no '{part}' in the recipe")

@@ -75,3 +75,19 @@ def print_reports(folders: list[Path], as_json: bool) -> None:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))
         else:
             print_results(folder)
+
+
+def names_of(text: str | None) -> list[str]:
+    """The names of an option that takes several, with commas between them."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def numbers_of(text: str | None, option: str) -> list[int]:
+    """The whole numbers of an option that takes several."""
+    names = names_of(text)
+    for name in names:
+        if not name.isdecimal():
+            raise RecipeError(
+                f"{option} takes whole numbers with commas between them, not '{name}'"
+            )
+    return [int(name) for name in names]

@@ -19,6 +19,8 @@ from expunge.cli.options import (
     Ray,
     RecipePath,
     Seed,
+    names_of,
+    numbers_of,
     pipeline_of,
     print_reports,
     recipe_of,
@@ -77,6 +79,40 @@ def run(
 
         print_rows(errors, as_json=False)
     return None
+
+
+@running.command()
+def leaderboard(
+    board: Annotated[Path, typer.Argument(help="A leaderboard in YAML; recipes/leaderboard.yaml.")],
+    out: OutDir,
+    only: Annotated[
+        str | None, typer.Option(help="Only these methods, by name: npo,simnpo.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these of its seeds: 42,43.")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Put each row into this docs/leaderboard.json.")
+    ] = None,
+    ray: Ray = None,
+    cpus_per_cell: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Run methods × seeds on one target; what is finished in the run folder is not done again."""
+    from expunge.leaderboard.run import run_leaderboard
+    from expunge.leaderboard.section import Board
+    from expunge.progress import say
+    from expunge.report.leaderboard import add_standings
+    from expunge.report.terminal import print_leaderboard
+
+    made = run_leaderboard(
+        Board(board),
+        out,
+        only=names_of(only),
+        seeds=numbers_of(seeds, "--seeds"),
+        workers=workers_of(ray, cpus_per_cell),
+        say=say,
+        keep=lambda found: None if rows is None else add_standings(rows, found),
+    )
+    print_leaderboard(made, as_json)
 
 
 @running.command()

@@ -1,4 +1,4 @@
-"""The generated documents: methods, metrics and results in docs/, written or found stale."""
+"""The generated documents of docs/: written, or found stale."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from expunge import runs
 from expunge.errors import RunError
 from expunge.report.board import read_rows
+from expunge.report.leaderboard import leaderboard_page, read_standings
 from expunge.report.methods_page import MethodRow, methods_page
 from expunge.report.metrics_page import SuiteRow, metrics_page
 from expunge.report.results_page import results_page
@@ -26,6 +27,7 @@ def documents(
         folder / "methods.md": methods_page(row for row in rows if row.kind != "metric"),
         folder / "metrics.md": metrics_page(suites, metrics),
         folder / "results.md": results_page(read_rows(folder / "results.json")),
+        folder / "leaderboard.md": leaderboard_page(read_standings(folder / "leaderboard.json")),
     }
 
 

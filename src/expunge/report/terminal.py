@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from expunge.errors import RunError
+from expunge.report.leaderboard import Standing, leaderboard_table
 from expunge.report.results import read_results
 from expunge.report.tables import NOT_MEASURED, results_tables
 from expunge.report.verdict import verdict
@@ -79,6 +80,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         for row in rows:
             table.add_row(*(escape(_cell(value)) for value in row.values()))
         out.print(table)
+
+
+def print_leaderboard(rows: Sequence[Standing], as_json: bool) -> None:
+    """Print a leaderboard, the best method first, or every row as JSON."""
+    if as_json:
+        return print_rows([row.model_dump(mode="json") for row in rows], as_json)
+    header, body = leaderboard_table(rows)
+    shown = header[: header.index("settings")]
+    return print_rows([dict(zip(shown, cells, strict=False)) for cells in body], as_json)
 
 
 def _cell(value: Any) -> str:

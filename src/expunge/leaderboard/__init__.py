@@ -1,0 +1,1 @@
+"""Methods × seeds on one target, each tuned with the same small budget."""

@@ -1,0 +1,142 @@
+"""Run a leaderboard: try each method's settings, then make and score it once for each seed.
+
+Every model is a stage of a recipe, so a killed run goes on, and methods share the target, the
+reference scores and the tables of what a model said.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.cells import Workers
+from expunge.errors import RecipeError
+from expunge.leaderboard.section import Board
+from expunge.pipeline import Pipeline
+from expunge.recipe import Recipe
+from expunge.registry import lookup
+from expunge.report.leaderboard import Standing, standing_of
+from expunge.report.results import ModelResults, read_results
+from expunge.runner import run_pipelines
+
+
+def run_leaderboard(
+    board: Board,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    workers: Workers | None = None,
+    say: Callable[[str], None] = lambda said: None,
+    keep: Callable[[list[Standing]], None] = lambda rows: None,
+) -> list[Standing]:
+    """Run the chosen methods and seeds (all, where none is named); a row for each of them.
+
+    Seed by seed, so that a run that is cut off has compared every method on the first. `keep` is
+    given the rows of each method as soon as they are measured.
+    """
+    for name in only:
+        lookup(board.config.methods, name, "method of this leaderboard")
+    for seed in seeds:
+        if seed not in board.config.seeds:
+            known = ", ".join(map(str, board.config.seeds))
+            raise RecipeError(f"the leaderboard has no seed {seed}. Known: {known}")
+    chosen = list(only) or list(board.config.methods)
+    rows = [] if only else _before(board, out, workers)
+    keep(rows)
+    settings: dict[str, dict[str, Any]] = {}
+    for seed in seeds or board.config.seeds:
+        for name in chosen:
+            if name not in settings:
+                settings[name] = _tuned(board, name, out, workers, say)
+            recipe = board.recipe(name, settings[name], seeds=[seed], label=f"{name}-{seed}")
+            made = _standings(board, recipe, out, workers, name, settings[name])
+            rows += made
+            keep(made)
+    return rows
+
+
+def _tuned(
+    board: Board,
+    name: str,
+    out: Path,
+    workers: Workers | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The best of a method's settings by final score, a collapsed model last."""
+    trials = board.config.methods[name].trials
+    if len(trials) == 1:
+        return trials[0]
+    seeds = [board.config.tuning.seed]
+    recipes = [
+        board.recipe(name, settings, seeds=seeds, label=f"{name}-trial-{number}", trial=True)
+        for number, settings in enumerate(trials, 1)
+    ]
+    folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
+    merits = []
+    for recipe, settings in zip(recipes, trials, strict=True):
+        merits.append(_merit(_scored(recipe, folders[recipe.name][seeds[0]])))
+        said = ", ".join(f"{place}={value}" for place, value in settings.items())
+        say(f"{recipe.name}: {said}: {_told(merits[-1])}")
+    return trials[merits.index(max(merits))]
+
+
+def _merit(model: ModelResults) -> tuple[bool, float, float]:
+    """The greater the better: not collapsed, the final score, then the task aggregate's mean."""
+    terms = [
+        1 - value if term.startswith("forget") else value
+        for term, value in model.semeval.terms.items()
+        if value is not None
+    ]
+    mean = sum(terms) / len(terms) if terms else 0.0
+    return not model.collapse.collapsed, model.semeval.final or 0.0, mean
+
+
+def _told(merit: tuple[bool, float, float]) -> str:
+    whole, final, mean = merit
+    return f"final {final:.3f}, mean term {mean:.3f}" + ("" if whole else ", COLLAPSED")
+
+
+def _standings(
+    board: Board,
+    recipe: Recipe,
+    out: Path,
+    workers: Workers | None,
+    name: str,
+    settings: dict[str, Any],
+) -> list[Standing]:
+    folders = run_pipelines([_pipeline(recipe, out)], workers)[recipe.name]
+    entry = board.config.methods[name]
+    return [
+        standing_of(
+            read_results(folder / "results.json"),
+            entry.model or name,
+            method=name,
+            board=board.name,
+            seed=seed,
+            settings=settings,
+            trials=len(entry.trials),
+            note=entry.note,
+        )
+        for seed, folder in folders.items()
+    ]
+
+
+def _before(board: Board, out: Path, workers: Workers | None) -> list[Standing]:
+    recipe = board.before()
+    seed = recipe.seeds[0]
+    folder = run_pipelines([_pipeline(recipe, out)], workers)[recipe.name][seed]
+    results = read_results(folder / "results.json")
+    return [
+        standing_of(results, name, method=name, board=board.name, seed=seed)
+        for name in results.ordered_models()
+    ]
+
+
+def _pipeline(recipe: Recipe, out: Path) -> Pipeline:
+    return Pipeline(recipe, out / recipe.name, store=out)
+
+
+def _scored(recipe: Recipe, folder: Path) -> ModelResults:
+    """The one model of a recipe that is scored."""
+    models = read_results(folder / "results.json").models
+    return next(models[name] for name in recipe.models if name not in recipe.unscored)

@@ -1,0 +1,139 @@
+"""The leaderboard file: a board, and the methods that are compared on it."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue, model_validator
+
+from expunge.config import Section, parse_section, read_yaml
+from expunge.errors import RecipeError
+from expunge.recipe import Recipe, put_field
+
+MAKERS = ("branches", "merges", "edits", "guards")
+_SHARED = ("model", "data", "tune", "evaluate")
+
+
+class Tuning(Section):
+    """What each method may try before it is scored; the same for all."""
+
+    trials: int = Field(default=1, ge=1)
+    """Most settings that a method may try."""
+
+    generate_limit: int | None = Field(default=6, ge=1)
+    """Items that are generated for each of the twelve terms while settings are compared."""
+
+    seed: int = 42
+    """The seed of the trials."""
+
+
+class Entry(Section):
+    """One method: the sections of a recipe that make its model."""
+
+    model: str | None = None
+    """Which of the models made here is scored; null takes the one called as the entry."""
+
+    note: str = ""
+    """What a reader should know, such as where it departs from its source."""
+
+    branches: dict[str, JsonValue] = Field(default_factory=dict)
+    """As in a recipe."""
+
+    merges: dict[str, JsonValue] = Field(default_factory=dict)
+    """As in a recipe."""
+
+    edits: dict[str, JsonValue] = Field(default_factory=dict)
+    """As in a recipe."""
+
+    guards: dict[str, JsonValue] = Field(default_factory=dict)
+    """As in a recipe."""
+
+    settings: dict[str, tuple[JsonValue, ...]] = Field(default_factory=dict)
+    """The values to try of a field, by its path (branches.npo.optimizer.lr); with several fields,
+    every combination."""
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """Every combination of settings; one without changes where nothing is tried."""
+        values = itertools.product(*self.settings.values())
+        return [dict(zip(self.settings, chosen, strict=True)) for chosen in values]
+
+
+class Leaderboard(Section):
+    """Methods and seeds, and the recipe whose target and data they share."""
+
+    board: str
+    """A recipe file beside this one: its model, data, tune and evaluate sections are shared."""
+
+    seeds: tuple[int, ...] = Field(default=(42, 43, 44), min_length=1)
+    """Each method is made and scored once for each."""
+
+    tuning: Tuning = Field(default_factory=Tuning)
+    """The budget of each method."""
+
+    methods: dict[str, Entry] = Field(min_length=1)
+    """By the name that the table gives them; `original` and `target` are scored besides."""
+
+    @model_validator(mode="after")
+    def _fair(self) -> "Leaderboard":
+        for name, entry in self.methods.items():
+            if len(entry.trials) > self.tuning.trials:
+                raise ValueError(
+                    f"{name} tries {len(entry.trials)} settings; the budget is "
+                    f"tuning.trials: {self.tuning.trials}"
+                )
+        return self
+
+
+class Board:
+    """A leaderboard file, read: the recipe of each method, settings and seed."""
+
+    def __init__(self, path: Path | str) -> None:
+        path = Path(path)
+        self.config = parse_section(read_yaml(path), Leaderboard, origin=str(path))
+        board = path.parent / self.config.board
+        fields = read_yaml(board)
+        self.name = board.stem
+        self.shared = {name: fields[name] for name in _SHARED if name in fields}
+        for name, entry in self.config.methods.items():
+            for settings in entry.trials:
+                self.recipe(name, settings)
+
+    def recipe(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        *,
+        seeds: Sequence[int] | None = None,
+        label: str | None = None,
+        trial: bool = False,
+    ) -> Recipe:
+        """The recipe of one method with some settings; a `trial` generates a sample only."""
+        entry = self.config.methods[name]
+        made = {kind: json.loads(json.dumps(getattr(entry, kind))) for kind in MAKERS}
+        fields = {**self.shared, **{kind: part for kind, part in made.items() if part}}
+        for place, value in settings.items():
+            put_field(fields, place, value, origin=f"{name}: settings")
+        names = [model for part in made.values() for model in part]
+        scored = entry.model or name
+        if scored not in names:
+            raise RecipeError(
+                f"{name}: no section makes the model '{scored}'; name it in `model`. "
+                f"Made: {', '.join(names) or 'none'}"
+            )
+        if trial:
+            limit = {"generate_limit": self.config.tuning.generate_limit}
+            fields["evaluate"] = {**fields.get("evaluate", {}), **limit}
+        before = ["target"] if fields.get("tune") is None else ["original", "target"]
+        fields["name"] = label or name
+        fields["unscored"] = [model for model in [*before, *names] if model != scored]
+        fields["seeds"] = list(seeds or self.config.seeds)
+        return parse_section(fields, Recipe, origin=f"methods.{name}")
+
+    def before(self) -> Recipe:
+        """The recipe of the models that every method starts from."""
+        seed = self.config.tuning.seed
+        fields = {**self.shared, "name": "before", "branches": {}, "seeds": [seed]}
+        return parse_section(fields, Recipe, origin=self.config.board)

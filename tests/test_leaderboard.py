@@ -1,0 +1,170 @@
+"""Leaderboards: equal budgets, the front worked by hand, a tiny one run twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from expunge.errors import RecipeError
+from expunge.leaderboard.run import run_leaderboard
+from expunge.leaderboard.section import Board
+from expunge.report.leaderboard import (
+    Standing,
+    add_standings,
+    leaderboard_page,
+    leaderboard_table,
+    pareto_front,
+    read_standings,
+)
+
+NPO = {
+    "terms": [{"half": "forget", "loss": "npo"}, {"half": "retain", "loss": "nll"}],
+    "lora": {"rank": 2, "dropout": 0},
+    "schedule": {"epochs": 1, "micro_batch": 2},
+    "optimizer": {"lr": 1e-3, "compute": "float32"},
+}
+
+
+@pytest.fixture
+def fields(tiny_folder, tmp_path) -> dict:
+    """A leaderboard small enough to run in seconds, beside its board."""
+    board = {
+        "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},
+        "data": {"synthetic": {"documents": 1, "nonmembers": 2}},
+        "branches": {"of_the_board": NPO},
+        "evaluate": {"max_new_tokens": 2, "resamples": 20, "generate_limit": 1},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(board))
+    return {
+        "board": "tiny.yaml",
+        "seeds": [1, 2],
+        "tuning": {"trials": 2, "generate_limit": 1, "seed": 1},
+        "methods": {
+            "npo": {
+                "branches": {"npo": NPO},
+                "settings": {"branches.npo.optimizer.lr": [1e-3, 1e-2]},
+            },
+            "merge": {
+                "model": "both",
+                "branches": {"npo": NPO, "weak": NPO},
+                "merges": {"both": {"method": "ties"}},
+                "note": "as the paper",
+            },
+        },
+    }
+
+
+def written(fields: dict, folder: Path) -> Path:
+    path = folder / "leaderboard.yaml"
+    path.write_text(yaml.safe_dump(fields, sort_keys=False))
+    return path
+
+
+def standing(method: str, seed: int = 1, **numbers) -> Standing:
+    return Standing(method=method, board="tiny", seed=seed, **numbers)
+
+
+def test_the_pareto_front_worked_by_hand():
+    goals = {
+        "best at one": (1.0, 0.0),
+        "between": (0.5, 0.5),
+        "beaten by between": (0.5, 0.4),
+        "best at the other": (0.0, 1.0),
+        "not known": None,
+    }
+    assert pareto_front(goals) == {"best at one", "between", "best at the other"}
+    assert pareto_front({"a": (1.0, 1.0), "its equal": (1.0, 1.0)}) == {"a", "its equal"}
+
+
+def test_the_table_ranks_by_final_score_and_a_destroyed_model_comes_last():
+    parts = {"forget_sc": 0.2, "forget_qa": 0.0, "retain_sc": 0.9, "retain_qa": 0.7}
+    rows = [
+        standing("target", final=0.9, collapsed=False),
+        standing("destroyed", final=0.8, collapsed=True, **parts, mia_score=1.0),
+        standing("good", 1, final=0.6, collapsed=False, **parts, mia_score=0.5, seconds=120),
+        standing("good", 2, final=0.8, collapsed=False, **parts, mia_score=0.5, seconds=240),
+        standing("worse", final=0.3, collapsed=False, **parts, mia_score=0.4),
+    ]
+    header, body = leaderboard_table(rows)
+    shown = [dict(zip(header, cells, strict=True)) for cells in body]
+    assert [cells["method"] for cells in shown] == ["good", "worse", "destroyed", "target"]
+    assert shown[0]["final ↑"] == "0.700 ± 0.141"
+    assert shown[0]["minutes"] == "3.0"
+    assert [cells["Pareto"] for cells in shown] == ["★", "", "", ""]
+    assert shown[2]["final ↑"] == "**COLLAPSED**"
+    assert shown[1]["MIA AUC → 0.5"] == "–"  # not measured is not 0
+    assert "| good " in leaderboard_page(rows)
+
+
+def test_rows_are_replaced_by_method_and_seed(tmp_path):
+    path = tmp_path / "leaderboard.json"
+    add_standings(path, [standing("npo", 1, final=0.1), standing("npo", 2, final=0.2)])
+    add_standings(path, [standing("npo", 1, final=0.5)])
+    assert {row.seed: row.final for row in read_standings(path)} == {1: 0.5, 2: 0.2}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"tuning": {"trials": 1}},
+            "npo tries 2 settings; the budget is tuning.trials: 1",
+        ),
+        (
+            {"methods": {"npo": {"branches": {"other": NPO}}}},
+            "npo: no section makes the model 'npo'; name it in `model`. Made: other",
+        ),
+        (
+            {
+                "methods": {
+                    "npo": {"branches": {"npo": NPO}, "settings": {"branches.npo.lora.rnk": [2]}}
+                }
+            },
+            "unknown field branches.npo.lora.rnk. Did you mean 'rank'?",
+        ),
+        ({"board": "nowhere.yaml"}, "there is no recipe at"),
+        ({"methods": {}}, "methods"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_runs(fields, tmp_path, change, said):
+    with pytest.raises(RecipeError) as error:
+        Board(written(fields | change, tmp_path))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_methods_and_seeds_are_refused(fields, tmp_path):
+    board = Board(written(fields, tmp_path))
+    with pytest.raises(RecipeError, match="no method of this leaderboard is called 'nppo'"):
+        run_leaderboard(board, tmp_path / "out", only=["nppo"])
+    with pytest.raises(RecipeError, match="the leaderboard has no seed 3"):
+        run_leaderboard(board, tmp_path / "out", seeds=[3])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_tunes_each_method_scores_each_seed_and_does_nothing_twice(fields, tmp_path):
+    board, out, kept = Board(written(fields, tmp_path)), tmp_path / "out", []
+    said: list[str] = []
+    first = run_leaderboard(board, out, seeds=[1], say=said.append, keep=kept.extend)
+    assert [row.method for row in first] == ["target", "npo", "merge"]
+    assert kept == first
+    npo, merge = first[1:]
+    assert [line.split(":")[0] for line in said] == ["npo-trial-1", "npo-trial-2"]
+    assert npo.settings["branches.npo.optimizer.lr"] in (1e-3, 1e-2)
+    assert (npo.trials, merge.trials, merge.note) == (2, 1, "as the paper")
+    assert npo.seconds is not None
+    assert npo.seconds > 0
+    assert npo.task_aggregate is not None
+    made = sorted(path.name for path in (out / "stages").iterdir())
+    times = {name: (out / "stages" / name / "stage.json").read_text() for name in made}
+    rows = run_leaderboard(board, out)
+    assert [(row.method, row.seed) for row in rows] == [
+        ("target", 1), ("npo", 1), ("merge", 1), ("npo", 2), ("merge", 2),
+    ]  # fmt: skip
+    again = {name: (out / "stages" / name / "stage.json").read_text() for name in made}
+    assert again == times
+    assert sum(name.startswith("evaluate-both-") for name in made) == 1  # branches go unscored
+    assert not any(name.startswith("evaluate-weak-") for name in made)
+    results = json.loads((out / "merge-2" / "results.json").read_text())
+    assert results["models"]["weak"]["semeval"]["task_aggregate"] is None
