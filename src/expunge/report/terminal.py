@@ -15,6 +15,22 @@ from expunge.report.results import read_results
 from expunge.report.tables import NOT_MEASURED, results_tables
 from expunge.report.verdict import verdict
 
+_SHORT = {
+    "method": "method",
+    "final ↑": "final",
+    "Pareto": "★",
+    "task aggregate ↑": "task",
+    "forget completion ↓": "forget sc",
+    "forget knowledge ↓": "qa",
+    "retain completion ↑": "retain sc",
+    "retain knowledge ↑": "qa ",
+    "MIA AUC → 0.5": "AUC",
+    "MMLU ↑": "MMLU",
+    "minutes": "min",
+    "peak GB": "GB",
+}
+"""Columns of a leaderboard that fit a terminal, and their names there."""
+
 
 def console() -> Console:
     """Standard output; names and numbers in it are not coloured by guess."""
@@ -87,8 +103,10 @@ def print_leaderboard(rows: Sequence[Standing], as_json: bool) -> None:
     if as_json:
         return print_rows([row.model_dump(mode="json") for row in rows], as_json)
     header, body = leaderboard_table(rows)
-    shown = header[: header.index("settings")]
-    return print_rows([dict(zip(shown, cells, strict=False)) for cells in body], as_json)
+    shown = [dict(zip(header, cells, strict=True)) for cells in body]
+    return print_rows(
+        [{short: row[name] for name, short in _SHORT.items()} for row in shown], False
+    )
 
 
 def _cell(value: Any) -> str:
