@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter
 from expunge.config import Section, parse_section
 from expunge.data.batches import TokenSequence
 from expunge.errors import RecipeError, TrainingError
+from expunge.recipe import load_recipe
 from expunge.unlearn import trainer
 from expunge.unlearn.branch import Branch, prepared, train_branch
 from expunge.unlearn.halves import Halves
@@ -340,3 +342,18 @@ def test_plain_descent_follows_the_gradient(tmp_path):
     (tmp_path / trainer.LOG).unlink()
     _, (end,) = descend(2.0, [Span(2)], tmp_path, kind="sgd", weight_decay=0.5)
     assert end == pytest.approx(2.0 * (1 - 0.15) * (1 - 0.075))
+
+
+@pytest.mark.parametrize(
+    ("name", "branches"),
+    [
+        ("ails-ntua", {"last_blocks": "sugd", "adapter": "sugd"}),
+        ("ails-ntua-agad", {"agad": "agad"}),
+        ("sha256", {"early_mlps": "pairing"}),
+    ],
+)
+def test_the_recipes_of_other_teams_read(name, branches):
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    assert {name: one.schedule.kind for name, one in recipe.branches.items()} == branches
+    again = load_recipe(load_recipe(recipe.model_dump(mode="json")))
+    assert again == recipe

@@ -236,6 +236,7 @@ def branch_demand(
         piece=max(pieces),
         longest=max(*forget, *retain),
         rank=None if full else config.lora.rank,
+        mask=config.mask,
         dropout=not full and config.lora.dropout > 0,
         kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
         kept=sum(

@@ -136,7 +136,10 @@ def _scores(
 
 def _write(model: PreTrainedModel, config: Mask, chosen: Selection, folder: Path) -> None:
     """Bits, eight a byte, of what may move in part; names of what may move whole."""
-    weights = {n: sharding.shape_of(p).numel() for n, p in model.named_parameters()}
+    weights = {
+        name: sharding.shape_of(getattr(parameter, "slice", parameter)).numel()
+        for name, parameter in model.named_parameters()
+    }
     moves = {n: weights[n] if m is None else int(m.sum()) for n, m in chosen.items()}
     packed = {
         name: torch.from_numpy(np.packbits(entries.cpu().numpy()))

@@ -46,7 +46,12 @@ Schedule = Annotated[
     | Annotated[Layered, Tag("layered")]
     | Annotated[Alternate, Tag("alternate")]
     | Annotated[Sequential, Tag("sequential")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="schedule_kind",
+        custom_error_message="no schedule has this kind; it is one of pairing, sugd, agad, "
+        "layered, alternate, sequential",
+    ),
 ]
 """One of the sections, told apart by `kind`."""
 
