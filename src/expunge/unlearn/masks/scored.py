@@ -37,7 +37,7 @@ def wagle(seen: Evidence, *, mu: float = 1e-3) -> Tensor:
 
     Source: WAGLE, Jia et al. 2024, arXiv:2410.17509; OPTML-Group/WAGLE, generate_mask.py.
     Differs: μ is a number, not an estimate of the Hessian's diagonal; each item's mean NLL is
-        summed, whatever the batch.
+    summed, whatever the batch.
     """
     assert seen.forget is not None
     assert seen.retain is not None
@@ -83,7 +83,7 @@ def wanda(seen: Evidence) -> Tensor:
 
     Source: Wanda, Sun et al. 2023, arXiv:2306.11695; a baseline of WAGLE, arXiv:2410.17509.
     Differs: Wanda compares the weights of one row; here all linear layers are compared, the head
-        left out.
+    left out.
     """
     assert seen.inputs is not None
     return seen.weight.abs() * seen.inputs

@@ -32,7 +32,7 @@ def layers(model: nn.Module, config: Layers) -> Selection:
     """Chosen modules of chosen blocks: MLPs, down-projections, attention.
 
     Source: RMU, Li et al. 2024, arXiv:2403.03218 (three down-projections); SHA256 at SemEval-2025
-        Task 4 (the MLPs of blocks 0 to 5); a baseline of WAGLE, arXiv:2410.17509 (every MLP).
+    Task 4 (the MLPs of blocks 0 to 5); a baseline of WAGLE, arXiv:2410.17509 (every MLP).
     """
     places = _places(model)
     blocks = 1 + max(block for block, _ in places.values())

@@ -101,7 +101,7 @@ def layered(config: Layered, forget: Sequence[str], retain: int, *, seed: int) -
 
     Source: Layered Unlearning, arXiv:2505.09500.
     Differs: written from the abstract; folds are drawn at random, and beside each forget item stand
-        `retain_per_forget` retain items and `keep_per_forget` items of later folds, in a cycle.
+    `retain_per_forget` retain items and `keep_per_forget` items of later folds, in a cycle.
     """
     if config.folds > len(forget):
         raise _too_many("folds", config.folds, len(forget))
