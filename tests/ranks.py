@@ -44,6 +44,13 @@ BRANCHES = {
         "step": {"rule": "normalized"},
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
+    "last_block": {
+        **BRANCH,
+        "training": "full",
+        "mask": {"kind": "last_blocks", "count": 1},
+        "schedule": {"kind": "layered", "folds": 2, "epochs": 1, "micro_batch": 2},
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
 }
 TUNE = {
     "epochs": 2,

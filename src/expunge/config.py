@@ -81,10 +81,18 @@ def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> li
         inner = _section_types(here)
         if not inner:
             return []
+        told_apart = [s for s in inner if part in _kinds(s)]
         fields = inner[0].model_fields
+        here = told_apart[0] if told_apart else here
         here = fields[part].annotation if part in fields else here
     found = _section_types(here)
     return sorted(found[0].model_fields) if found else []
+
+
+def _kinds(section: type[Section]) -> tuple[Any, ...]:
+    """What `kind` may be, by which one of several sections is meant."""
+    kind = section.model_fields.get("kind")
+    return typing.get_args(kind.annotation) if kind else ()
 
 
 def _section_types(annotation: Any) -> list[type[Section]]:

@@ -10,6 +10,7 @@ from expunge.evaluate.metrics import METRICS
 from expunge.merge.methods import METHODS
 from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.forget import FORGET_LOSSES
+from expunge.unlearn.masks import MASKS
 from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.steps import STEP_RULES
@@ -18,6 +19,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "forget loss": FORGET_LOSSES,
     "retain loss": RETAIN_LOSSES,
     "step rule": STEP_RULES,
+    "weight mask": MASKS,
     "schedule": SCHEDULES,
     "merge": METHODS,
     "metric": METRICS,

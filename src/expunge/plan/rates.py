@@ -29,7 +29,7 @@ from expunge.pipeline import Pipeline
 from expunge.plan.work import Encoded, encoded
 from expunge.unlearn.branch import Branch, Halves, branch_demand, prepared
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
-from expunge.unlearn.schedule import paired_steps
+from expunge.unlearn.schedule import MicroBatch, Phase
 from expunge.unlearn.trainer import Gradient, Optimizer, train
 from expunge.unlearn.tune import Tune, tune_demand, tune_gradient, tune_steps
 
@@ -190,34 +190,39 @@ def _branch(
     work: Path,
 ) -> None:
     model = _load(rates, base, "float32" if config.training == "full" else dtype)
-    forget, retain = _first(config, data, seed)
-    short = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 1})})
-    halves = Halves(forget, retain, work / name, "plan")
+    phase, halves = _first(config, data, seed, work / name)
     forget_peak()
-    made = prepared(model, halves, short, seed=seed)
+    made = prepared(model, halves, config, seed=seed, made=[phase])
     tokens = [
-        sum(len(forget[i].tokens) for b in step for i in b.forget)
-        + sum(len(retain[i].tokens) for b in step for i in b.retain)
-        for step in paired_steps(short.schedule, len(forget), len(retain), seed=seed)
+        sum(len(halves.forget[i].tokens) for b in step for i in b.forget)
+        + sum(len(halves.retain[i].tokens) for b in step for i in b.retain)
+        for step in phase.steps
     ]
-    demand = branch_demand(short, halves, seed=seed, weights=dtype)
+    demand = branch_demand(config, halves, seed=seed, weights=dtype, made=[phase])
     model.train()
-    parts = made.parameters, made.gradient, tokens[: made.steps]
+    parts = made.parameters, made.gradient, tokens
     _time(rates, name, *parts, config.optimizer, demand, work)
 
 
-def _first(
-    config: Branch, data: Encoded, seed: int
-) -> tuple[list[TokenSequence], list[TokenSequence]]:
-    """The items of the first steps, so that one epoch over them is those steps' work.
-
-    An item that comes twice is two items: references are kept by id.
-    """
-    steps = paired_steps(config.schedule, len(data.forget), len(data.retain), seed=seed)
-    batches = [batch for step in steps[: STEPS + 1] for batch in step]
-    forget = [data.forget[i] for batch in batches for i in batch.forget]
-    retain = [data.retain[i] for batch in batches for i in batch.retain]
-    return _numbered(forget), _numbered(retain)
+def _first(config: Branch, data: Encoded, seed: int, cache: Path) -> tuple[Phase, Halves]:
+    """The first steps of a branch, over the items that they read alone."""
+    phases, halves = data.halves(cache).planned(config.schedule, seed=seed)
+    steps = [step for phase in phases for step in phase.steps][: STEPS + 1]
+    forget = sorted({i for step in steps for b in step for i in b.forget} or {0})
+    retain = sorted({i for step in steps for b in step for i in b.retain} or {0})
+    places = [{item: place for place, item in enumerate(items)} for items in (forget, retain)]
+    moved = [
+        [
+            MicroBatch(
+                tuple(places[0][i] for i in batch.forget),
+                tuple(places[1][i] for i in batch.retain),
+            )
+            for batch in step
+        ]
+        for step in steps
+    ]
+    chosen = [halves.forget[i] for i in forget], [halves.retain[i] for i in retain]
+    return Phase(moved), Halves(*chosen, cache, "plan")
 
 
 def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:

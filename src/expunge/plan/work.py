@@ -20,8 +20,8 @@ from expunge.pipeline import Pipeline
 from expunge.plan.folder import Survey, Unmade
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch, Halves
+from expunge.unlearn.masks import MASKS
 from expunge.unlearn.objective import Objective
-from expunge.unlearn.schedule import paired_steps
 from expunge.unlearn.tune import Tune, tune_steps
 
 
@@ -106,11 +106,11 @@ def tuning(config: Tune, data: Encoded) -> Training:
 def unlearning(config: Branch, data: Encoded, seed: int) -> Training:
     """The work of a branch."""
     objective = Objective(config.terms)
+    phases, halves = data.halves(Path()).planned(config.schedule, seed=seed)
     lengths = {
-        "forget": [len(text.tokens) for text in data.forget],
-        "retain": [len(text.tokens) for text in data.retain],
+        half: [len(text.tokens) for text in halves.of(half)] for half in ("forget", "retain")
     }
-    steps = paired_steps(config.schedule, len(data.forget), len(data.retain), seed=seed)
+    steps = [step for phase in phases for step in phase.steps]
     tokens = sum(
         lengths[half][index]
         for step in steps
@@ -119,6 +119,9 @@ def unlearning(config: Branch, data: Encoded, seed: int) -> Training:
         if objective.on(half)
         for index in (batch.forget if half == "forget" else batch.retain)
     )
+    if config.mask is not None:
+        read = {"forget": data.forget, "retain": data.retain}
+        tokens += sum(len(t.tokens) for half in MASKS[config.mask.kind].passes for t in read[half])
     reference = sum(
         sum(lengths[half])
         for half in ("forget", "retain")

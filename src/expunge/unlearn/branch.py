@@ -1,6 +1,6 @@
 """A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,16 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models, parallel, sharding
 from expunge.config import Section
-from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
 from expunge.registry import lookup
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.masks import Mask, mask
 from expunge.unlearn.objective import Half, Objective, Term
+from expunge.unlearn.optimizer import Span
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
-from expunge.unlearn.schedule import Pairing, paired_steps
+from expunge.unlearn.schedule import Pairing, Phase, Schedule, check_schedule
 from expunge.unlearn.steps import STEP_RULES, Step
 from expunge.unlearn.trainer import (
     Gradient,
@@ -46,8 +48,11 @@ class Branch(Section):
     lora: Lora = Field(default_factory=Lora)
     """The adapter, where training is `lora`."""
 
-    schedule: Pairing = Field(default_factory=Pairing)
-    """Which items each step sees."""
+    schedule: Schedule = Field(default_factory=Pairing)
+    """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
+
+    mask: Mask | None = None
+    """Which weights may move, where training is `full`; null means all."""
 
     step: Step = Field(default_factory=Step)
     """How a step's gradient is made."""
@@ -65,23 +70,16 @@ class Branch(Section):
             raise ValueError("terms must hold at least one half: forget")
         if self.step.rule == "normalized" and "retain" not in halves:
             raise ValueError("the step rule normalized needs a term with half: retain")
+        apart = lookup(STEP_RULES, self.step.rule, "step rule").apart
+        check_schedule(
+            self.schedule, retains="retain" in halves, apart=self.step.rule if apart else None
+        )
+        if self.mask is not None and self.training == "lora":
+            raise ValueError(
+                "a mask needs training: full; an adapter is confined by lora.layers and "
+                "lora.targets"
+            )
         return self
-
-
-@dataclass(frozen=True)
-class Halves:
-    """The tokens of both halves, and where their reference scores are cached."""
-
-    forget: Sequence[TokenSequence]
-    retain: Sequence[TokenSequence]
-    cache: Path
-    """Folder of the reference files."""
-    cache_key: str
-    """Stands for the target model and the data."""
-
-    def of(self, half: Half) -> Sequence[TokenSequence]:
-        """The sequences of one half."""
-        return self.forget if half == "forget" else self.retain
 
 
 def train_branch(
@@ -106,7 +104,7 @@ def train_branch(
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
     demand = branch_demand(config, halves, seed=seed, weights=weights)
     with readable_out_of_memory(label, model, demand):
-        made = prepared(model, halves, config, seed=seed)
+        made = prepared(model, halves, config, seed=seed, folder=folder)
         start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}
 
         def evaluated() -> dict[str, float]:
@@ -123,16 +121,18 @@ def train_branch(
         train(
             made.parameters,
             made.gradient,
-            steps=made.steps,
+            steps=sum(span.steps for span in made.spans),
             config=config.optimizer,
             seed=seed,
             folder=folder,
             label=label,
             deadline=deadline,
             watcher=watched,
+            spans=made.spans,
+            masks=made.masks,
         )
     model.eval()
-    _check_moved(made.parameters, start, label)
+    _check_moved({n: p for n, p in made.parameters.items() if n not in made.masks}, start, label)
     if config.training == "lora":
         lora.save_adapter(model, config.lora, folder / "adapter", base=base)
     else:
@@ -147,23 +147,46 @@ class Prepared:
     parameters: dict[str, Parameter]
     gradient: Gradient
     """Leaves the gradient of a step in them."""
-    steps: int
+    spans: list[Span]
+    """The phases, as the optimiser sees them."""
     passes: Passes
+    masks: dict[str, torch.Tensor]
+    """Which weights of a parameter may move, where not all may."""
 
 
-def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: int) -> Prepared:
-    """What the loop needs of a branch: its parameters, its gradient, the number of its steps."""
+def prepared(
+    model: PreTrainedModel,
+    halves: Halves,
+    config: Branch,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    made: list[Phase] | None = None,
+) -> Prepared:
+    """What the loop needs of a branch: its parameters, its gradient, its phases.
+
+    `made` are phases over `halves` in place of the schedule's. A mask is kept in `folder`.
+    """
     objective = Objective(config.terms)
     model.requires_grad_(config.training == "full")
+    masks = {}
+    if config.mask is not None:
+        given = halves.forget, halves.retain, config.optimizer
+        masks = mask(model, config.mask, *given, seed=seed, folder=folder)
+    own = len(halves.retain)
+    if made is None:
+        made, halves = halves.planned(config.schedule, seed=seed)
     data: dict[Half, HalfData] = {
         half: HalfData(
-            halves.of(half), _reference(model, objective, half, halves, config.optimizer)
+            halves.of(half),
+            _reference(model, objective, half, halves, config.optimizer),
+            own if half == "retain" else None,
         )
         for half in ("forget", "retain")
     }
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
-    steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
+    steps = [step for phase in made for step in phase.steps]
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
     if config.optimizer.checkpointing:
         recompute_blocks(model)
@@ -175,16 +198,29 @@ def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: in
         with autocast(model.dtype, config.optimizer.compute, models.device()):
             return rule(backward, list(parameters.values()), config.step)
 
-    return Prepared(parameters, gradient, len(steps), passes)
+    spans = [Span(len(phase.steps), phase.lr) for phase in made]
+    return Prepared(parameters, gradient, spans, passes, masks)
 
 
-def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.Dtype) -> Demand:
-    """The memory that training a branch asks for, with the model held in the type `weights`."""
+def branch_demand(
+    config: Branch,
+    halves: Halves,
+    *,
+    seed: int,
+    weights: models.Dtype,
+    made: list[Phase] | None = None,
+) -> Demand:
+    """The memory that training a branch asks for, with the model held in the type `weights`.
+
+    `made` are phases over `halves` in place of the schedule's.
+    """
+    if made is None:
+        made, halves = halves.planned(config.schedule, seed=seed)
     forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
     objective, full = Objective(config.terms), config.training == "full"
     apart = lookup(STEP_RULES, config.step.rule, "step rule").apart
     passes, pieces = set(), [max(forget), max(retain)]
-    for step in paired_steps(config.schedule, len(forget), len(retain), seed=seed):
+    for step in (step for phase in made for step in phase.steps):
         one = sizes([batch.forget for batch in step], forget)
         two = sizes([batch.retain for batch in step], retain)
         pieces += [0 if objective.divisible("forget") else max(one)]
@@ -200,6 +236,7 @@ def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.
         piece=max(pieces),
         longest=max(*forget, *retain),
         rank=None if full else config.lora.rank,
+        mask=config.mask,
         dropout=not full and config.lora.dropout > 0,
         kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
         kept=sum(

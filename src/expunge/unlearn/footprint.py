@@ -14,6 +14,7 @@ from expunge import runs
 from expunge.errors import ModelError
 from expunge.heads import BLOCK
 from expunge.models import Dtype
+from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask
 from expunge.unlearn.passes import filled
 from expunge.unlearn.trainer import Optimizer
 
@@ -59,6 +60,16 @@ class Shape:
         d, k, m = self.width, self.keys, self.between
         return self.layers * rank * (4 * d + 2 * (d + k) + 3 * (d + m))
 
+    def movable(self, mask: Mask | None) -> int:
+        """Parameters of the tensors that a mask lets move, at most."""
+        d, k, m = self.width, self.keys, self.between
+        block = 2 * d * (d + k) + 3 * d * m + 4 * d
+        if isinstance(mask, LastBlocks):
+            return mask.count * block
+        if isinstance(mask, Layers):
+            return len(mask.blocks or range(self.layers)) * block
+        return d * m if isinstance(mask, Column) else self.parameters
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -77,6 +88,7 @@ class Demand:
     """Of the adapter; None where every weight is trained."""
     trained: int | None = None
     """Parameters of the adapter, where they are known."""
+    mask: Mask | None = None
     dropout: bool = False
     kl: bool = False
     """Whether a loss reads the KL to the reference."""
@@ -135,7 +147,7 @@ def memory_of(shape: Shape, demand: Demand, *, scale: float = 1.0) -> int:
 def lasting(shape: Shape, demand: Demand) -> int:
     """Weights, gradient, moments and references: there for the whole stage."""
     held = shape.parameters * BYTES[demand.weights]
-    trained, narrow = shape.parameters, 0
+    trained, narrow = shape.movable(demand.mask), 0
     if demand.rank is not None:
         trained = demand.trained or shape.adapter(demand.rank)
         held += 4 * trained

@@ -30,6 +30,9 @@ class HalfData:
 
     sequences: Sequence[TokenSequence]
     reference: Reference | None = None
+    own: int | None = None
+    """How many of them are the half's own; null means all. The rest are read when asked for, and
+    count in no mean over the half."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ class Passes:
         found = {}
         device = next(self.model.parameters()).device
         for half, data in self.halves.items():
-            total = 0.0
-            for group in packs_by_length(data.sequences, max_tokens=self.max_tokens):
+            total, own = 0.0, data.sequences[: data.own]
+            for group in packs_by_length(own, max_tokens=self.max_tokens):
                 total += float(score(self.model, pack(group, "answer", device)).nll.sum())
-            found[f"nll.{half}"] = total / len(data.sequences)
+            found[f"nll.{half}"] = total / len(own)
         return found
 
     def _read(self, batch: Chosen) -> Chosen:

@@ -1,4 +1,4 @@
-"""The loop: gradient, clip, AdamW, log, checkpoint. A killed run goes on with the same weights.
+"""The loop: gradient, clip, optimiser, log, checkpoint. A killed run goes on with the same weights.
 
 Every step is a pure function of (weights, optimiser state, step number): its random numbers are
 seeded by the step, so a checkpoint holds only tensors and a step count.
@@ -7,19 +7,18 @@ seeded by the step, so a checkpoint holds only tensors and a step count.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from expunge import parallel, sharding
-from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.memory import release_freed_memory
 from expunge.models import Dtype
@@ -33,40 +32,11 @@ from expunge.unlearn.checkpoints import (
     resume,
     save,
 )
+from expunge.unlearn.optimizer import Optimizer, Span, Stepper
 from expunge.unlearn.watch import Watcher
 
 RELEASE_EVERY = 8
 """Steps after which freed memory is handed back, for packs of unequal size fragment the heap."""
-
-
-class Optimizer(Section):
-    """AdamW with a linear schedule."""
-
-    lr: float = Field(default=1e-4, gt=0)
-    """Peak learning rate."""
-
-    warmup: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps over which the rate rises from 0; it then falls linearly to 0."""
-
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay."""
-
-    clip: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the gradient; null never clips."""
-
-    compute: Dtype = "bfloat16"
-    """Type of the matrix products while weights are kept in float32 (autocast)."""
-
-    max_tokens: int = Field(default=2048, ge=1)
-    """Tokens forwarded at once; memory grows with it, results do not change."""
-
-    checkpointing: bool = False
-    """Keep each block's input alone and compute the rest again in the backward pass: a third more
-    arithmetic for a fraction of the memory. Results do not change."""
-
-    checkpoint_seconds: float = Field(default=30, ge=0)
-    """Write a checkpoint when this long has passed since the last, or longer where writing is
-    slow, so that it takes at most a twentieth of the time; 0 writes one every step."""
 
 
 Gradient = Callable[[int], dict[str, float]]
@@ -85,18 +55,20 @@ def train(
     stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
     deadline: float | None = None,
     watcher: Watcher | None = None,
+    spans: Sequence[Span] = (),
+    masks: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
     `time.monotonic`) the schedule is shortened to the steps that the time allows, and
     `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
-    best weights.
+    best weights. The optimiser starts anew with each of the `spans`, the last of which a deadline
+    leaves out first. `masks` says which weights of a parameter may move, where not all may.
     """
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    log = resume(parameters, optimizer, folder)
+    stepper = Stepper(parameters, config, spans or [Span(steps)], masks)
+    log = resume(parameters, stepper.torch, folder)
+    stepper.resume(len(log))
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
@@ -117,20 +89,22 @@ def train(
                 note_shortened(folder, steps, planned)
             if number >= steps:
                 break
-            _set_rate(optimizer, config, number, steps)
+            span = stepper.begin(number, steps)
             torch.manual_seed(seed * 1_000_003 + number + (parallel.rank() << 40))
-            optimizer.zero_grad(set_to_none=True)
+            stepper.torch.zero_grad(set_to_none=True)
             try:
                 record = gradient(number)
+                stepper.hold()
                 record["norm"] = _clip(parameters, config.clip)
             except TrainingError as error:
-                save(parameters, optimizer, log, folder)
+                save(parameters, stepper.torch, log, folder)
                 raise TrainingError(
                     f"{label}, step {number + 1} of {steps}: {error}; the weights before it are "
                     f"kept in {folder / CHECKPOINT}. A lower learning rate may help"
                 ) from None
-            optimizer.step()
-            log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
+            stepper.step()
+            phase = {"phase": span + 1} if len(spans) > 1 else {}
+            log.append({"step": number + 1, **phase, "lr": stepper.rate, **record})
             if parallel.is_main():
                 with (folder / LOG).open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(log[-1]) + "\n")
@@ -140,7 +114,7 @@ def train(
             looks = watcher is not None and watcher.due(len(log))
             if looks or parallel.from_main(saver.due()):
                 with saver:
-                    save(parameters, optimizer, log, folder)
+                    save(parameters, stepper.torch, log, folder)
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:
@@ -208,13 +182,6 @@ class _Clock:
             return steps if fastest <= left else number
         seconds = (now - self.times[1]) / (done - 1)
         return min(steps, number + int(left / max(seconds, 1e-9)))
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
-    warm = math.ceil(config.warmup * total)
-    factor = step / warm if step < warm else (total - step) / max(1, total - warm)
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
 
 
 def _clip(parameters: Mapping[str, Parameter], limit: float | None) -> float:
