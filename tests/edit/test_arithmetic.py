@@ -80,6 +80,8 @@ def test_a_whole_model_is_negated_as_its_task_vector(tuned, tiny_folder, tmp_pat
     for name in base:
         torch.testing.assert_close(out[name], base[name] - 0.5 * (ft[name] - base[name]))
     assert said["storage_survival"] > 0.99
+    square = sum(float((0.5 * (ft[name] - base[name])).square().sum()) for name in base)
+    assert said["norm"] == pytest.approx(square**0.5, rel=1e-4)
     assert json.loads((tmp_path / "out" / "edit.json").read_text())["options"] == options
 
 

@@ -162,8 +162,9 @@ def _silence_mlp(model: PreTrainedModel, name: str, units: set[int]) -> set[str]
     """Zero all that goes into and out of MLP units; the parameters that were touched."""
     above, index = model.get_submodule(name.rpartition(".")[0]), sorted(units)
     down = model.get_submodule(name)
+    assert isinstance(down, nn.Linear)
     width = down.in_features
-    down.weight.detach()[:, index] = 0  # pyright: ignore
+    down.weight.detach()[:, index] = 0
     touched = {f"{name}.weight"}
     for last, module in above.named_children():
         each = _INTO.get(last)
@@ -177,17 +178,18 @@ def _silence_mlp(model: PreTrainedModel, name: str, units: set[int]) -> set[str]
 def _silence_attention(model: PreTrainedModel, name: str, units: set[int]) -> set[str]:
     """Zero what attention units write, and value rows that nothing else reads."""
     above, out = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)
-    out.weight.detach()[:, sorted(units)] = 0  # pyright: ignore
+    assert isinstance(out, nn.Linear)
+    out.weight.detach()[:, sorted(units)] = 0
     touched = {f"{name}.weight"}
     value = getattr(above, "v_proj", None)
-    if isinstance(value, nn.Linear):
-        heads: int = model.config.num_attention_heads
-        groups: int = getattr(model.config, "num_key_value_heads", None) or heads
-        size: int = out.in_features // heads  # pyright: ignore
-        if value.out_features == groups * size:
-            rows = silenced_values(units, heads, groups, size)
-            if rows:
-                touched |= _zero_rows(f"{name.rpartition('.')[0]}.v_proj", value, rows)
+    if not isinstance(value, nn.Linear):
+        return touched
+    heads = int(model.config.num_attention_heads)
+    groups = int(getattr(model.config, "num_key_value_heads", None) or heads)
+    size = out.in_features // heads
+    rows = silenced_values(units, heads, groups, size)
+    if value.out_features == groups * size and rows:
+        touched |= _zero_rows(f"{name.rpartition('.')[0]}.v_proj", value, rows)
     return touched
 
 

@@ -47,7 +47,8 @@ def sum_updates(task: Task, coefficients: tuple[float, ...]) -> dict[str, Any]:
         return {"coefficients": list(coefficients), **_write_alike(task, branch, pairs)}
     config = Merge(method="linear", weights=coefficients, space="delta")
     made = merge_adapters(task.adapters, config, task.out, base=task.start())
-    return {"coefficients": list(coefficients), **made}
+    changed = sorted(read_branches(task.adapters)[0].factors)
+    return {"coefficients": list(coefficients), "tensors": changed, **made}
 
 
 def average_factors(task: Task) -> dict[str, Any]:
@@ -165,8 +166,15 @@ def _streamed(task: Task, coefficients: tuple[float, ...]) -> dict[str, Any]:
         lambda folder: copy_companions(donor.folder, folder, plan.config_changes()),
         description=plan.description(),
     )
-    changed = [job.name for job in jobs if job.operand is not None]
-    return {"tensors": changed, "storage_survival": report.storage_survival}
+    operands = {job.name: job.operand for job in jobs if job.operand is not None}
+    weights = np.array(coefficients, np.float32)
+    pieces = (weights @ piece.deltas for operand in operands.values() for piece in operand)
+    norm = sum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces) ** 0.5
+    return {
+        "tensors": list(operands),
+        "norm": norm,
+        "storage_survival": report.storage_survival,
+    }
 
 
 def _repair_adapter(

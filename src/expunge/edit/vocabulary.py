@@ -157,12 +157,12 @@ def lens_to(model: PreTrainedModel) -> Lens:
     """The final norm and the head of a model; a norm that is not RMSNorm is refused."""
     norm = getattr(model.get_decoder(), "norm", None)
     gain = getattr(norm, "weight", None)
-    if gain is not None:
+    if norm is not None and gain is not None:
         epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         lens = lens_of(output_head(model).detach().float(), gain.detach(), float(epsilon or 0))
         probe = torch.linspace(-1, 2, len(gain), device=gain.device)
         with torch.no_grad():
-            same = norm(probe[None])[0]  # pyright: ignore[reportOptionalCall]
+            same = norm(probe[None])[0]
         if torch.allclose(same, lens.gain * probe / lens.rms(probe), atol=1e-4):
             return lens
     raise EditError(f"revs needs a model whose last norm is RMSNorm; {type(model).__name__} is not")
