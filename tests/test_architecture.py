@@ -33,7 +33,8 @@ ORDER = [
         "packs",
     ),
     *("models", "adapter_files", "lora", "heads", "scores"),
-    *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
+    # An edit writes with the merge engine and finds concepts as the evaluation does.
+    *("data", "unlearn", "merge", "guard", "evaluate", "edit", "attack", "calibrate", "analyse"),
     *(
         "report",
         "methods",

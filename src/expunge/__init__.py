@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from expunge.pipeline import Pipeline, RecipeLike
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
+__all__ = ["edit", "evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
 
 # The functions stand in place of the subpackages of the same names, which are therefore imported
 # before them; import from those with `from expunge.merge.methods import ...`. What takes long to
 # import is imported when it is called for.
-for _name in ("evaluate", "merge", "report", "unlearn"):
+for _name in ("edit", "evaluate", "merge", "report", "unlearn"):
     importlib.import_module(f"{__name__}.{_name}")
 
 
@@ -57,6 +57,16 @@ def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> d
 def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
     """Merge the branches of a recipe for its first seed; returns the merges' folders."""
     return {name: w.folder for name, w in _pipeline(recipe, out).merges().items()}
+
+
+def edit(method: str, model: str, out: Path | str, **given: Any) -> dict[str, Any]:
+    """Edit a model or an adapter outside a recipe into the folder `out`; returns what was done.
+
+    `given` is what `edit.run.edit_model` takes: adapter, base, others, forget, retain, options.
+    """
+    from expunge.edit.run import edit_model
+
+    return edit_model(method, model, out, **given)
 
 
 def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ ExpungeError
 ├── DataError        a data file or an example is missing, malformed or unusable
 ├── ModelError       a model, tokenizer or adapter is missing, malformed or unusable
 ├── MergeError       the given models cannot be merged as asked
+├── EditError        the given model cannot be edited as asked
 ├── TrainingError    a loss became NaN or infinite, or nothing moved
 ├── EvaluationError  a metric cannot be computed: an item it cannot place, a score that is NaN
 ├── GateError        a measured number is beyond a limit that --fail-if names
@@ -32,6 +33,10 @@ class ModelError(ExpungeError):
 
 class MergeError(ExpungeError):
     """The given models cannot be merged as asked."""
+
+
+class EditError(ExpungeError):
+    """The given model cannot be edited as asked."""
 
 
 class TrainingError(ExpungeError):

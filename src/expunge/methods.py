@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from expunge.edit.methods import EDITS
 from expunge.evaluate.metrics import METRICS
 from expunge.merge.methods import METHODS
 from expunge.report.methods_page import method_rows as rows_of
@@ -22,6 +23,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "weight mask": MASKS,
     "schedule": SCHEDULES,
     "merge": METHODS,
+    "edit": EDITS,
     "metric": METRICS,
 }
 

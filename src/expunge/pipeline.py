@@ -1,11 +1,10 @@
-"""The stages of a recipe in order, each a folder: data, target, branches, merges, evaluation.
+"""The stages of a recipe in order, each a folder: data, target, branches, merges, edits, scores.
 
-original ──tune──▶ target ──train──▶ branches ──merge──▶ merged ──evaluate──▶ report
+original ─tune─▶ target ─train─▶ branches ─merge─▶ merged ─edit─▶ edited ─evaluate─▶ report
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, parallel, provenance, runs
 from expunge.config import Section, parse_section
+from expunge.edit.run import EDIT, do_edit
+from expunge.edit.task import Weights
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.evaluate.suite import evaluate
@@ -30,19 +31,6 @@ from expunge.unlearn.checkpoints import SHORTENED
 from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A model on disk: a base folder, and perhaps an adapter on it."""
-
-    base: Path
-    adapter: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """What the stage that made these weights wrote."""
-        return self.adapter or self.base
 
 
 class Pipeline(Inputs):
@@ -151,6 +139,21 @@ class Pipeline(Inputs):
             return Weights(done / "model")
         return Weights(self.target.base, done / "adapter")
 
+    def edit(self, name: str, seed: int) -> Weights:
+        """One edit of a model."""
+        config, kind = self.recipe.edits[name], "adapter" if self.recipe.adapters[name] else "model"
+        given = [self.weights(model, seed) for model in self.recipe.made_from(name)]
+
+        def build(work: Path) -> None:
+            halves = {half: getattr(self.sets, half) for half in config.row.sets}
+            told = {"base": self.target.base, "sets": halves, "encode": self._encode}
+            do_edit(config, given, work / kind, **told, note=work / EDIT)
+
+        inputs = {str(n): self._weights_key(one.folder) for n, one in enumerate(given)}
+        inputs["target"] = self._target_key
+        done = self.folder.stage(name, config, inputs, build)
+        return Weights(self.target.base, done / kind) if kind == "adapter" else Weights(done / kind)
+
     def branches(self, only: str | None = None) -> dict[str, Weights]:
         """Every branch of the first seed, or only one."""
         if only is not None:
@@ -168,6 +171,8 @@ class Pipeline(Inputs):
             return self.original
         if name == "target":
             return self.target
+        if name in self.recipe.edits:
+            return self.edit(name, seed)
         make = self.branch if name in self.recipe.branches else self.merge
         return make(name, seed)
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from expunge.config import Section, parse_section, read_yaml
 from expunge.data.sets import Data
+from expunge.edit.section import Edit, check_edits
 from expunge.errors import RecipeError
 from expunge.evaluate.suite import Evaluate
 from expunge.merge.section import Merge
@@ -16,7 +17,7 @@ from expunge.unlearn.tune import Tune
 
 
 class Recipe(Section):
-    """All stages of a run: data, tune, branches, merges, evaluation."""
+    """All stages of a run: data, tune, branches, merges, edits, evaluation."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """What the run folder and the results are labelled with."""
@@ -36,6 +37,9 @@ class Recipe(Section):
     merges: dict[str, Merge] = Field(default_factory=dict)
     """How branches become one model, by name; each takes `of`, or every branch in order."""
 
+    edits: dict[str, Edit] = Field(default_factory=dict)
+    """Models made from others without training, by name; each may name those above it."""
+
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
 
@@ -47,7 +51,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":
-        names = ["original", "target", *self.branches, *self.merges]
+        names = ["original", "target", *self.branches, *self.merges, *self.edits]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")
@@ -61,6 +65,7 @@ class Recipe(Section):
                     raise ValueError(f"merge '{name}' names the branch '{branch}'. Known: {known}")
             if any(b.training == "full" for b in self.merged_branches(name).values()):
                 raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
+        _ = self.adapters
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
         return self
@@ -69,7 +74,7 @@ class Recipe(Section):
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""
         first = ["target"] if self.tune is None else ["original", "target"]
-        return [*first, *self.branches, *self.merges]
+        return [*first, *self.branches, *self.merges, *self.edits]
 
     def made_from(self, model: str) -> tuple[str, ...]:
         """The models that a model is made from, in the order it takes them."""
@@ -77,13 +82,22 @@ class Recipe(Section):
             return ("target",)
         if model in self.merges:
             return tuple(self.merged_branches(model))
+        if model in self.edits:
+            return (self.edits[model].of, *self.edits[model].others)
         return ("original",) if model == "target" and self.tune is not None else ()
 
     def maker(self, model: str) -> Section | None:
         """The section that says how a model is made; none where it is given."""
         if model == "target":
             return self.tune
-        return self.branches.get(model) or self.merges.get(model)
+        return self.branches.get(model) or self.merges.get(model) or self.edits.get(model)
+
+    @property
+    def adapters(self) -> dict[str, bool]:
+        """Whether each model that is made from the target is an adapter on it."""
+        branches = {name: branch.training == "lora" for name, branch in self.branches.items()}
+        merges = {name: merge.output == "adapter" for name, merge in self.merges.items()}
+        return check_edits(self.edits, {"target": False, **branches, **merges})
 
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""

@@ -1,6 +1,6 @@
 """Run recipes: what each is made of as cells, done in this process or on a Ray cluster.
 
-data ──▶ target ──▶ branch × seed ──▶ merge × seed, and the scores of each of them.
+data ──▶ target ──▶ branch × seed ──▶ merge × seed ──▶ edit × seed, and the scores of each of them.
 """
 
 import hashlib

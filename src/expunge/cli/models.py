@@ -1,4 +1,4 @@
-"""Commands over models: merge them, gather statistics of them, measure them.
+"""Commands over models: merge them, edit them, gather statistics of them, measure them.
 
 Each imports what it needs when it is called: torch and transformers take seconds.
 """
@@ -79,6 +79,32 @@ def merge(
             workers=workers,
         )
         print_facts(made, as_json)
+
+
+@handling.command()
+def edit(
+    method: Annotated[str, typer.Argument(help="A name that `expunge methods` gives.")],
+    model: Annotated[str, typer.Argument(help="An id, folder or GGUF file.")],
+    out: Annotated[Path, typer.Argument(help="The model or adapter folder to write.")],
+    adapter: Annotated[Path | None, typer.Option(help="Edit this adapter on MODEL.")] = None,
+    base: Annotated[str | None, typer.Option(help="What MODEL was trained from.")] = None,
+    other: Annotated[
+        list[str] | None, typer.Option(help="A further model or, with --adapter, adapter.")
+    ] = None,
+    forget: Annotated[str | None, typer.Option(help="A file of items to forget.")] = None,
+    retain: Annotated[str | None, typer.Option(help="A file of items to keep.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="option=value, as in YAML.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds what is drawn.")] = 42,
+    as_json: Json = False,
+) -> None:
+    """Edit MODEL without training: negate, repair, prune, move tokens down."""
+    from expunge.edit.run import edit_model, parse_options
+
+    told = {"options": parse_options(option or []), "others": other or [], "seed": seed}
+    sets = {"forget": forget, "retain": retain}
+    print_facts(edit_model(method, model, out, adapter=adapter, base=base, **sets, **told), as_json)
 
 
 @handling.command()

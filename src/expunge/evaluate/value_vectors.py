@@ -25,6 +25,12 @@ Projections = Mapping[int, Callable[[], Tensor]]
 """The down projection of each layer, (d, columns) float32, formed when it is called for."""
 
 
+def down_layer(name: str) -> int | None:
+    """The number of the block whose down projection a module is, by its name."""
+    match = _DOWN.search(name)
+    return int(match[1]) if match and match.end() == len(name) else None
+
+
 def gathered(projections: Projections, places: Sequence[Place]) -> Tensor:
     """The vectors at some places, each layer formed once: (P, d) float32."""
     rows: dict[Place, Tensor] = {}
@@ -39,9 +45,9 @@ def model_projections(model: nn.Module) -> Projections:
     """The down projections of a model in memory; of an adapted layer W + scale · B A."""
     found: dict[int, Callable[[], Tensor]] = {}
     for name, module in model.named_modules():
-        match = _DOWN.search(name)
-        if match and match.end() == len(name) and isinstance(module, nn.Linear | LoraLinear):
-            _place(found, int(match[1]), name, lambda module=module: _weight(module))
+        layer = down_layer(name)
+        if layer is not None and isinstance(module, nn.Linear | LoraLinear):
+            _place(found, layer, name, lambda module=module: _weight(module))
     return _some(found, type(model).__name__)
 
 
@@ -49,9 +55,9 @@ def stored_projections(source: Source) -> Projections:
     """The down projections of a model on disk, perhaps with an adapter, read where they lie."""
     found: dict[int, Callable[[], Tensor]] = {}
     for name in source.checkpoint:
-        match = _DOWN.search(name)
-        if match and name[match.end() :] == ".weight":
-            _place(found, int(match[1]), name, lambda name=name: _stored(source, name))
+        layer = down_layer(name.removesuffix(".weight"))
+        if layer is not None and name.endswith(".weight"):
+            _place(found, layer, name, lambda name=name: _stored(source, name))
     return _some(found, source.name)
 
 

@@ -211,6 +211,17 @@ METHODS = {
         differs="what has no Gram matrix is averaged",
         cost="one linear solve a matrix",
     ),
+    "eul_fusion": Method(
+        Matrix(spectral.regmean, statistics=True),
+        summary="Fuse unlearning layers: each stays what it is on its own forget set's inputs.",
+        source="arXiv:2310.20150",
+        options={"shrink": 1.0},
+        needs=("a Gram matrix of inputs for each model",),
+        differs="`regmean` without its shrinking; a ridge of 1e-6; what has no Gram matrix is "
+        "averaged",
+        cost="one linear solve a matrix",
+        test="tests/edit/test_arithmetic.py::test_eul_fusion_is_the_least_squares_map",
+    ),
     "fisher": Method(
         Matrix(spectral.fisher, statistics=True),
         source="arXiv:2111.09832",

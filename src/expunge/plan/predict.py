@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import models, runs
+from expunge.edit.section import Edit
 from expunge.evaluate.reader import PACK_TOKENS
 from expunge.heads import BLOCK
 from expunge.merge.section import Merge
@@ -135,6 +136,9 @@ class _Foreteller:
         if name in recipe.merges:
             fixed, memory, how = self._merge(recipe.merges[name], name)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        if name in recipe.edits:
+            fixed, memory, how = self._edit(recipe.edits[name], recipe.adapters[name])
+            return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name.startswith("evaluate-"):
             model = name.removeprefix("evaluate-")
             work = reading(model, self.pipeline, self.data, tokenizer)
@@ -174,6 +178,19 @@ class _Foreteller:
         seconds = OVERHEAD + rates.merge[name] + size * rates.written
         how = f"{shape.layers} blocks, {size / 1e9:.1f} GB written"
         return seconds, PROCESS + 2 * size, how
+
+    def _edit(self, config: Edit, adapter: bool) -> tuple[float, int, str]:
+        """At most: each item read as often as the method may, and what it writes."""
+        rates, shape, data = self.rates, self.rates.shape, self.data
+        texts = {"forget": data.forget, "retain": data.retain}
+        read = sum(len(text.tokens) for half in config.row.sets for text in texts[half])
+        told = dict(config.settings)
+        passes = told["targets"] * shape.layers if "targets" in told else told.get("steps", 1)
+        size = 0 if adapter else shape.parameters * 4
+        load = rates.load[self.recipe.model.dtype] if read else 0.0
+        seconds = OVERHEAD + load + passes * read * rates.read + size * rates.written
+        held = 2 * shape.parameters * 4 if read else 0
+        return seconds, PROCESS + held + size, f"{passes * read} tokens read, at most"
 
     def _evaluate(self, name: str, work: Reading) -> tuple[float, int, str]:
         recipe, rates = self.recipe, self.rates

@@ -1,0 +1,1 @@
+"""Weight edits without a training loop: arithmetic of updates, repair, pruning, rank editing."""
