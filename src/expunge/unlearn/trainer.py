@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -40,7 +41,10 @@ RELEASE_EVERY = 8
 
 
 class Optimizer(Section):
-    """AdamW with a linear schedule."""
+    """AdamW or plain gradient descent, with a linear schedule."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` goes straight along the gradient, without momentum."""
 
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
@@ -85,18 +89,19 @@ def train(
     stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
     deadline: float | None = None,
     watcher: Watcher | None = None,
+    state: dict[str, float] | None = None,
 ) -> list[dict[str, float]]:
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
     `time.monotonic`) the schedule is shortened to the steps that the time allows, and
     `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
-    best weights.
+    best weights. `state` is what the gradient carries from step to step; its `rate`, where it has
+    one, is the learning rate of the step that set it.
     """
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    log = resume(parameters, optimizer, folder)
+    state = {} if state is None else state
+    optimizer = _optimizer(parameters, config)
+    log = resume(parameters, optimizer, folder, state)
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
@@ -120,15 +125,18 @@ def train(
             _set_rate(optimizer, config, number, steps)
             torch.manual_seed(seed * 1_000_003 + number + (parallel.rank() << 40))
             optimizer.zero_grad(set_to_none=True)
+            before = dict(state)
             try:
                 record = gradient(number)
                 record["norm"] = _clip(parameters, config.clip)
             except TrainingError as error:
-                save(parameters, optimizer, log, folder)
+                save(parameters, optimizer, log, folder, before)
                 raise TrainingError(
                     f"{label}, step {number + 1} of {steps}: {error}; the weights before it are "
                     f"kept in {folder / CHECKPOINT}. A lower learning rate may help"
                 ) from None
+            for group in optimizer.param_groups if "rate" in state else ():
+                group["lr"] = state["rate"]
             optimizer.step()
             log.append({"step": number + 1, "lr": optimizer.param_groups[0]["lr"], **record})
             if parallel.is_main():
@@ -140,7 +148,7 @@ def train(
             looks = watcher is not None and watcher.due(len(log))
             if looks or parallel.from_main(saver.due()):
                 with saver:
-                    save(parameters, optimizer, log, folder)
+                    save(parameters, optimizer, log, folder, state)
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:
@@ -148,7 +156,7 @@ def train(
     if (folder / SHORTENED).exists():
         note_shortened(folder, len(log), planned)
     if watcher is not None:
-        kept = watcher.restore()
+        kept = watcher.restore(len(log))
         if kept is not None and kept < len(log):
             say(f"{label}: the weights after step {kept} of {len(log)} are the best")
     return log
@@ -208,6 +216,12 @@ class _Clock:
             return steps if fastest <= left else number
         seconds = (now - self.times[1]) / (done - 1)
         return min(steps, number + int(left / max(seconds, 1e-9)))
+
+
+def _optimizer(parameters: Mapping[str, Parameter], config: Optimizer) -> torch.optim.Optimizer:
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.kind]
+    weights = list(parameters.values())
+    return kind(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: Optimizer, step: int, total: int) -> None:
