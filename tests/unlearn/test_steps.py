@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from expunge import sharding
 from expunge.config import parse_section
 from expunge.data.batches import encode
 from expunge.data.examples import Example
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, TrainingError
 from expunge.unlearn import trainer
 from expunge.unlearn.branch import Branch, Halves, prepared, train_branch
 from expunge.unlearn.steps import STEP_RULES, Step
@@ -227,6 +228,18 @@ def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
 def test_what_cannot_be_is_refused_when_the_recipe_is_read(changes, reason):
     with pytest.raises(RecipeError, match=reason):
         parse_section({"terms": TERMS, **changes}, Branch, origin="recipe")
+
+
+@every_rule
+def test_slices_of_weights_are_refused_where_a_rule_needs_whole_ones(
+    rule, tiny, items, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sharding, "is_sharded", lambda model: True)
+    if STEP_RULES[rule].sharded:
+        prepared(tiny, halves(items, tmp_path), branch(rule), seed=1)
+    else:
+        with pytest.raises(TrainingError, match=f"the step rule {rule} needs whole weights"):
+            prepared(tiny, halves(items, tmp_path), branch(rule), seed=1)
 
 
 def test_an_ascent_that_nothing_stops_is_said_and_logged(tiny, items, tmp_path):

@@ -61,6 +61,6 @@ def step_gradient(
             seed=f"{seed}:{number}",
         )
         with autocast(model.dtype, optimizer.compute, models.device()):
-            return rule(now, step) | (note if number == 0 else {})
+            return rule(now, step) | (dict(note) if number == 0 else {})
 
     return gradient, state

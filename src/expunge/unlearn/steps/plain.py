@@ -101,7 +101,7 @@ def dual(now: Now, step: DualStep) -> Record:
     record = now.backward("forget", *now.rest, scale=scale)
     parallel.sum_gradients(now.parameters)
     used = state["multiplier"]
-    if now.number >= step.warmup:
+    if now.number >= step.warmup and any(half in record for half in now.rest):
         state["sum"] += now.total(record)
         state["count"] += 1
         if state["count"] >= step.every:

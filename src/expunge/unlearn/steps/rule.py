@@ -103,7 +103,7 @@ class Now:
 
     def total(self, record: Record) -> float:
         """The loss of all halves but forget."""
-        return sum(record[half] for half in self.rest)
+        return sum(record[half] for half in self.rest if half in record)
 
     @contextmanager
     def moved(self, by: Sequence[Tensor | None], length: float) -> Iterator[None]:
