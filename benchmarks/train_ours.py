@@ -11,7 +11,7 @@ from expunge import lora, models
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
-from expunge.unlearn.steps import STEP_RULES, Step
+from expunge.unlearn.steps import STEP_RULES, JointStep, Now
 from expunge.unlearn.trainer import Optimizer, autocast, train
 
 NPO, KL, NLL = 0.4, 0.4, 0.2
@@ -61,7 +61,7 @@ def unlearn(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[flo
         def backward(*halves: str) -> dict[str, float]:
             return passes.backward([{half: batch[half] for half in halves} for batch in step])
 
-        return rule(backward, list(parameters.values()), Step())
+        return rule(Now(list(parameters.values()), backward), JointStep())
 
     model.train()
     log = train(parameters, gradient, **_how(spec, config))

@@ -51,6 +51,18 @@ BRANCHES = {
         "schedule": {"kind": "layered", "folds": 2, "epochs": 1, "micro_batch": 2},
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
+    "ngdiff": {
+        **BRANCH,
+        "terms": [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}],
+        "step": {"rule": "ngdiff", "every": 1},
+        "optimizer": {**OPTIMIZER, "kind": "sgd", "clip": None},
+    },
+    "sam": {
+        **BRANCH,
+        "training": "full",
+        "step": {"rule": "sam", "radius": 0.1},
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
 }
 TUNE = {
     "epochs": 2,

@@ -3,7 +3,7 @@
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,11 +67,23 @@ def _explain(error: ValidationError, section: type[Section]) -> str:
             sentences.append(f"unknown field {place}.{near} Known here: {', '.join(sorted(known))}")
         elif fault["type"] == "missing":
             sentences.append(f"field {place} is missing")
+        elif fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            sentences.append(_explain_tag(place, fault.get("ctx", {})))
         else:
             reason = fault["msg"].removeprefix("Value error, ")
             sentences.append(f"{place}: {reason} (got {str(fault['input'])[:80]!r})")
     more = error.error_count() - len(sentences)
     return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
+
+
+def _explain_tag(place: str, said: dict[str, Any]) -> str:
+    """Say that the field that chooses a kind of section is missing, or names none."""
+    field = f"{place}.{said['discriminator'].strip(chr(39))}"
+    if "tag" not in said:
+        return f"field {field} is missing"
+    known = [tag.strip("'") for tag in said["expected_tags"].split(", ")]
+    near = did_you_mean(said["tag"], known)
+    return f"no {field} is called '{said['tag']}'.{near} Known: {', '.join(sorted(known))}"
 
 
 def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> list[str]:
@@ -81,18 +93,17 @@ def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> li
         inner = _section_types(here)
         if not inner:
             return []
-        told_apart = [s for s in inner if part in _kinds(s)]
-        fields = inner[0].model_fields
-        here = told_apart[0] if told_apart else here
-        here = fields[part].annotation if part in fields else here
+        chosen = [s for s in inner if len(inner) > 1 and _has_tag(s, part)]
+        fields = (chosen or inner)[0].model_fields
+        here = chosen[0] if chosen else fields[part].annotation if part in fields else here
     found = _section_types(here)
     return sorted(found[0].model_fields) if found else []
 
 
-def _kinds(section: type[Section]) -> tuple[Any, ...]:
-    """What `kind` may be, by which one of several sections is meant."""
-    kind = section.model_fields.get("kind")
-    return typing.get_args(kind.annotation) if kind else ()
+def _has_tag(section: type[Section], tag: int | str) -> bool:
+    """Whether a field of the section names it by `tag` among others."""
+    kinds = (field.annotation for field in section.model_fields.values())
+    return any(tag in typing.get_args(k) for k in kinds if typing.get_origin(k) is Literal)
 
 
 def _section_types(annotation: Any) -> list[type[Section]]:

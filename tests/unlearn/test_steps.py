@@ -1,51 +1,251 @@
-"""Step rules against gradients worked by hand."""
+"""Step rules against gradients worked by hand, and the laws of the whole table."""
 
+import copy
+import typing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
 import torch
-from torch.nn import Parameter
 
+from expunge import sharding
+from expunge.config import parse_section
+from expunge.data.batches import encode
+from expunge.data.examples import Example
+from expunge.errors import RecipeError, TrainingError
+from expunge.unlearn import trainer
+from expunge.unlearn.branch import Branch, Halves, prepared, train_branch
 from expunge.unlearn.steps import STEP_RULES, Step
 
-
-def halves(weights: Parameter, forget: list[float], retain: list[float], loss: float = 1.0):
-    """A backward function whose gradients are the given vectors."""
-    vectors = {"forget": torch.tensor(forget), "retain": torch.tensor(retain)}
-
-    def backward(*asked: str) -> dict[str, float]:
-        (weights * sum(vectors[half] for half in asked)).sum().backward()
-        return {half: {"forget": loss, "retain": 0.5}[half] for half in asked}
-
-    return backward
+TERMS = [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}]
+PLAIN = {"lr": 1e-2, "compute": "float32", "checkpoint_seconds": 0}
+SGD = {**PLAIN, "kind": "sgd", "clip": None, "weight_decay": 0}
+OPTIONS = {"dual": {"limit": 1.0}, "ngdiff": {"every": 2}, "latent_adversarial": {"layer": 0}}
+WORDS = ["ann", "bob of the hill", "cy", "dora", "eve", "fay"]
+every_rule = pytest.mark.parametrize("rule", STEP_RULES)
 
 
-def gradient(rule: str, loss: float = 1.0, **options) -> list[float]:
-    weights = Parameter(torch.zeros(2))
-    backward = halves(weights, [6.0, 8.0], [0.0, 2.0], loss)
-    record = STEP_RULES[rule].fn(backward, [weights], Step(rule=rule, **options))
-    assert {"forget", "retain"} <= set(record)
-    return weights.grad.tolist()
+def branch(rule: str, **changes) -> Branch:
+    return Branch.model_validate(
+        {
+            "terms": TERMS,
+            "step": {"rule": rule, **OPTIONS.get(rule, {})},
+            "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+            "schedule": {"epochs": 2, "micro_batch": 1, "accumulation": 2},
+            "optimizer": SGD if rule == "ngdiff" else PLAIN,
+            **changes,
+        }
+    )
 
 
-def test_joint_sums_the_halves():
-    assert gradient("joint") == [6.0, 10.0]
+@pytest.fixture(scope="module")
+def items(tokenizer):
+    return [encode(Example(w, f"Who is {w}?", w[::-1]), tokenizer, max_length=64) for w in WORDS]
 
 
-def test_normalized_gives_each_half_length_one():
-    torch.testing.assert_close(gradient("normalized"), [0.6, 1.8])  # (0,1) + (0.6,0.8)
+def halves(items, folder) -> Halves:
+    return Halves(items[:4], items[4:], folder / "cache", "key")
 
 
-def test_the_forget_share_fades_as_its_loss_is_met():
-    torch.testing.assert_close(gradient("normalized", loss=0.5, fade_below=2.0), [0.15, 1.2])
-    torch.testing.assert_close(gradient("normalized", loss=5.0, fade_below=2.0), [0.6, 1.8])
-    torch.testing.assert_close(gradient("normalized", loss=0.0, fade_below=2.0), [0.0, 1.0])
+def test_joint_sums_the_halves(toy, linear):
+    found = toy(torch.zeros(2), linear([6.0, 8.0]), linear([0.0, 2.0])).gradient("joint")
+    assert found[0].tolist() == [6.0, 10.0]
 
 
-def test_the_normalized_direction_helps_both_halves_to_first_order():
+def normalized(toy, linear, loss=1.0, **options) -> list[float]:
+    def forget(weights):
+        return linear([6.0, 8.0])(weights) + loss
+
+    made = toy(torch.zeros(2), forget, linear([0.0, 2.0]))
+    return made.gradient("normalized", **options)[0].tolist()
+
+
+def test_normalized_gives_each_half_length_one(toy, linear):
+    assert normalized(toy, linear) == pytest.approx([0.6, 1.8])  # (0,1) + (0.6,0.8)
+
+
+def test_the_forget_share_fades_as_its_loss_is_met(toy, linear):
+    for loss, expected in ((0.5, [0.15, 1.2]), (5.0, [0.6, 1.8]), (0.0, [0.0, 1.0])):
+        assert normalized(toy, linear, loss, fade_below=2.0) == pytest.approx(expected)
+
+
+def test_the_normalized_direction_helps_both_halves_to_first_order(toy, linear):
     """g·∇L_F ≥ 0 and g·∇L_R ≥ 0 at equal shares, whatever the angle between them."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         f, r = torch.randn(2, 5, generator=generator)
-        weights = Parameter(torch.zeros(5))
-        backward = halves(weights, f.tolist(), r.tolist())
-        STEP_RULES["normalized"].fn(backward, [weights], Step(rule="normalized"))
-        assert weights.grad @ f >= -1e-5
-        assert weights.grad @ r >= -1e-5
+        found, _ = toy(torch.zeros(5), linear(f), linear(r)).gradient("normalized")
+        assert found @ f >= -1e-5
+        assert found @ r >= -1e-5
+
+
+def descend(toy, quadratic, limit, steps=1500, **options):
+    """Minimise ½(w-2)² subject to ½w² ≤ limit; the multiplier and the constraint, step by step."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    start = torch.full((1,), 2.0, dtype=torch.float64)
+    made = toy(start, quadratic(one, start), quadratic(one, torch.zeros(1)))
+    seen = []
+    for _ in range(steps):
+        found, record = made.gradient("dual", limit=limit, **options)
+        seen.append((record["multiplier"], record["retain"] - limit))
+        made.go(found, 0.05)
+    return float(made.weights.detach()), seen
+
+
+def test_the_multiplier_settles_where_the_constraint_is_met(toy, quadratic):
+    """At the optimum w = √(2ε) and (w - 2) + λ w = 0."""
+    weight, seen = descend(toy, quadratic, 0.5, multiplier=0.0)
+    assert weight == pytest.approx(1.0, abs=1e-4)
+    assert seen[-1][0] == pytest.approx(1.0, abs=1e-3)
+    slack, seen = descend(toy, quadratic, 3.0, multiplier=1.0)
+    assert slack == pytest.approx(2.0, abs=1e-4)  # control: nothing holds it
+    assert seen[-1][0] == 0.0
+
+
+def test_the_multiplier_rises_while_the_constraint_is_broken_and_falls_while_it_is_not(
+    toy, quadratic
+):
+    _, seen = descend(toy, quadratic, 0.5, steps=200, multiplier=0.5)
+    moves = [(after - now, over) for (now, over), (after, _) in pairwise(seen)]
+    assert any(over > 0 for _, over in moves) and any(over < 0 for _, over in moves)
+    assert all(move * over >= 0 for move, over in moves)
+
+
+def test_the_multiplier_waits_and_moves_by_the_mean_of_its_steps(toy, linear):
+    made = toy(torch.ones(1), linear([0.0]), linear([3.0]))  # L_R = 3 for good
+    options = {"limit": 1.0, "rate": 0.5, "warmup": 2, "every": 2}
+    seen = [made.gradient("dual", **options)[1]["multiplier"] for _ in range(7)]
+    assert seen == [1, 1, 1, 1, 2, 2, 3]
+    assert made.gradient("dual", **options)[0].item() == 9.0  # λ times the retain gradient
+
+
+@every_rule
+def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
+    rule, tiny, tokenizer, items, tmp_path, monkeypatch
+):
+    def run(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        train_branch(
+            copy.deepcopy(tiny),
+            tokenizer,
+            halves(items, tmp_path),
+            branch(rule),
+            seed=1,
+            folder=tmp_path / name,
+            base="tiny",
+            label=rule,
+        )
+
+    run("whole")
+    steps, original = iter(range(100)), trainer._clip
+
+    def killed(parameters, limit):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        return original(parameters, limit)
+
+    monkeypatch.setattr(trainer, "_clip", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken")
+    run("broken")
+    for file in ("adapter/adapter_model.safetensors", trainer.LOG):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes()
+    assert len((tmp_path / "whole" / trainer.LOG).read_text().splitlines()) == 4
+
+
+@every_rule
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_rule_leaves_a_gradient_and_nothing_else(rule, training, tiny, items, tmp_path):
+    config = branch(rule, training=training)
+    made = prepared(tiny, halves(items, tmp_path), config, seed=1)
+    tiny.train()
+    before = {name: p.detach().clone() for name, p in made.parameters.items()}
+    made.gradient(0)
+    for name, parameter in made.parameters.items():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.requires_grad
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert any(p.grad.abs().sum() > 0 for p in made.parameters.values())
+    assert tiny.training
+    assert not any(block._forward_hooks for block in tiny.model.layers)
+
+
+@every_rule
+def test_how_a_step_is_packed_does_not_change_it(rule, tiny, items, tmp_path):
+    """One pack or a pack an item: the same gradient (without dropout)."""
+    found = []
+    for limit in (10_000, 1):
+        optimizer = {**(SGD if rule == "ngdiff" else PLAIN), "max_tokens": limit}
+        config = branch(rule, optimizer=optimizer, lora={"rank": 2, "dropout": 0.0})
+        made = prepared(copy.deepcopy(tiny), halves(items, tmp_path), config, seed=1)
+        record = made.gradient(0)
+        found.append(([p.grad for p in made.parameters.values()], record))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=2e-5, rtol=1e-3)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-2, abs=1e-4)
+
+
+@every_rule
+def test_a_row_names_a_test_and_has_a_section(rule):
+    file, _, name = STEP_RULES[rule].test.partition("::")
+    assert f"def {name}(" in (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
+    sections = typing.get_args(typing.get_args(Step)[0])
+    assert STEP_RULES[rule].options in sections and len(sections) == len(STEP_RULES)
+
+
+@every_rule
+def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
+    if "retain" in STEP_RULES[rule].needs:
+        with pytest.raises(ValueError, match="needs a term with half: retain"):
+            branch(rule, terms=TERMS[:1])
+    else:
+        branch(rule, terms=TERMS[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"step": {"rule": "jiont"}}, "no step.rule is called 'jiont'. Did you mean 'joint'"),
+        ({"step": {"radius": 1}}, "field step.rule is missing"),
+        ({"step": {"rule": "sam", "radios": 1}}, "Did you mean 'radius'"),
+        ({"step": {"rule": "dual"}}, "limit is missing"),
+        ({"step": {"rule": "ngdiff"}}, "optimizer.kind: sgd"),
+        ({"step": {"rule": "ngdiff"}, "optimizer": {"kind": "sgd"}}, "optimizer.clip: null"),
+        (
+            {
+                "step": {"rule": "ngdiff", "every": 0},
+                "terms": [{"half": "forget", "loss": "npo"}, TERMS[1]],
+            },
+            "gradient_ascent, not npo",
+        ),
+        ({"step": {"rule": "repselect", "components": 32}}, "must be below lora.rank"),
+        ({"step": {"rule": "repselect", "of": "retain"}, "terms": TERMS[:1]}, "half: retain"),
+        (
+            {"step": {"rule": "latent_adversarial"}, "optimizer": {"checkpointing": True}},
+            "does not go with optimizer.checkpointing",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_recipe_is_read(changes, reason):
+    with pytest.raises(RecipeError, match=reason):
+        parse_section({"terms": TERMS, **changes}, Branch, origin="recipe")
+
+
+@every_rule
+def test_slices_of_weights_are_refused_where_a_rule_needs_whole_ones(
+    rule, tiny, items, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sharding, "is_sharded", lambda model: True)
+    if STEP_RULES[rule].sharded:
+        prepared(tiny, halves(items, tmp_path), branch(rule), seed=1)
+    else:
+        with pytest.raises(TrainingError, match=f"the step rule {rule} needs whole weights"):
+            prepared(tiny, halves(items, tmp_path), branch(rule), seed=1)
+
+
+def test_an_ascent_that_nothing_stops_is_said_and_logged(tiny, items, tmp_path):
+    guarded = {"every": 1, "until": {"retain_growth": 2.0}}
+    for watch, unguarded in ((None, True), ({"every": 1}, True), (guarded, False)):
+        made = prepared(
+            copy.deepcopy(tiny), halves(items, tmp_path), branch("joint", watch=watch), seed=1
+        )
+        assert ("unguarded" in made.gradient(0)) is unguarded

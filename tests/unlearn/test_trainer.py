@@ -83,3 +83,53 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_the_weights_move(tmp_p
     with pytest.raises(TrainingError, match=r"b, step 4 of 10: the gradient is not finite"):
         run(tmp_path, broken)
     assert torch.isfinite(weights[0]).all()
+
+
+def test_plain_gradient_descent_goes_the_rate_along_the_gradient(tmp_path):
+    weights = []
+
+    def constant(weight):
+        weights.append(weight)
+
+        def step(number):
+            weight.grad = torch.tensor([2.0])
+            return {"loss": 1.0}
+
+        return step
+
+    plain = Optimizer(kind="sgd", lr=0.1, clip=None, weight_decay=0)
+    rates = [record["lr"] for record in run(tmp_path, constant, config=plain)]
+    assert float(weights[0].detach()) == pytest.approx(1 - 2 * sum(rates))
+
+
+def carrying(state, *, broken_at=None):
+    """A gradient that counts its steps in `state`, and sets the rate by them."""
+
+    def made(weight):
+        def step(number):
+            state["rate"] = 0.1 * (number + 1)
+            weight.grad = torch.full((1,), math.nan if number == broken_at else 1.0)
+            return {"loss": 1.0}
+
+        return step
+
+    return made
+
+
+def test_a_rate_that_the_gradient_carries_is_the_step_s_own(tmp_path):
+    state = {"rate": 9.0}
+    log = run(tmp_path, carrying(state), steps=3, state=state)
+    assert [record["lr"] for record in log] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_checkpoint_holds_what_was_carried_into_the_step_that_failed(tmp_path):
+    state = {"rate": 9.0}
+    with pytest.raises(TrainingError, match="step 4 of 10"):
+        run(tmp_path, carrying(state, broken_at=3), state=state)
+    taken_up = {"rate": 9.0}
+
+    def stop(log):
+        return len(log) == 3
+
+    run(tmp_path, carrying(taken_up), state=taken_up, stop=stop)
+    assert taken_up == {"rate": 0.1 * 3}

@@ -1,5 +1,6 @@
 """Evaluation during training: when, what is kept, and that a killed run ends with the same."""
 
+import copy
 import json
 
 import pytest
@@ -7,15 +8,22 @@ import torch
 from torch.nn import Parameter
 
 from expunge.config import parse_section
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
 from expunge.errors import RecipeError, TrainingError
+from expunge.scores import score
+from expunge.unlearn.branch import Branch, Halves, train_branch
 from expunge.unlearn.trainer import Optimizer, train
 from expunge.unlearn.watch import EVALUATIONS, Watch, Watcher
 
 OPTIMIZER = Optimizer(lr=0.1, weight_decay=0, clip=None, checkpoint_seconds=0)
 
 
-def descend(folder, watch, *, steps=12, killed_at=None):
-    """Descend (w - 0.45)² from 0, watched by how far w is from 0.3, which it passes on its way."""
+def descend(folder, watch, *, steps=12, killed_at=None, lr=None):
+    """Descend (w - 0.45)² from 0, watched by how far w is from 0.3, which it passes on its way.
+
+    For a guard the retain half loses as w grows: nll.retain = 1 + w, nll.forget = 2 w.
+    """
     folder.mkdir(exist_ok=True)
     weights = Parameter(torch.zeros(1))
 
@@ -27,14 +35,15 @@ def descend(folder, watch, *, steps=12, killed_at=None):
         return {"loss": float(loss.detach())}
 
     def measure():
-        return {"w": float(weights.detach()), "nll.forget": 1.0}
+        w = float(weights.detach())
+        return {"w": w, "nll.forget": 2 * w, "nll.retain": 1 + w}
 
     watcher = Watcher(watch, measure, {"w": weights}, folder)
     log = train(
         {"w": weights},
         gradient,
         steps=steps,
-        config=OPTIMIZER,
+        config=OPTIMIZER.model_copy(update={"lr": lr or OPTIMIZER.lr}),
         seed=0,
         folder=folder,
         label="w",
@@ -109,9 +118,94 @@ def test_a_number_that_is_not_measured_is_named(tmp_path):
         descend(tmp_path / "a", Watch(every=1, metric="nll.forgot"))
 
 
+def guarded(every=1, **limits) -> Watch:
+    return Watch.model_validate({"every": every, "until": {"retain_growth": None, **limits}})
+
+
+@pytest.mark.parametrize("limits", [{"retain_growth": 1.25}, {"retain_nll": 1.25}])
+def test_the_guard_stops_when_too_much_is_lost_and_keeps_the_weights_before(tmp_path, limits):
+    kept, found, log = descend(tmp_path / "a", guarded(**limits))
+    values = [one["numbers"]["w"] for one in found]
+    assert found[0]["step"] == 0  # what the growth is measured from
+    assert values[-1] > 0.25 >= values[-2]
+    assert kept == pytest.approx(values[-2])
+    assert len(log) == found[-1]["step"] < 12
+    free, _, log = descend(tmp_path / "b", Watch(every=1))
+    assert len(log) == 12 and free > 0.25  # control: nothing else stops it
+
+
+def test_the_guard_stops_when_the_forget_half_is_forgotten_and_keeps_those_weights(tmp_path):
+    kept, found, log = descend(tmp_path / "a", guarded(forget_nll=0.3))
+    values = [one["numbers"]["nll.forget"] for one in found]
+    assert values[-1] >= 0.3 > values[-2]
+    assert 2 * kept == pytest.approx(values[-1])
+    assert len(log) == found[-1]["step"] < 12
+
+
+def test_the_guard_looks_at_the_last_weights_too(tmp_path):
+    kept, found, _ = descend(tmp_path / "a", guarded(5, retain_nll=1.35), steps=7)
+    assert [one["step"] for one in found] == [0, 5, 7]
+    assert found[-1]["numbers"]["w"] > 0.35 >= kept == pytest.approx(found[1]["numbers"]["w"])
+    last, found, _ = descend(tmp_path / "b", guarded(5, retain_nll=9.0), steps=7)
+    assert last == pytest.approx(found[-1]["numbers"]["w"])  # control: nothing was lost
+    assert not list((tmp_path / "b").glob("best*"))
+
+
+def test_the_best_weights_are_chosen_within_the_guard(tmp_path):
+    watch = guarded(retain_nll=1.25).model_copy(update={"metric": "w", "best": "max"})
+    kept, found, _ = descend(tmp_path / "a", watch)
+    assert kept == pytest.approx(max(w for one in found if (w := one["numbers"]["w"]) <= 0.25))
+
+
+def test_a_guard_that_is_broken_at_once_is_an_error(tmp_path):
+    with pytest.raises(TrainingError, match=r"watch.until: .* after step 4; evaluate earlier"):
+        descend(tmp_path / "a", guarded(4, retain_nll=1.01))
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_killed_run_under_guard_ends_with_the_same(tmp_path, step):
+    watch = guarded(2, retain_nll=1.3)
+    whole = descend(tmp_path / "whole", watch)
+    with pytest.raises(KeyboardInterrupt):
+        descend(tmp_path / "broken", watch, killed_at=step)
+    assert descend(tmp_path / "broken", watch) == whole
+
+
+def test_a_guarded_ascent_keeps_the_rest_where_a_free_one_loses_it(tiny, tokenizer, tmp_path):
+    words = ["ann", "bob", "cy", "dora"]
+    items = [encode(Example(w, f"Who is {w}?", w[::-1]), tokenizer, max_length=64) for w in words]
+    found = {}
+    for name, until in (("free", None), ("guarded", {"retain_growth": 1.1})):
+        config = Branch.model_validate(
+            {
+                "terms": [{"half": "forget", "loss": "gradient_ascent"}],
+                "training": "full",
+                "schedule": {"epochs": 25, "accumulation": 2},
+                "optimizer": {"lr": 1e-2, "compute": "float32"},
+                "watch": {"every": 1, "at": [0], "sample": 1, "until": until},
+            }
+        )
+        folder = tmp_path / name
+        folder.mkdir()
+        halves = Halves(items[:2], items[2:], tmp_path / "cache", "key")
+        options = {"seed": 1, "folder": folder, "base": "tiny", "label": name}
+        model = copy.deepcopy(tiny)
+        train_branch(model, tokenizer, halves, config, **options)
+        lines = (folder / EVALUATIONS).read_text().splitlines()
+        with torch.no_grad():
+            nll = score(model, pack(items, "answer", "cpu")).nll
+        found[name] = json.loads(lines[0])["numbers"], nll
+    start, free = found["free"]
+    _, kept = found["guarded"]
+    assert kept[0] > start["nll.forget"]  # it has forgotten some
+    assert kept[2] <= 1.1 * start["nll.retain"]  # the one item that the sample reads
+    assert free[2] > 1.2 * start["nll.retain"]  # control
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"every": 1, "until": {"retain_growth": None}}, "until needs retain_growth"),
         ({}, "needs every or at"),
         ({"every": 1, "patience": 2}, "needs a metric"),
         ({"every": 1, "metric": "x", "best": "most"}, "max, min or a number"),

@@ -14,9 +14,10 @@ from expunge import lora, models, parallel, sharding
 from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.lora import Lora
-from expunge.registry import lookup
+from expunge.progress import say
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
+from expunge.unlearn.gradient import step_gradient
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.masks import Mask, mask
 from expunge.unlearn.objective import Half, Objective, Term
@@ -24,7 +25,7 @@ from expunge.unlearn.optimizer import Span
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
 from expunge.unlearn.schedule import Pairing, Phase, Schedule, check_schedule
-from expunge.unlearn.steps import STEP_RULES, Step
+from expunge.unlearn.steps import STEP_RULES, JointStep, State, Step, StepRule
 from expunge.unlearn.trainer import (
     Gradient,
     Optimizer,
@@ -54,7 +55,7 @@ class Branch(Section):
     mask: Mask | None = None
     """Which weights may move, where training is `full`; null means all."""
 
-    step: Step = Field(default_factory=Step)
+    step: Step = Field(default_factory=JointStep)
     """How a step's gradient is made."""
 
     optimizer: Optimizer = Field(default_factory=Optimizer)
@@ -68,18 +69,29 @@ class Branch(Section):
         halves = {term.half for term in self.terms}
         if "forget" not in halves:
             raise ValueError("terms must hold at least one half: forget")
-        if self.step.rule == "normalized" and "retain" not in halves:
-            raise ValueError("the step rule normalized needs a term with half: retain")
-        apart = lookup(STEP_RULES, self.step.rule, "step rule").apart
-        check_schedule(
-            self.schedule, retains="retain" in halves, apart=self.step.rule if apart else None
-        )
+        compares = self.step.rule if self.rule.apart else None
+        check_schedule(self.schedule, retains="retain" in halves, apart=compares)
         if self.mask is not None and self.training == "lora":
             raise ValueError(
                 "a mask needs training: full; an adapter is confined by lora.layers and "
                 "lora.targets"
             )
+        if "retain" in self.rule.needs and "retain" not in halves:
+            raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")
+        rank = self.lora.rank if self.training == "lora" else None
+        self.step.check(self.terms, self.optimizer, rank)
         return self
+
+    @property
+    def rule(self) -> StepRule:
+        """The row of the step rule."""
+        return STEP_RULES[self.step.rule]
+
+    @property
+    def unguarded(self) -> bool:
+        """Whether a forget loss falls without end and nothing stops it."""
+        endless = any(t.half == "forget" and not t.row.bounded for t in self.terms)
+        return endless and (self.watch is None or self.watch.until is None)
 
 
 def train_branch(
@@ -110,12 +122,14 @@ def train_branch(
         def evaluated() -> dict[str, float]:
             model.eval()
             with autocast(model.dtype, config.optimizer.compute, models.device()):
-                found = made.passes.losses()
+                found = made.passes.losses(config.watch and config.watch.sample)
             if measure is not None and config.watch and config.watch.read == "evaluation":
                 found |= measure(model)
             model.train()
             return found
 
+        if config.unguarded:
+            say(f"{label}: its forget loss falls without end, and no watch.until stops it")
         watched = config.watch and Watcher(config.watch, evaluated, made.parameters, folder)
         model.train()
         train(
@@ -130,9 +144,11 @@ def train_branch(
             watcher=watched,
             spans=made.spans,
             masks=made.masks,
+            state=made.state,
         )
     model.eval()
-    _check_moved({n: p for n, p in made.parameters.items() if n not in made.masks}, start, label)
+    moved = {n: p for n, p in made.parameters.items() if n not in made.masks}
+    _check_moved(moved, start, label, some=config.rule.selective)
     if config.training == "lora":
         lora.save_adapter(model, config.lora, folder / "adapter", base=base)
     else:
@@ -152,6 +168,8 @@ class Prepared:
     passes: Passes
     masks: dict[str, torch.Tensor]
     """Which weights of a parameter may move, where not all may."""
+    state: State
+    """What the step rule carries from step to step."""
 
 
 def prepared(
@@ -168,6 +186,12 @@ def prepared(
     `made` are phases over `halves` in place of the schedule's. A mask is kept in `folder`.
     """
     objective = Objective(config.terms)
+    config.step.check_model(model)
+    if sharding.is_sharded(model) and not config.rule.sharded:
+        raise TrainingError(
+            f"the step rule {config.step.rule} needs whole weights, and each process holds a slice "
+            "of them; launch without FSDP and ZeRO-3"
+        )
     model.requires_grad_(config.training == "full")
     masks = {}
     if config.mask is not None:
@@ -187,19 +211,13 @@ def prepared(
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = [step for phase in made for step in phase.steps]
-    rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
     if config.optimizer.checkpointing:
         recompute_blocks(model)
-
-    def gradient(number: int) -> dict[str, float]:
-        def backward(*asked: Half) -> dict[str, float]:
-            return passes.backward([batch.of(*asked) for batch in steps[number]])
-
-        with autocast(model.dtype, config.optimizer.compute, models.device()):
-            return rule(backward, list(parameters.values()), config.step)
-
+    note = {"unguarded": 1.0} if config.unguarded else {}
+    given = passes, parameters, steps, config.step, config.optimizer
+    gradient, state = step_gradient(*given, seed=seed, note=note)
     spans = [Span(len(phase.steps), phase.lr) for phase in made]
-    return Prepared(parameters, gradient, spans, passes, masks)
+    return Prepared(parameters, gradient, spans, passes, masks, state)
 
 
 def branch_demand(
@@ -218,14 +236,13 @@ def branch_demand(
         made, halves = halves.planned(config.schedule, seed=seed)
     forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
     objective, full = Objective(config.terms), config.training == "full"
-    apart = lookup(STEP_RULES, config.step.rule, "step rule").apart
     passes, pieces = set(), [max(forget), max(retain)]
     for step in (step for phase in made for step in phase.steps):
         one = sizes([batch.forget for batch in step], forget)
         two = sizes([batch.retain for batch in step], retain)
         pieces += [0 if objective.divisible("forget") else max(one)]
         pieces += [0 if objective.divisible("retain") else max(two)]
-        if apart or not objective.on("retain"):
+        if config.rule.apart or not objective.on("retain"):
             passes |= {one, two} if objective.on("retain") else {one}
         else:
             passes.add(tuple(map(sum, zip(one, two, strict=True))))
@@ -244,7 +261,7 @@ def branch_demand(
             for half in ("forget", "retain")
             if objective.needs_kl(half)
         ),
-        buffers=1 + apart,  # the weights at the start; a gradient
+        buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds
     )
 
 
@@ -278,13 +295,14 @@ def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, P
 
 
 def _check_moved(
-    parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str
+    parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str, *, some: bool
 ) -> None:
-    """A matrix that training did not move was not trained at all: refuse the branch."""
+    """A matrix that training did not move was not trained at all: refuse the branch. With `some`
+    a rule or mask chooses what moves, and only a branch of which nothing moved is refused."""
     here = [n for n, p in parameters.items() if torch.equal(sharding.local(p.detach()), start[n])]
     everywhere = set[str].intersection(*map(set, parallel.gather(here)))
     still = [name for name in here if name in everywhere]
-    if still:
+    if still and not (some and len(still) < len(parameters)):
         raise TrainingError(
             f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "
             f"{still[0]} among them; nothing reaches them"

@@ -53,8 +53,10 @@ def save(
     optimizer: torch.optim.Optimizer,
     log: list[dict[str, float]],
     folder: Path,
+    state: Mapping[str, float] | None = None,
 ) -> None:
-    """Write weights and moments, gathered from all ranks, so that any number of them can go on."""
+    """Write weights, moments and the step rule's state, gathered from all ranks, so that any
+    number of them can go on."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         parts = {"weight": parameter.detach(), **optimizer.state[parameter]}
@@ -68,13 +70,18 @@ def save(
         return
     with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"step": str(len(log))})
+        said = {"step": str(len(log)), "rule": json.dumps(dict(state or {}))}
+        save_file(contiguous, temporary, metadata=said)
 
 
 def resume(
-    parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, folder: Path
+    parameters: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    state: dict[str, float] | None = None,
 ) -> list[dict[str, float]]:
-    """Put a checkpoint's weights and moments back and return its log; nothing there is step 0.
+    """Put a checkpoint's weights, moments and the rule's state back and return its log; nothing
+    there is step 0.
 
     The log is written step by step, so it is ahead of the checkpoint and is cut to it.
     """
@@ -85,6 +92,8 @@ def resume(
         return []
     with _opened(folder / CHECKPOINT, parameters) as stored:
         step = int(stored.metadata()["step"])
+        if state is not None:
+            state |= json.loads(stored.metadata().get("rule", "{}"))
         for name, parameter in parameters.items():
             held = parameter.detach()
             held.copy_(sharding.like(stored.get_tensor(f"{name}|weight"), held))

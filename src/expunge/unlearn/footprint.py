@@ -154,7 +154,8 @@ def lasting(shape: Shape, demand: Demand) -> int:
     elif demand.optimizer.compute != "float32":
         narrow = shape.parameters * BYTES[demand.optimizer.compute]  # kept while autocast is on
     states = demand.kept * shape.width * BYTES[demand.weights]
-    return held + narrow + states + 4 * trained * (3 + demand.buffers)
+    moments = 2 if demand.optimizer.kind == "adamw" else 0
+    return held + narrow + states + 4 * trained * (1 + moments + demand.buffers)
 
 
 def passing(shape: Shape, demand: Demand) -> float:

@@ -118,8 +118,10 @@ class Stepper:
                 parameter.grad.masked_fill_(~mask, 0.0)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move the weights."""
+    def step(self, rate: float | None = None) -> None:
+        """Move the weights, by a learning rate of the step's own where it has one."""
+        for group in self.torch.param_groups if rate is not None else ():
+            group["lr"] = rate
         decay = 1 - self.rate * self.config.weight_decay
         for parameter, mask in self.masks.items():
             if parameter.grad is not None and decay != 1:

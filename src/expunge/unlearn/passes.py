@@ -5,7 +5,7 @@ Dimensions: N scored tokens of a pack.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,9 +51,13 @@ class Passes:
     halves: Mapping[Half, HalfData]
     objective: Objective
     max_tokens: int
+    forwarding: list[tuple[Half, int, int]] = field(default_factory=list)
+    """The items of the pack that is being forwarded: half, index, tokens."""
 
-    def backward(self, batches: Sequence[Chosen]) -> dict[str, float]:
-        """Add the gradient of the mean loss over the micro-batches.
+    def backward(
+        self, batches: Sequence[Chosen], scale: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Add the gradient of the mean loss over the micro-batches, that of a half by its `scale`.
 
         Packs are filled with whole micro-batches up to `max_tokens`; a larger one is forwarded item
         by item where its loss can be formed from parts. So the result does not depend on that
@@ -80,28 +84,39 @@ class Passes:
                         lambda term, part=part: self._share(part, term),
                     )
                     broken += self._broken(loss, current, half, items, start)
-                    total = total + loss / len(batches)
+                    factor = 1.0 if scale is None else scale.get(half, 1.0)
+                    total = total + factor * loss / len(batches)
                     values[half] = float(loss.detach())
                     for name, value in values.items():
                         record[name] += value / len(batches)
                     start = stop
-            total.backward()
+            if torch.is_grad_enabled():
+                total.backward()
         record = parallel.total(record)
         if not all(map(math.isfinite, record.values())):
             said = [line for lines in parallel.gather(broken) for line in lines]
             raise TrainingError(said[0] if said else "the loss is not finite")
         return record
 
+    def recalling(self) -> "Passes":
+        """The same items under the loss -NLL of the forget half, dealt out among packs and ranks
+        as they are here."""
+        objective = Objective((Term(half="forget", loss="gradient_ascent"),))
+        objective.divisible = self.objective.divisible
+        return replace(self, objective=objective)
+
     @torch.no_grad()
-    def losses(self) -> dict[str, float]:
-        """Mean NLL a token of the answers of each half, averaged over its items."""
+    def losses(self, sample: int | None = None) -> dict[str, float]:
+        """Mean NLL a token of the answers of each half, averaged over its items, or over about
+        `sample` of them that lie evenly among all."""
         found = {}
         device = next(self.model.parameters()).device
         for half, data in self.halves.items():
             total, own = 0.0, data.sequences[: data.own]
-            for group in packs_by_length(own, max_tokens=self.max_tokens):
+            chosen = own[:: max(1, len(own) // (sample or len(own)))]
+            for group in packs_by_length(chosen, max_tokens=self.max_tokens):
                 total += float(score(self.model, pack(group, "answer", device)).nll.sum())
-            found[f"nll.{half}"] = total / len(own)
+            found[f"nll.{half}"] = total / len(chosen)
         return found
 
     def _read(self, batch: Chosen) -> Chosen:
@@ -184,6 +199,10 @@ class Passes:
             for half, items in part.items.items():
                 chosen.extend((half, index) for index in items)
         sequences = [self.halves[half].sequences[index] for half, index in chosen]
+        self.forwarding[:] = [
+            (half, index, len(sequence.tokens))
+            for (half, index), sequence in zip(chosen, sequences, strict=True)
+        ]
         scopes: list[Scope] = [self.objective.scope(half) for half, _ in chosen]
         device = next(self.model.parameters()).device
         batch = pack(sequences, scopes, device)

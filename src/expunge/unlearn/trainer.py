@@ -57,6 +57,7 @@ def train(
     watcher: Watcher | None = None,
     spans: Sequence[Span] = (),
     masks: Mapping[str, Tensor] | None = None,
+    state: dict[str, float] | None = None,
 ) -> list[dict[str, float]]:
     """Run the steps that `folder` does not hold yet; returns the log of all, a record a step.
 
@@ -64,10 +65,13 @@ def train(
     `time.monotonic`) the schedule is shortened to the steps that the time allows, and
     `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
     best weights. The optimiser starts anew with each of the `spans`, the last of which a deadline
-    leaves out first. `masks` says which weights of a parameter may move, where not all may.
+    leaves out first. `masks` says which weights of a parameter may move, where not all may. `state`
+    is what the gradient carries from step to step; its `rate`, where it has one, is the learning
+    rate of the step that set it.
     """
+    state = {} if state is None else state
     stepper = Stepper(parameters, config, spans or [Span(steps)], masks)
-    log = resume(parameters, stepper.torch, folder)
+    log = resume(parameters, stepper.torch, folder, state)
     stepper.resume(len(log))
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = Saver(config.checkpoint_seconds, size)
@@ -92,17 +96,18 @@ def train(
             span = stepper.begin(number, steps)
             torch.manual_seed(seed * 1_000_003 + number + (parallel.rank() << 40))
             stepper.torch.zero_grad(set_to_none=True)
+            before = dict(state)
             try:
                 record = gradient(number)
                 stepper.hold()
                 record["norm"] = _clip(parameters, config.clip)
             except TrainingError as error:
-                save(parameters, stepper.torch, log, folder)
+                save(parameters, stepper.torch, log, folder, before)
                 raise TrainingError(
                     f"{label}, step {number + 1} of {steps}: {error}; the weights before it are "
                     f"kept in {folder / CHECKPOINT}. A lower learning rate may help"
                 ) from None
-            stepper.step()
+            stepper.step(state.get("rate"))
             phase = {"phase": span + 1} if len(spans) > 1 else {}
             log.append({"step": number + 1, **phase, "lr": stepper.rate, **record})
             if parallel.is_main():
@@ -114,7 +119,7 @@ def train(
             looks = watcher is not None and watcher.due(len(log))
             if looks or parallel.from_main(saver.due()):
                 with saver:
-                    save(parameters, stepper.torch, log, folder)
+                    save(parameters, stepper.torch, log, folder, state)
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:
@@ -122,7 +127,7 @@ def train(
     if (folder / SHORTENED).exists():
         note_shortened(folder, len(log), planned)
     if watcher is not None:
-        kept = watcher.restore()
+        kept = watcher.restore(len(log))
         if kept is not None and kept < len(log):
             say(f"{label}: the weights after step {kept} of {len(log)} are the best")
     return log

@@ -1,6 +1,7 @@
 """Evaluation during training: at chosen steps, stop when it no longer helps, keep the best.
 
-Every evaluation is a line of `evaluations.jsonl`. The weights of the best one lie beside it until
+A guard stops it when too much of the retain half is lost, and keeps the last weights before. Every
+evaluation is a line of `evaluations.jsonl`. The weights of the best one lie beside it until
 training ends, and are then what the branch consists of.
 """
 
@@ -8,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -27,6 +29,35 @@ Measure = Callable[[], dict[str, float]]
 """Numbers of the model as it is now, by name."""
 
 
+class Until(Section):
+    """The stop guard: what ends training at an evaluation. An ascent without a bound needs one."""
+
+    retain_growth: float | None = Field(default=1.1, gt=1)
+    """Stop where nll.retain exceeds so many times its value before the first step; null never."""
+
+    retain_nll: float | None = Field(default=None, gt=0)
+    """Stop where nll.retain (nats a token) exceeds this; null never."""
+
+    forget_nll: float | None = Field(default=None, gt=0)
+    """Stop where nll.forget (nats a token) has come to this: it is forgotten; null never."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Until":
+        if self.retain_growth is None and self.retain_nll is None and self.forget_nll is None:
+            raise ValueError("until needs retain_growth, retain_nll or forget_nll")
+        return self
+
+    def broken(self, numbers: Mapping[str, float], start: Mapping[str, float]) -> bool:
+        """Whether too much of the retain half is lost, against the numbers at the start."""
+        limits = [self.retain_nll] if self.retain_nll else []
+        limits += [self.retain_growth * start["nll.retain"]] if self.retain_growth else []
+        return not all(numbers["nll.retain"] <= limit for limit in limits)
+
+    def reached(self, numbers: Mapping[str, float]) -> bool:
+        """Whether the forget half is forgotten."""
+        return self.forget_nll is not None and numbers["nll.forget"] >= self.forget_nll
+
+
 class Watch(Section):
     """When a branch is evaluated while it is trained, and what follows from it."""
 
@@ -39,6 +70,12 @@ class Watch(Section):
     read: str = Field(default="losses", pattern="^(losses|evaluation)$")
     """`losses` measures nll.forget and nll.retain; `evaluation` all that the recipe evaluates, such
     as semeval.task_aggregate, semeval.mia.auc and collapse.collapsed."""
+
+    sample: int | None = Field(default=None, ge=1)
+    """Items of each half whose losses are read, spread evenly; null reads all."""
+
+    until: Until | None = None
+    """When training stops, and falls back to the last weights that kept within its limits."""
 
     metric: str | None = None
     """The number by which the best weights are chosen; null keeps the last weights."""
@@ -61,7 +98,8 @@ class Watch(Section):
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step, counted from 1."""
-        return step in self.at or bool(self.every and step and step % self.every == 0)
+        start = not step and self.until is not None  # what the guard compares with
+        return start or step in self.at or bool(self.every and step and step % self.every == 0)
 
     def merit(self, value: float) -> float:
         """The greater the better."""
@@ -108,17 +146,33 @@ class Watcher:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience has run out."""
+        """Whether patience has run out, or the guard stops training."""
+        guard = self.config.until
+        if guard and any(
+            self._broken(one) or guard.reached(one["numbers"]) for one in self._trained
+        ):
+            return True
         best = self._best_step()
         if self.config.patience is None or best is None:
             return False
         return sum(found["step"] > best for found in self.found) >= self.config.patience
 
     @torch.no_grad()
-    def restore(self) -> int | None:
-        """Put the best weights back; the step that they are of, or None to keep the last."""
+    def restore(self, last: int) -> int | None:
+        """Put the best weights back; the step that they are of, or None to keep the last.
+
+        A guard looks at the weights after the `last` step too.
+        """
+        if self.config.until and all(found["step"] != last for found in self.found):
+            self.look(last)
         step = self._best_step()
-        if step is None:
+        if step is None and self.config.until:
+            raise TrainingError(
+                f"watch.until: nll.retain was beyond its limit at the first evaluation, after step "
+                f"{self._trained[0]['step']}; evaluate earlier (watch.every), or lower the rate"
+            )
+        if step is None or (self.config.metric is None and step == last):
+            (self.folder / _BEST).unlink(missing_ok=True)
             return None
         with safe_open(self.folder / _BEST, "pt") as stored:
             if stored.metadata()["step"] != str(step):  # a later one was cut off with its line
@@ -145,12 +199,24 @@ class Watcher:
                 save_file(tensors, temporary, metadata={"step": str(step)})
         parallel.barrier()
 
+    @property
+    def _trained(self) -> list[dict[str, Any]]:
+        """The evaluations, but for that of the start."""
+        return [found for found in self.found if found["step"]]
+
+    def _broken(self, found: dict[str, Any]) -> bool:
+        guard = self.config.until
+        return guard is not None and guard.broken(found["numbers"], self.found[0]["numbers"])
+
     def _best_step(self) -> int | None:
-        """The step of the best evaluation, the first of equals; None where nothing says."""
-        name, trained = self.config.metric, [found for found in self.found if found["step"]]
-        if name is None or not trained:
+        """The step of the best evaluation within the guard's limits, the first of equals; without
+        a metric the last within them; None where nothing says."""
+        name, good = self.config.metric, [one for one in self._trained if not self._broken(one)]
+        if not good or (name is None and self.config.until is None):
             return None
-        return max(trained, key=lambda found: self.config.merit(found["numbers"][name]))["step"]
+        if name is None:
+            return good[-1]["step"]
+        return max(good, key=lambda found: self.config.merit(found["numbers"][name]))["step"]
 
     def _write(self) -> None:
         if not parallel.is_main():

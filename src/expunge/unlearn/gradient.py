@@ -1,0 +1,66 @@
+"""The gradient of a branch's steps: its passes, handed to its step rule one step at a time."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import Parameter
+
+from expunge import models, sharding
+from expunge.unlearn.passes import Chosen, Passes
+from expunge.unlearn.schedule import MicroBatch
+from expunge.unlearn.steps import STEP_RULES, Now, State, Step
+from expunge.unlearn.trainer import Gradient, Optimizer, autocast
+
+
+def step_gradient(
+    passes: Passes,
+    parameters: Mapping[str, Parameter],
+    steps: Sequence[Sequence[MicroBatch]],
+    step: Step,
+    optimizer: Optimizer,
+    *,
+    seed: int,
+    note: Mapping[str, float],
+) -> tuple[Gradient, State]:
+    """What leaves the gradient of step n in the parameters, and what it carries between steps.
+
+    `note` is logged with the first.
+    """
+    model, objective = passes.model, passes.objective
+    recalling, state = passes.recalling(), step.start(optimizer.lr)
+    rest = [half for half in passes.halves if half != "forget" and objective.on(half)]
+    rule = STEP_RULES[step.rule].fn
+
+    def gradient(number: int) -> dict[str, float]:
+        def chosen(*halves: str) -> list[Chosen]:
+            return [batch.of(*halves) for batch in steps[number]]
+
+        def backward(*halves: str, scale: Mapping[str, float] | None = None) -> dict[str, float]:
+            return passes.backward(chosen(*halves), scale)
+
+        def losses(*halves: str) -> dict[str, float]:
+            with now.without_dropout(), torch.no_grad():
+                found = passes.backward(chosen(*halves))
+            sharding.release(model)
+            return found
+
+        def recall() -> dict[str, float]:
+            found = recalling.backward(chosen("forget"), {"forget": -1.0})
+            return {"nll": -found["forget"]}
+
+        now = Now(
+            parameters=list(parameters.values()),
+            backward=backward,
+            losses=losses,
+            recall=recall,
+            rest=rest,
+            model=model,
+            forwarding=passes.forwarding,
+            state=state,
+            number=number,
+            seed=f"{seed}:{number}",
+        )
+        with autocast(model.dtype, optimizer.compute, models.device()):
+            return rule(now, step) | (dict(note) if number == 0 else {})
+
+    return gradient, state
