@@ -79,8 +79,6 @@ RUNS = ["joint", "normalized", "lone", "full", "last_block", "ngdiff", "sam", "t
 
 
 @pytest.mark.parametrize("name", RUNS)
-    "name", ["joint", "normalized", "lone", "full", "last_block", "ngdiff", "sam", "tune"]
-)
 def test_two_processes_train_what_one_does(one, two, name):
     _, out = two
     mine, theirs = log_of(one / name), log_of(out / name)
