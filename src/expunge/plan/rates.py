@@ -88,7 +88,8 @@ def measure(pipeline: Pipeline, wanted: Sequence[str], where: Path) -> tuple[Rat
         del model
         for name, branch in recipe.branches.items():
             if name in wanted:
-                _branch(rates, name, branch, recipe.seeds[0], base, recipe.model.dtype, data, work)
+                how = recipe.seeds[0], base, recipe.model.dtype
+                _branch(rates, name, branch, *how, tokenizer, data, work)
         if recipe.tune is not None and "target" in wanted:
             _tune(rates, recipe.tune, base, data, work)
     release_freed_memory()
@@ -186,15 +187,18 @@ def _branch(
     seed: int,
     base: Path,
     dtype: models.Dtype,
+    tokenizer: PreTrainedTokenizerBase,
     data: Encoded,
     work: Path,
 ) -> None:
     model = _load(rates, base, "float32" if config.training == "full" else dtype)
     forget, retain = _first(config, data, seed)
-    short = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 1})})
+    plain = tuple(term.model_copy(update={"weighting": None}) for term in config.terms)
+    once = config.schedule.model_copy(update={"epochs": 1})
+    short = config.model_copy(update={"schedule": once, "terms": plain})
     halves = Halves(forget, retain, work / name, "plan")
     forget_peak()
-    made = prepared(model, halves, short, seed=seed)
+    made = prepared(model, tokenizer, halves, short, seed=seed)
     tokens = [
         sum(len(forget[i].tokens) for b in step for i in b.forget)
         + sum(len(retain[i].tokens) for b in step for i in b.retain)

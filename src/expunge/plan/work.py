@@ -119,11 +119,7 @@ def unlearning(config: Branch, data: Encoded, seed: int) -> Training:
         if objective.on(half)
         for index in (batch.forget if half == "forget" else batch.retain)
     )
-    reference = sum(
-        sum(lengths[half])
-        for half in ("forget", "retain")
-        if objective.needs_kl(half) or objective.needs_reference(half)
-    )
+    reference = sum(sum(lengths[half]) for half in ("forget", "retain") if objective.asks(half))
     return Training(len(steps), tokens, reference)
 
 

@@ -18,8 +18,10 @@ from expunge.lora import Lora
 from expunge.registry import lookup
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
+from expunge.unlearn.hidden import check_model, freeze_beyond
 from expunge.unlearn.objective import Half, Objective, Term
-from expunge.unlearn.passes import HalfData, Passes
+from expunge.unlearn.passes import Passes
+from expunge.unlearn.readings import HalfData, weights_of
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
 from expunge.unlearn.schedule import Pairing, paired_steps
 from expunge.unlearn.steps import STEP_RULES, Step
@@ -65,6 +67,11 @@ class Branch(Section):
             raise ValueError("terms must hold at least one half: forget")
         if self.step.rule == "normalized" and "retain" not in halves:
             raise ValueError("the step rule normalized needs a term with half: retain")
+        deepest, layers = Objective(self.terms).deepest, self.lora.layers
+        if self.training == "lora" and deepest is not None and layers and min(layers) > deepest:
+            raise ValueError(
+                f"the terms read no block behind {deepest}, and lora.layers begins at {min(layers)}"
+            )
         return self
 
 
@@ -106,7 +113,7 @@ def train_branch(
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
     demand = branch_demand(config, halves, seed=seed, weights=weights)
     with readable_out_of_memory(label, model, demand):
-        made = prepared(model, halves, config, seed=seed)
+        made = prepared(model, tokenizer, halves, config, seed=seed)
         start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}
 
         def evaluated() -> dict[str, float]:
@@ -151,16 +158,23 @@ class Prepared:
     passes: Passes
 
 
-def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: int) -> Prepared:
+def prepared(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    halves: Halves,
+    config: Branch,
+    *,
+    seed: int,
+) -> Prepared:
     """What the loop needs of a branch: its parameters, its gradient, the number of its steps."""
     objective = Objective(config.terms)
+    check_model([term.layer for term in config.terms], model.config)
     model.requires_grad_(config.training == "full")
-    data: dict[Half, HalfData] = {
-        half: HalfData(
-            halves.of(half), _reference(model, objective, half, halves, config.optimizer)
-        )
-        for half in ("forget", "retain")
-    }
+    data: dict[Half, HalfData] = {}
+    for half in ("forget", "retain"):
+        reference = _reference(model, objective, half, halves, config.optimizer)
+        weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
+        data[half] = HalfData(halves.of(half), reference, weights)
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
@@ -201,11 +215,13 @@ def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.
         longest=max(*forget, *retain),
         rank=None if full else config.lora.rank,
         dropout=not full and config.lora.dropout > 0,
-        kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
-        kept=sum(
-            sum(len(s.tokens) for s in halves.of(half))
+        kl=any(
+            objective.needs_kl(half) or objective.reads(half, "logits")
             for half in ("forget", "retain")
-            if objective.needs_kl(half)
+        ),
+        kept=sum(
+            objective.asks(half).vectors * sum(len(s.tokens) for s in halves.of(half))
+            for half in ("forget", "retain")
         ),
         buffers=1 + apart,  # the weights at the start; a gradient
     )
@@ -218,17 +234,16 @@ def _reference(
     halves: Halves,
     config: Optimizer,
 ) -> Reference | None:
-    kl = objective.needs_kl(half)
-    if not (kl or objective.needs_reference(half)):
+    asked = objective.asks(half)
+    if not asked:
         return None
     scope = objective.scope(half)
-    kept = "" if not kl else "-states" if trains_head(model) else "-rows"
-    name = f"{halves.cache_key}-{half}-{scope}{kept}.safetensors"
+    name = f"{halves.cache_key}-{half}-{scope}{asked.label(trains_head(model))}.safetensors"
     return cached_reference(
         model,
         halves.of(half),
         scope,
-        kl=kl,
+        asked=asked,
         file=halves.cache / name,
         max_tokens=config.max_tokens,
     )
@@ -237,6 +252,9 @@ def _reference(
 def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
     if config.training == "lora":
         lora.add_adapter(model, config.lora, seed=seed)
+    deepest = Objective(config.terms).deepest
+    if deepest is not None:
+        freeze_beyond(model, deepest)
     return sharding.trainable(model)
 
 
