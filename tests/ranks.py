@@ -44,6 +44,25 @@ BRANCHES = {
         "step": {"rule": "normalized"},
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
+    "logits": {
+        **BRANCH,
+        "training": "full",
+        "terms": [
+            {"half": "forget", "loss": "undial", "weighting": {"kind": "memorised"}},
+            {"half": "forget", "loss": "ce_u"},
+            {"half": "retain", "loss": "nll"},
+        ],
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
+    "hidden": {
+        **BRANCH,
+        "training": "full",
+        "terms": [
+            {"half": "forget", "loss": "adaptive_rmu", "layer": 0},
+            {"half": "retain", "loss": "hidden_distance", "layer": 0, "weight": 10.0},
+        ],
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
 }
 TUNE = {
     "epochs": 2,

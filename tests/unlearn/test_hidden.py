@@ -10,8 +10,9 @@ from expunge.data.examples import Example
 from expunge.errors import RecipeError
 from expunge.packs import block_states, decoder_blocks, hidden_states
 from expunge.unlearn.branch import Branch, Halves, prepared
-from expunge.unlearn.hidden import adaptive_rmu, check_model, direction, hidden_distance, rmu
+from expunge.unlearn.hidden import adaptive_rmu, direction, hidden_distance, rmu
 from expunge.unlearn.losses import Hidden
+from expunge.unlearn.objective import Term, check_model
 
 ITEMS = [Example(f"f{n}", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bobby", "cy"])]
 
@@ -129,15 +130,18 @@ def test_distances_start_at_0_and_adaptive_rmu_reads_the_reference_before_the_fi
             wanted = float(states.norm(dim=-1).mean())
             assert made.passes._norms[number] == pytest.approx(wanted, rel=1e-5)
     assert made.passes._norms == again.passes._norms
+    record = made.passes.backward([{"forget": (0, 1)}])
+    assert {"forget.rmu", "forget.adaptive_rmu", "forget.adaptive_rmu.2"} <= set(record)
     assert again.passes.backward([{"retain": (0,)}])["retain"] < 1e-12
     assert made.passes.backward([{"retain": (0,)}])["retain"] > 1e-4  # control
 
 
 def test_a_block_that_the_model_lacks_is_refused_before_training(tiny, tokenizer, items, tmp_path):
-    check_model([None, 1], tiny.config)
-    says = "a term reads layer 2, but the model has 2 blocks: 0 to 1"
+    fine, beyond = ([Term.model_validate(one) for one in terms(layer)] for layer in (1, 2))
+    check_model([*fine, Term(half="forget", loss="npo")], tiny.config)
+    says = "forget rmu reads layer 2, but the model has 2 blocks: 0 to 1"
     with pytest.raises(RecipeError, match=says):
-        check_model([0, 2], tiny.config)
+        check_model(beyond, tiny.config)
     with pytest.raises(RecipeError, match=says):
         ready(tiny, tokenizer, items, tmp_path, terms=terms(2))
     assert not (tmp_path / "cache").exists()

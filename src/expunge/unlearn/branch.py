@@ -18,8 +18,8 @@ from expunge.lora import Lora
 from expunge.registry import lookup
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
-from expunge.unlearn.hidden import check_model, freeze_beyond
-from expunge.unlearn.objective import Half, Objective, Term
+from expunge.unlearn.hidden import freeze_beyond
+from expunge.unlearn.objective import Half, Objective, Term, check_model
 from expunge.unlearn.passes import Passes
 from expunge.unlearn.readings import HalfData, weights_of
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
@@ -168,7 +168,7 @@ def prepared(
 ) -> Prepared:
     """What the loop needs of a branch: its parameters, its gradient, the number of its steps."""
     objective = Objective(config.terms)
-    check_model([term.layer for term in config.terms], model.config)
+    check_model(config.terms, model.config)
     model.requires_grad_(config.training == "full")
     data: dict[Half, HalfData] = {}
     for half in ("forget", "retain"):

@@ -4,13 +4,10 @@ Dimensions: N scored tokens, d width. The states at a token are those of the pos
 it. Blocks count from 0.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from expunge.errors import RecipeError
 from expunge.packs import decoder_blocks
 from expunge.unlearn.losses import Hidden, Loss
 
@@ -58,16 +55,6 @@ def direction(states: Tensor, seed: float) -> Tensor:
     generator = torch.Generator().manual_seed(int(seed))
     point = torch.rand(states.shape[-1], generator=generator)
     return (point / point.norm()).to(states.device)
-
-
-def check_model(layers: Sequence[int | None], config: PretrainedConfig) -> None:
-    """Refuse terms that read a block which a model of this config does not have."""
-    count = config.get_text_config().num_hidden_layers
-    beyond = [layer for layer in layers if layer is not None and layer >= count]
-    if beyond:
-        raise RecipeError(
-            f"a term reads layer {beyond[0]}, but the model has {count} blocks: 0 to {count - 1}"
-        )
 
 
 def freeze_beyond(model: PreTrainedModel, deepest: int) -> None:

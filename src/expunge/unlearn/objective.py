@@ -3,11 +3,12 @@
 Shapes: B sequences of a micro-batch, N scored tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from expunge.config import Section
 from expunge.data.batches import Scope
@@ -83,6 +84,17 @@ class Term(Section):
         return self.row.needs_reference or reads
 
 
+def check_model(terms: Iterable[Term], config: PretrainedConfig) -> None:
+    """Refuse terms that read a block which a model of this config does not have."""
+    count = config.get_text_config().num_hidden_layers
+    for term in terms:
+        if term.layer is not None and term.layer >= count:
+            raise RecipeError(
+                f"{term.half} {term.loss} reads layer {term.layer}, but the model has {count} "
+                f"blocks: 0 to {count - 1}"
+            )
+
+
 class Objective:
     """The terms of a recipe, asked half by half; a term's number is its place in the recipe."""
 
@@ -100,6 +112,13 @@ class Objective:
     def number(self, term: Term) -> int:
         """The number of a term, by which its own readings are named."""
         return next(number for number, other in enumerate(self.terms) if other is term)
+
+    def name(self, number: int) -> str:
+        """What a term is called in the log: half.loss, and which one where there are several."""
+        half, loss = self.terms[number].half, self.terms[number].loss
+        alike = [n for n, term in self.numbered(half) if term.loss == loss]
+        place = alike.index(number)
+        return f"{half}.{loss}" + (f".{place + 1}" if place else "")
 
     def scope(self, half: Half) -> Scope:
         """The widest scope that a term of this half reads."""
@@ -177,7 +196,7 @@ class Objective:
             if weights is not None:
                 losses = _where_weighed(losses, now)
             value = losses.mean() * share(term)
-            parts[f"{half}.{term.loss}"] = float(value.detach())
+            parts[self.name(number)] = float(value.detach())
             total = total + term.weight * value
         return total, parts
 

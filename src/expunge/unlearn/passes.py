@@ -102,7 +102,7 @@ class Passes:
 
     def _names(self, half: Half) -> list[str]:
         """What is logged of one half."""
-        return [half, *(f"{half}.{term.loss}" for term in self.objective.on(half))]
+        return [half, *(self.objective.name(n) for n, _ in self.objective.numbered(half))]
 
     def _my_groups(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
         """This rank's packs. Every rank has as many, for it takes part in gathering weights; one
