@@ -11,7 +11,9 @@ from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.options import option_logits
 from expunge.evaluate.reader import open_reader
 from expunge.models import load_model, load_tokenizer
-from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
 
 WORDS = ["ann", "bob", "cy", "dorothea of the long valley", "eve", "fay and her brother", "gil"]
@@ -61,6 +63,25 @@ BRANCHES = {
         **BRANCH,
         "training": "full",
         "step": {"rule": "sam", "radius": 0.1},
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
+    "logits": {
+        **BRANCH,
+        "training": "full",
+        "terms": [
+            {"half": "forget", "loss": "undial", "weighting": {"kind": "memorised"}},
+            {"half": "forget", "loss": "ce_u"},
+            {"half": "retain", "loss": "nll"},
+        ],
+        "optimizer": {**OPTIMIZER, "lr": 1e-3},
+    },
+    "hidden": {
+        **BRANCH,
+        "training": "full",
+        "terms": [
+            {"half": "forget", "loss": "adaptive_rmu", "layer": 0},
+            {"half": "retain", "loss": "hidden_distance", "layer": 0, "weight": 10.0},
+        ],
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
 }

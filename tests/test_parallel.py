@@ -75,7 +75,18 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-RUNS = ["joint", "normalized", "lone", "full", "last_block", "ngdiff", "sam", "tune"]
+RUNS = [
+    "joint",
+    "normalized",
+    "lone",
+    "full",
+    "last_block",
+    "ngdiff",
+    "sam",
+    "logits",
+    "hidden",
+    "tune",
+]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -15,10 +15,12 @@ from expunge.unlearn.masks import MASKS
 from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.steps import STEP_RULES
+from expunge.unlearn.weighting import WEIGHTINGS
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "forget loss": FORGET_LOSSES,
     "retain loss": RETAIN_LOSSES,
+    "token weighting": WEIGHTINGS,
     "step rule": STEP_RULES,
     "weight mask": MASKS,
     "schedule": SCHEDULES,

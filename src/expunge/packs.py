@@ -3,6 +3,7 @@
 Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,28 +42,55 @@ def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None
     A `cache` receives the pack's keys and values. What it already holds is a prefix that every
     sequence of the pack continues; positions then count on from the prefix.
     """
-    if in_buckets(model):
-        if cache is not None:
-            raise ModelError(
-                f"{type(model).__name__} keeps a state from token to token, so its texts cannot "
-                "share what was read of a prefix; leave out the measure that needs it"
-            )
-        return _bucketed_states(model, pack)
-    if model.config._attn_implementation != PACKED_ATTENTION:
-        raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
-    # A sharded model's `decode` gathers what lies outside the layers too, the head among it.
-    decoder = getattr(model, "decode", None) or model.get_decoder()
-    # A four-dimensional mask is passed through untouched; `lengths` is what packed attention reads.
-    unused_mask = torch.empty(1, 1, 1, 1, device=pack.tokens.device)
-    states = decoder(
-        input_ids=pack.tokens[None],
-        position_ids=pack.positions[None],
-        attention_mask=unused_mask,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        lengths=pack.lengths,
-    ).last_hidden_state[0]
-    return states[pack.scored]
+    calls = _calls(model, pack, cache)
+    return _by_token([_decoder(model)(**c.options).last_hidden_state for c in calls], calls, pack)
+
+
+def block_states(
+    model: PreTrainedModel, pack: Pack, layers: Sequence[int], *, stop: bool = False
+) -> tuple[Tensor | None, dict[int, Tensor]]:
+    """hidden_states, and the outputs of some blocks (from 0) at the same tokens: each (N, d).
+
+    With `stop` the pass ends behind the deepest of the blocks, and there are no final states.
+    """
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int, output: Any) -> None:
+        kept[layer].append(output[0] if isinstance(output, tuple) else output)
+        if stop and layer == max(kept):
+            raise _Enough
+
+    blocks, calls, final = decoder_blocks(model), _calls(model, pack), []
+    hooks = [
+        blocks[layer].register_forward_hook(
+            lambda _, given, output, layer=layer: keep(layer, output)
+        )
+        for layer in kept
+    ]
+    try:
+        for call in calls:
+            try:
+                final.append(_decoder(model)(**call.options).last_hidden_state)
+            except _Enough:
+                continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = {layer: _by_token(outputs, calls, pack) for layer, outputs in kept.items()}
+    return (None if stop else _by_token(final, calls, pack)), states
+
+
+def decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The blocks of the decoder, in order."""
+    count = model.config.get_text_config().num_hidden_layers
+    for child in model.get_decoder().children():
+        if isinstance(child, torch.nn.ModuleList) and len(child) == count:
+            return child
+    raise ModelError(f"{type(model).__name__} does not hold its {count} blocks in one list")
+
+
+class _Enough(Exception):
+    """Ends a forward pass behind the last block that is read."""
 
 
 def hidden_states_after(model: PreTrainedModel, pack: Pack, prefix: Cache) -> Tensor:
@@ -91,24 +119,69 @@ def in_buckets(model: PreTrainedModel) -> bool:
     return getattr(model, "expunge_in_buckets", False)
 
 
-def _bucketed_states(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """hidden_states, sequences of like length padded on the right to the longest of them."""
+@dataclass(frozen=True)
+class _Call:
+    """One call of the decoder."""
+
+    options: dict[str, Any]
+    sequences: list[int] | None = None
+    """Whose tokens its rows are; None where one row holds the pack end to end."""
+
+
+def _decoder(model: PreTrainedModel) -> Callable[..., Any]:
+    # A sharded model's `decode` gathers what lies outside the layers too, the head among it.
+    return getattr(model, "decode", None) or model.get_decoder()
+
+
+def _calls(model: PreTrainedModel, pack: Pack, cache: Cache | None = None) -> list[_Call]:
+    """The calls of the decoder that forward a pack."""
+    if in_buckets(model):
+        if cache is not None:
+            raise ModelError(
+                f"{type(model).__name__} keeps a state from token to token, so its texts cannot "
+                "share what was read of a prefix; leave out the measure that needs it"
+            )
+        return _buckets(pack)
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        raise ModelError("the model was not loaded for packed scoring (models.load_model does)")
+    options = {
+        "input_ids": pack.tokens[None],
+        "position_ids": pack.positions[None],
+        # A four-dimensional mask is passed through untouched; packed attention reads `lengths`.
+        "attention_mask": torch.empty(1, 1, 1, 1, device=pack.tokens.device),
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+        "lengths": pack.lengths,
+    }
+    return [_Call(options)]
+
+
+def _buckets(pack: Pack) -> list[_Call]:
+    """Sequences of like length at once, padded on the right to the longest of them."""
     rows = pack.tokens.split(pack.lengths)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    found: dict[int, Tensor] = {}
+    calls = []
     while order:
         longest = len(rows[order[0]])
         bucket = [i for i in order if len(rows[i]) >= _LIKE * longest]
         tokens = torch.nn.utils.rnn.pad_sequence([rows[i] for i in bucket], batch_first=True)
         lengths = torch.tensor([len(rows[i]) for i in bucket], device=tokens.device)
-        mask = torch.arange(longest, device=tokens.device) < lengths[:, None]
-        decoder = model.get_decoder()
-        states = decoder(
-            input_ids=tokens, attention_mask=mask.long(), use_cache=False
-        ).last_hidden_state
-        found |= {i: row[: len(rows[i])] for i, row in zip(bucket, states, strict=True)}
+        mask = (torch.arange(longest, device=tokens.device) < lengths[:, None]).long()
+        options = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+        calls.append(_Call(options, bucket))
         order = order[len(bucket) :]
-    return torch.cat([found[i] for i in range(len(rows))])[pack.scored]
+    return calls
+
+
+def _by_token(outputs: Sequence[Tensor], calls: Sequence[_Call], pack: Pack) -> Tensor:
+    """What the calls gave at the tokens that predict the scored ones: (N, d)."""
+    if calls[0].sequences is None:
+        return outputs[0][0][pack.scored]
+    found: dict[int, Tensor] = {}
+    for call, states in zip(calls, outputs, strict=True):
+        assert call.sequences is not None
+        found |= {i: row[: pack.lengths[i]] for i, row in zip(call.sequences, states, strict=True)}
+    return torch.cat([found[i] for i in range(len(pack.lengths))])[pack.scored]
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ from expunge.recipe import Recipe, load_recipe
 from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
-from expunge.unlearn.branch import Halves, train_branch
+from expunge.unlearn.branch import train_branch
 from expunge.unlearn.checkpoints import SHORTENED
+from expunge.unlearn.halves import Halves
 from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]

@@ -12,7 +12,7 @@ from expunge.errors import RecipeError
 from expunge.evaluate.suite import Evaluate
 from expunge.merge.section import Merge
 from expunge.models import Model
-from expunge.unlearn.branch import Branch
+from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune
 
 

@@ -4,7 +4,8 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel
 from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
 from expunge.packs import Pack, hidden_states, output_head
 from expunge.products import product
+
+LEAST_WEIGHT = 1e-12
+"""Weights of tokens that add up to less count as none."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,12 @@ class Scores:
     sequence: Tensor  # (N,) index of the sequence each token belongs to
     count: int  # B
     token_kl: Tensor | None = None  # (N,) KL(reference || current), where asked for
+    weights: Tensor | None = None  # (N,) each token's part in sums and means; 1 where not given
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # (N, ...) other readings, by name
 
     @property
     def lengths(self) -> Tensor:
-        """Scored tokens of each sequence: (B,)."""
+        """Scored tokens of each sequence, or the sum of their weights: (B,)."""
         return self.sum_by_sequence(torch.ones_like(self.token_logps))
 
     @property
@@ -37,11 +43,23 @@ class Scores:
     @property
     def nll(self) -> Tensor:
         """Mean negative log-likelihood a token, of each sequence: (B,)."""
-        return -self.logps / self.lengths
+        return -self.mean_by_sequence(self.token_logps)
 
     def sum_by_sequence(self, values: Tensor) -> Tensor:
         """Sum per-token `values` (N,) over each sequence: (B,)."""
+        if self.weights is not None:
+            values = values * self.weights
         return values.new_zeros(self.count).index_add(0, self.sequence, values)
+
+    def mean_by_sequence(self, values: Tensor) -> Tensor:
+        """Mean of per-token `values` (N,) over each sequence, 0 where nothing weighs: (B,)."""
+        return self.sum_by_sequence(values) / self._safe(self.lengths)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of per-token `values` (N,) over all tokens, 0 where nothing weighs: ()."""
+        if self.weights is None:
+            return values.mean()
+        return (values * self.weights).sum() / self._safe(self.weights.sum())
 
     def span(self, start: int, stop: int) -> "Scores":
         """The scores of sequences start..stop-1 alone."""
@@ -50,8 +68,22 @@ class Scores:
 
     def where(self, chosen: Tensor) -> "Scores":
         """The scores of the chosen tokens (N,) alone, of all sequences."""
-        kl = None if self.token_kl is None else self.token_kl[chosen]
-        return Scores(self.token_logps[chosen], self.sequence[chosen], self.count, kl)
+        return Scores(
+            self.token_logps[chosen],
+            self.sequence[chosen],
+            self.count,
+            None if self.token_kl is None else self.token_kl[chosen],
+            None if self.weights is None else self.weights[chosen],
+            {name: values[chosen] for name, values in self.more.items()},
+        )
+
+    def weighted(self, weights: Tensor | None) -> "Scores":
+        """The same scores, with these weights of the tokens (N,) in sums and means."""
+        return replace(self, weights=weights)
+
+    def _safe(self, total: Tensor) -> Tensor:
+        """A divisor; what it divides is 0 where all weights are."""
+        return total if self.weights is None else total.clamp_min(LEAST_WEIGHT)
 
 
 def score(
@@ -66,26 +98,34 @@ def score(
     `anchored` (N,) marks the tokens that the anchor speaks of, in order; all, where not given. The
     KL of the others is 0.
     """
-    states = hidden_states(model, pack)
+    states, head = narrowed(hidden_states(model, pack)), output_head(model)
+    logps, kl = logps_and_kl(states, head, pack.targets, anchor, anchored)
+    return Scores(logps, pack.sequence, len(pack.lengths), kl)
+
+
+def narrowed(states: Tensor) -> Tensor:
+    """Final hidden states in the type of the products that read them."""
     if torch.is_autocast_enabled(states.device.type):
-        states = states.to(torch.get_autocast_dtype(states.device.type))
-    head = output_head(model)
+        return states.to(torch.get_autocast_dtype(states.device.type))
+    return states
+
+
+def logps_and_kl(
+    states: Tensor, head: Tensor, targets: Tensor, anchor: Anchor | None, anchored: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """log p(target) of states (N, d), and the KL to the anchor of those it speaks of: both (N,)."""
     if anchor is None:
-        logps = token_logps(states, head, pack.targets)
-        return Scores(logps, pack.sequence, len(pack.lengths))
+        return token_logps(states, head, targets), None
     inside = slice(None) if anchored is None else anchored
     kl = states.new_zeros(len(states), dtype=torch.float32)
     if anchor.head is not None:
-        logps = token_logps(states, head, pack.targets)
         kl[inside] = token_kl(states[inside], head, anchor)
-        return Scores(logps, pack.sequence, len(pack.lengths), kl)
+        return token_logps(states, head, targets), kl
     logps = torch.zeros_like(kl)
-    logps[inside], kl[inside] = token_logps_and_kl(
-        states[inside], head, pack.targets[inside], anchor
-    )
+    logps[inside], kl[inside] = token_logps_and_kl(states[inside], head, targets[inside], anchor)
     if anchored is not None and not anchored.all():
-        logps[~anchored] = token_logps(states[~anchored], head, pack.targets[~anchored])
-    return Scores(logps, pack.sequence, len(pack.lengths), kl)
+        logps[~anchored] = token_logps(states[~anchored], head, targets[~anchored])
+    return logps, kl
 
 
 @dataclass(frozen=True)

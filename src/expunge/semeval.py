@@ -12,7 +12,9 @@ from expunge.errors import DataError
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
 from expunge.models import Model
-from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.section import Branch
 
 BRANCHES = {
     name: Branch.model_validate(

@@ -13,10 +13,12 @@ from expunge.errors import TrainingError
 from expunge.lora import Lora, adapters_of, add_adapter, load_adapter
 from expunge.scores import score
 from expunge.unlearn import trainer
-from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
+from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
 
 FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]

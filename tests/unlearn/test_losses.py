@@ -1,6 +1,7 @@
 """Losses against values worked by hand, the limits of their papers, and the laws of the table."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -14,8 +15,18 @@ from expunge.unlearn.forget import (
     npo,
     npo_batch,
     npo_token,
+    satimp,
+    simnpo,
+    wga,
+    wtnpo,
 )
+from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.retain import RETAIN_LOSSES, kl, nll, nll_sequence
+
+BY_SCORES, RETAIN_BY_SCORES = (
+    {name: row for name, row in table.items() if row.reads == "scores"}
+    for table in (FORGET_LOSSES, RETAIN_LOSSES)
+)
 
 
 def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
@@ -43,6 +54,17 @@ def test_values_worked_by_hand():
     token = [-(2 / 0.5) * math.log(1 / (1 + math.exp(0.5 * r))) for r in (-0.5, -1.5, 0.0)]
     both = npo_token(now, ref, beta=0.5).tolist()
     assert both == pytest.approx([(token[0] + token[1]) / 2, token[2]])
+    # NLL 1.5 and 3; -(2/β) log σ(β (NLL - γ))
+    expected = [-(2 / 0.5) * math.log(1 / (1 + math.exp(-0.5 * (m - 1)))) for m in (1.5, 3.0)]
+    assert simnpo(now, None, beta=0.5, gamma=1.0).tolist() == pytest.approx(expected)
+    p, q = [math.exp(-v) for v in (1, 2, 3)], [math.exp(-v) for v in (0.5, 0.5, 3)]
+    ascent = sum(-(v**2) * n for v, n in zip(p, (1, 2, 3), strict=True)) / 3
+    assert wga(now, None, beta=2.0).tolist() == pytest.approx([ascent])
+    pushes = [2 * a**3.0 / (a**2 + b**2) for a, b in zip(p, q, strict=True)]
+    ascent = sum(-w * n for w, n in zip(pushes, (1, 2, 3), strict=True)) / 3
+    assert wtnpo(now, ref, beta=2.0, alpha=1.0).tolist() == pytest.approx([ascent])
+    ascent = sum(-(v**2) * (1 - v) ** 0.5 * n for v, n in zip(p, (1, 2, 3), strict=True)) / 3
+    assert satimp(now, None, beta1=2.0, beta2=0.5).tolist() == pytest.approx([ascent])
     assert hinge(now, None, target=2.0).tolist() == [0.25, 0.0]
     assert hinge_token(now, None, target=2.0).tolist() == [0.5, 0.0]  # (1² + 0²)/2
     assert nll(now, None).tolist() == [2.0]
@@ -73,21 +95,21 @@ def test_npo_leaves_a_forgotten_answer_alone():
     assert forgotten < 1e-6
 
 
-@pytest.mark.parametrize("name", FORGET_LOSSES)
+@pytest.mark.parametrize("name", BY_SCORES)
 def test_descending_a_forget_loss_lowers_the_answer(name):
     now = scores([-0.1, -0.2], [-0.3])
-    FORGET_LOSSES[name](now, scores([-0.1, -0.2], [-0.3])).mean().backward()
+    BY_SCORES[name](now, scores([-0.1, -0.2], [-0.3])).mean().backward()
     assert (now.token_logps.grad > 0).all()
 
 
-@pytest.mark.parametrize("name", FORGET_LOSSES)
+@pytest.mark.parametrize("name", BY_SCORES)
 def test_bounded_losses_cannot_fall_without_end(name):
     low = scores([-1e4, -1e4])
-    value = FORGET_LOSSES[name](low, scores([-0.1, -0.2])).mean().item()
-    assert (value >= 0) == FORGET_LOSSES[name].bounded
+    value = BY_SCORES[name](low, scores([-0.1, -0.2])).mean().item()
+    assert (value >= 0) == BY_SCORES[name].bounded
 
 
-@pytest.mark.parametrize("table", [FORGET_LOSSES, RETAIN_LOSSES], ids=["forget", "retain"])
+@pytest.mark.parametrize("table", [BY_SCORES, RETAIN_BY_SCORES], ids=["forget", "retain"])
 def test_the_order_of_sequences_does_not_matter(table):
     generator = torch.Generator().manual_seed(0)
     now = [torch.rand(n, generator=generator).neg().tolist() for n in (3, 1, 2)]
@@ -106,3 +128,100 @@ def test_a_token_weighs_by_its_answers_length_only_where_it_says_so():
     long_and_short = scores([-1.0] * 9, [-3.0])
     assert float(nll(long_and_short, None).detach()) == pytest.approx(1.2)
     assert float(nll_sequence(long_and_short, None).detach().mean()) == pytest.approx(2.0)
+
+
+def slope(loss, now, *others, **options):
+    """∂L/∂log π of each token, of the micro-batch's loss."""
+    return torch.autograd.grad(loss(now, *others, **options).mean(), now.token_logps)[0]
+
+
+def test_simnpo_without_a_margin_is_npo_on_mean_nlls_with_a_sure_reference():
+    one, sure = scores([-1.5], [-3.0]), scores([0.0], [0.0])
+    torch.testing.assert_close(simnpo(scores(*A), None, beta=0.7), npo(one, sure, beta=0.7))
+
+
+def test_simnpo_stops_well_above_its_margin_and_not_below():
+    now = scores([-1.0], [-9.0])
+    low, high = slope(simnpo, now, None, beta=2.5, gamma=4.0)
+    assert low > 0.9  # control: half of the two sequences' 2σ(-β (1 - 4))
+    assert high < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(wga, {"beta": 0.0}), (satimp, {"beta1": 0.0, "beta2": 0.0})],
+    ids=["wga", "satimp"],
+)
+def test_weighted_ascent_without_exponents_is_ascent_on_all_tokens(loss, options):
+    now = scores(*A)
+    assert loss(now, None, **options).tolist() == pytest.approx([-2.0])
+    torch.testing.assert_close(slope(loss, now, None, **options), torch.full((3,), 1 / 3))
+
+
+def test_npo_token_has_the_slope_of_the_fixed_weights_of_tnpo():
+    now, ref = scores([-1.0, -2.0, -0.1]), scores([-0.5, -0.5, -3.0])
+    p, q = now.token_logps.detach().exp() ** 4, ref.token_logps.detach().exp() ** 4
+    torch.testing.assert_close(slope(npo_token, now, ref, beta=4.0), 2 * p / (p + q) / 3)
+    torch.testing.assert_close(
+        slope(wtnpo, now, ref, beta=4.0, alpha=0.0), slope(npo_token, now, ref, beta=4.0)
+    )
+
+
+def test_satimp_leaves_sure_and_forgotten_tokens_alone():
+    sure, known, forgotten = slope(satimp, scores([-1e-4, -0.2, -9.0]), None)
+    assert known > 0.02  # control
+    assert max(sure, forgotten) < 1e-4
+
+
+@pytest.mark.parametrize("table", [BY_SCORES, RETAIN_BY_SCORES], ids=["forget", "retain"])
+def test_weights_of_1_change_nothing_and_of_0_take_tokens_away(table):
+    generator = torch.Generator().manual_seed(0)
+    now, ref = (
+        scores(*[torch.rand(n, generator=generator).neg().tolist() for n in (3, 2)], kl=[0.1] * 5)
+        for _ in range(2)
+    )
+    some = torch.tensor([True, False, True, False, True])
+    for name, row in table.items():
+        ones = torch.ones(5)
+        same = row(now.weighted(ones), ref.weighted(ones))
+        torch.testing.assert_close(same, row(now, ref), msg=name)
+        fewer = row(now.weighted(some.float()), ref.weighted(some.float()))
+        torch.testing.assert_close(fewer, row(now.where(some), ref.where(some)), msg=name)
+
+
+def test_a_sequence_without_weight_has_no_loss_and_no_slope():
+    for name, row in BY_SCORES.items():
+        now, ref = scores([-1.0, -2.0], [-2.5]), scores([-0.5, -0.5], [-2.5])
+        weights = {"weights.0": torch.tensor([0.0, 0.0, 1.0])}
+        now.more.update(weights)
+        objective = Objective((Term(half="forget", loss=name),))
+        loss, _ = objective.loss("forget", now, ref, torch.ones(3).bool())
+        (grad,) = torch.autograd.grad(loss, now.token_logps)
+        assert torch.isfinite(loss), name
+        assert grad.tolist()[:2] == [0.0, 0.0], name
+        assert grad[2] > 0, name  # control
+        alone = row(scores([-2.5]), scores([-2.5])).mean()
+        share = 0.5 if row.mean_over == "sequences" else 1.0
+        assert float(loss.detach()) == pytest.approx(share * float(alone.detach()), rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"loss": "rmu"}, "rmu needs layer, the number of a block"),
+        ({"loss": "npo", "layer": 1}, "npo takes no layer"),
+        ({"loss": "rmu", "layer": -1}, "greater than or equal to 0"),
+        ({"loss": "simnpo", "options": {"delta": 1}}, "Its options: beta, gamma"),
+        ({"loss": "npo", "weighting": {"kind": "spans"}}, "spans needs patterns, pii or both"),
+        ({"loss": "npo", "weighting": {"kind": "entities", "pii": ["ssn"]}}, "takes no patterns"),
+        ({"loss": "npo", "weighting": {"kind": "suprisal"}}, "Did you mean 'surprisal'"),
+        ({"loss": "npo", "weighting": {"kind": "spans", "pii": ["mail"]}}, "Did you mean 'email'"),
+        (
+            {"loss": "npo", "weighting": {"kind": "spans", "patterns": ["("]}},
+            "is not a regular expression",
+        ),
+    ],
+)
+def test_a_term_that_cannot_be_is_refused_when_it_is_read(fields, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Term.model_validate({"half": "forget", **fields})

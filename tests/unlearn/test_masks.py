@@ -13,12 +13,14 @@ from expunge.data.batches import TokenSequence, pack
 from expunge.errors import RecipeError, TrainingError
 from expunge.scores import score
 from expunge.unlearn import masks, trainer
-from expunge.unlearn.branch import Branch, prepared, train_branch
+from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.masks import MASKS, Mask, mask
 from expunge.unlearn.masks.evidence import input_norms, summed_gradient
 from expunge.unlearn.masks.scored import Evidence, highest
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
+from expunge.unlearn.preparing import prepared
+from expunge.unlearn.section import Branch
 
 SCORED = [kind for kind, row in MASKS.items() if row.scores]
 EXAMPLES = {

@@ -14,10 +14,12 @@ from expunge.data.batches import TokenSequence
 from expunge.errors import RecipeError, TrainingError
 from expunge.recipe import load_recipe
 from expunge.unlearn import trainer
-from expunge.unlearn.branch import Branch, prepared, train_branch
+from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.optimizer import Optimizer, Span
+from expunge.unlearn.preparing import prepared
 from expunge.unlearn.schedule import SCHEDULES, Pairing, Schedule, phases, steps
+from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import train
 
 EXAMPLES = {

@@ -14,7 +14,10 @@ from expunge.data.batches import encode
 from expunge.data.examples import Example
 from expunge.errors import RecipeError, TrainingError
 from expunge.unlearn import trainer
-from expunge.unlearn.branch import Branch, Halves, prepared, train_branch
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.preparing import prepared
+from expunge.unlearn.section import Branch
 from expunge.unlearn.steps import STEP_RULES, Step
 
 TERMS = [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}]

@@ -9,7 +9,9 @@ from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.errors import RecipeError
 from expunge.scores import score
-from expunge.unlearn.branch import Branch, Halves, prepared
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.preparing import prepared
+from expunge.unlearn.section import Branch
 from expunge.unlearn.steps import latent
 
 WORDS = ["ann", "bob of the hill", "cy"]

@@ -12,7 +12,9 @@ from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.errors import RecipeError, TrainingError
 from expunge.scores import score
-from expunge.unlearn.branch import Branch, Halves, train_branch
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import Optimizer, train
 from expunge.unlearn.watch import EVALUATIONS, Watch, Watcher
 

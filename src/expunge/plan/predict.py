@@ -16,8 +16,8 @@ from expunge.plan.rates import Rates, measure
 from expunge.plan.settings import Settings, machine, settings_of
 from expunge.plan.work import Encoded, Reading, Training, reading, survey, tuning, unlearning
 from expunge.recipe import Recipe
-from expunge.unlearn.branch import branch_demand
 from expunge.unlearn.footprint import BYTES, PROCESS, Demand, Shape, memory_of
+from expunge.unlearn.preparing import branch_demand
 from expunge.unlearn.trainer import RELEASE_EVERY
 from expunge.unlearn.tune import tune_demand
 

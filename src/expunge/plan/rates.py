@@ -27,9 +27,11 @@ from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
 from expunge.plan.work import Encoded, encoded
-from expunge.unlearn.branch import Branch, Halves, branch_demand, prepared
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.preparing import branch_demand, prepared
 from expunge.unlearn.schedule import MicroBatch, Phase
+from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import Gradient, Optimizer, train
 from expunge.unlearn.tune import Tune, tune_demand, tune_gradient, tune_steps
 
@@ -88,7 +90,8 @@ def measure(pipeline: Pipeline, wanted: Sequence[str], where: Path) -> tuple[Rat
         del model
         for name, branch in recipe.branches.items():
             if name in wanted:
-                _branch(rates, name, branch, recipe.seeds[0], base, recipe.model.dtype, data, work)
+                how = recipe.seeds[0], base, recipe.model.dtype
+                _branch(rates, name, branch, *how, tokenizer, data, work)
         if recipe.tune is not None and "target" in wanted:
             _tune(rates, recipe.tune, base, data, work)
     release_freed_memory()
@@ -186,13 +189,16 @@ def _branch(
     seed: int,
     base: Path,
     dtype: models.Dtype,
+    tokenizer: PreTrainedTokenizerBase,
     data: Encoded,
     work: Path,
 ) -> None:
     model = _load(rates, base, "float32" if config.training == "full" else dtype)
     phase, halves = _first(config, data, seed, work / name)
     forget_peak()
-    made = prepared(model, halves, config, seed=seed, made=[phase])
+    plain = tuple(term.model_copy(update={"weighting": None}) for term in config.terms)
+    short = config.model_copy(update={"terms": plain})
+    made = prepared(model, halves, short, seed=seed, made=[phase])
     tokens = [
         sum(len(halves.forget[i].tokens) for b in step for i in b.forget)
         + sum(len(halves.retain[i].tokens) for b in step for i in b.retain)

@@ -19,9 +19,10 @@ from expunge.evaluate.mmlu import HUB, Mmlu, Question, prompt, read_mmlu, sample
 from expunge.pipeline import Pipeline
 from expunge.plan.folder import Survey, Unmade
 from expunge.recipe import Recipe
-from expunge.unlearn.branch import Branch, Halves
+from expunge.unlearn.halves import Halves
 from expunge.unlearn.masks import MASKS
 from expunge.unlearn.objective import Objective
+from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune_steps
 
 
@@ -122,11 +123,7 @@ def unlearning(config: Branch, data: Encoded, seed: int) -> Training:
     if config.mask is not None:
         read = {"forget": data.forget, "retain": data.retain}
         tokens += sum(len(t.tokens) for half in MASKS[config.mask.kind].passes for t in read[half])
-    reference = sum(
-        sum(lengths[half])
-        for half in ("forget", "retain")
-        if objective.needs_kl(half) or objective.needs_reference(half)
-    )
+    reference = sum(sum(lengths[half]) for half in ("forget", "retain") if objective.asks(half))
     return Training(len(steps), tokens, reference)
 
 

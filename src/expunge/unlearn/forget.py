@@ -3,10 +3,13 @@
 Shapes: B sequences, N scored tokens. A loss sees no model, device or recipe.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from expunge.scores import Scores
+from expunge.unlearn.hidden import FORGET_BY_STATES
+from expunge.unlearn.logits import FORGET_BY_LOGITS
 from expunge.unlearn.losses import Loss
 
 
@@ -45,7 +48,7 @@ def npo_batch(current: Scores, reference: Scores | None, *, beta: float = 0.1) -
     Source: zjunlp/unlearn, semeval25 (arXiv:2503.21088).
     """
     assert reference is not None
-    return _npo((current.token_logps - reference.token_logps).mean()[None], beta)  # (1,)
+    return _npo(current.mean(current.token_logps - reference.token_logps)[None], beta)  # (1,)
 
 
 def npo_token(current: Scores, reference: Scores | None, *, beta: float = 0.1) -> Tensor:
@@ -53,11 +56,71 @@ def npo_token(current: Scores, reference: Scores | None, *, beta: float = 0.1) -
 
         L = (1/T) Σ_t -(2/β) log σ(-β r_t),    r_t = log π(y_t) - log π_ref(y_t)
 
+    ∂L/∂log π(y_t) = w_t/T with w_t = 2 π^β/(π^β + π_ref^β): at β = 4 it is the TNPO of G-effect,
+    which writes the same slope as a loss w_t log π(y_t) whose w_t is held fixed.
+
     Source: TNPO of Wang et al. 2025 (G-effect), arXiv:2502.19301; SemEval team Atyaephyra.
+    Differs: a mean over sequences of token means; theirs means over all tokens.
     """
     assert reference is not None
     losses = _npo(current.token_logps - reference.token_logps, beta)  # (N,)
-    return current.sum_by_sequence(losses) / current.lengths  # (B,)
+    return current.mean_by_sequence(losses)  # (B,)
+
+
+def simnpo(
+    current: Scores, reference: Scores | None, *, beta: float = 2.5, gamma: float = 0.0
+) -> Tensor:
+    """NPO on the mean NLL, with a margin in the place of the reference.
+
+        L = -(2/β) log σ(β (NLL - γ)),    NLL = -(1/T) Σ_t log π(y_t)
+
+    An answer stops being pushed once its NLL is well above γ nats a token, however long it is. The
+    released settings weigh it by about 0.13 beside a retain NLL of weight 1.
+
+    Source: Fan et al. 2024, arXiv:2410.07163; γ is the paper's margin divided by β.
+    """
+    return _npo(gamma - current.nll, beta)  # (B,)
+
+
+def wga(current: Scores, reference: Scores | None, *, beta: float = 1.0) -> Tensor:
+    """Weighted gradient ascent: a token that is already unlikely is pushed less.
+
+        L = (1/N) Σ_n w_n log π(y_n),    w = π(y_n)^β, held fixed
+
+    Source: Wang et al. 2025 (G-effect), arXiv:2502.19301.
+    """
+    return _ascent(current, (beta * current.token_logps.detach()).exp())  # (1,)
+
+
+def wtnpo(
+    current: Scores, reference: Scores | None, *, beta: float = 4.0, alpha: float = 1.5
+) -> Tensor:
+    """TNPO weighted once more by the token's own probability.
+
+        L = (1/N) Σ_n w_n log π(y_n),    w = 2 π^(β+α)/(π^β + π_ref^β), held fixed
+
+    Source: Wang et al. 2025 (G-effect), arXiv:2502.19301.
+    """
+    assert reference is not None
+    logps = current.token_logps.detach()
+    fading = torch.sigmoid(beta * (logps - reference.token_logps))
+    return _ascent(current, 2 * (alpha * logps).exp() * fading)  # (1,)
+
+
+def satimp(
+    current: Scores, reference: Scores | None, *, beta1: float = 5.0, beta2: float = 1.0
+) -> Tensor:
+    """Saturation and importance: push tokens that are neither forgotten nor taken for granted.
+
+        L = (1/N) Σ_n w_n log π(y_n),    w = π(y_n)^β1 (1 - π(y_n))^β2, held fixed
+
+    A token of probability near 1 is mostly grammar, one near 0 is forgotten: both weigh little.
+
+    Source: Yang et al. 2025, arXiv:2505.11953.
+    """
+    logps = current.token_logps.detach()
+    others = -torch.expm1(logps)  # 1 - π
+    return _ascent(current, (beta1 * logps).exp() * others.clamp(0, 1).pow(beta2))  # (1,)
 
 
 def hinge(current: Scores, reference: Scores | None, *, target: float = 3.0) -> Tensor:
@@ -81,20 +144,37 @@ def hinge_token(current: Scores, reference: Scores | None, *, target: float = 3.
     Source: this project.
     """
     losses = F.relu(target + current.token_logps).square()  # (N,)
-    return current.sum_by_sequence(losses) / current.lengths  # (B,)
+    return current.mean_by_sequence(losses)  # (B,)
 
 
 def _npo(log_ratio: Tensor, beta: float) -> Tensor:
     return -(2 / beta) * F.logsigmoid(-beta * log_ratio)
 
 
+def _ascent(current: Scores, push: Tensor) -> Tensor:
+    """Gradient ascent on all tokens of the micro-batch, each as hard as `push` (N,) says: (1,)."""
+    return current.mean(push * current.token_logps)[None]
+
+
+_TEST = "tests/unlearn/test_losses.py::test_values_worked_by_hand"
+
 FORGET_LOSSES = {
-    "gradient_ascent": Loss(gradient_ascent, bounded=False),
-    "npo": Loss(npo, needs_reference=True),
+    "gradient_ascent": Loss(gradient_ascent, bounded=False, test=_TEST),
+    "npo": Loss(npo, needs_reference=True, test=_TEST),
     "npo_batch": Loss(
-        npo_batch, needs_reference=True, mean_over="micro-batch", fidelity="as-released quirk"
+        npo_batch,
+        needs_reference=True,
+        mean_over="micro-batch",
+        fidelity="as-released quirk",
+        test=_TEST,
     ),
-    "npo_token": Loss(npo_token, needs_reference=True, fidelity="adapted"),
-    "hinge": Loss(hinge, fidelity="own"),
-    "hinge_token": Loss(hinge_token, fidelity="own"),
+    "npo_token": Loss(npo_token, needs_reference=True, fidelity="adapted", test=_TEST),
+    "simnpo": Loss(simnpo, test=_TEST),
+    "wga": Loss(wga, mean_over="tokens", test=_TEST),
+    "wtnpo": Loss(wtnpo, needs_reference=True, mean_over="tokens", test=_TEST),
+    "satimp": Loss(satimp, mean_over="tokens", test=_TEST),
+    "hinge": Loss(hinge, fidelity="own", test=_TEST),
+    "hinge_token": Loss(hinge_token, fidelity="own", test=_TEST),
+    **FORGET_BY_LOGITS,
+    **FORGET_BY_STATES,
 }

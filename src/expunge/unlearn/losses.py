@@ -1,4 +1,7 @@
-"""What a row of a loss table says about its function."""
+"""What a row of a loss table says about its function.
+
+Dimensions: B sequences, N scored tokens, d width, V vocabulary.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -9,19 +12,45 @@ from torch import Tensor
 
 from expunge.scores import Scores
 
+_NEEDS = {
+    "needs_reference": "reference log-probs",
+    "needs_kl": "reference states",
+    "needs_reference_states": "reference states",
+    "needs_reference_hidden": "reference hidden states",
+}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a hidden-state loss reads of N tokens, at the output of one block; all float32."""
+
+    states: Tensor  # (N, d)
+    reference: Tensor | None = None  # (N, d) what they were before the first update
+    norm: float = 1.0
+    """Mean length of the reference's states, over all items of the half."""
+
 
 @dataclass(frozen=True)
 class Loss:
-    """One row: the function, and what it needs.
+    """One row: the function, and what it reads and needs.
 
-    The function takes (current, reference) positionally and its hyperparameters by keyword.
+    Hyperparameters go by keyword. Positionally the function takes, according to `reads`,
+
+        scores   (current, reference) → losses whose mean is the micro-batch's: (B,) or (1,)
+        logits   (logits (N, V), targets (N,), the reference's logits or none) → losses (N,)
+        hidden   (Hidden) → losses (N,)
     """
 
     fn: Callable[..., Tensor]
+    reads: Literal["scores", "logits", "hidden"] = "scores"
     needs_reference: bool = False
     """Reads the reference's log-probs."""
     needs_kl: bool = False
     """Reads `Scores.token_kl`, so the reference's hidden states are kept."""
+    needs_reference_states: bool = False
+    """Reads the reference's logits, so its final hidden states are kept."""
+    needs_reference_hidden: Literal["", "states", "norms"] = ""
+    """Reads the reference's states at the output of the block, or their mean length."""
     cost: str = "1 C"
     """In units of one forward and backward pass of its half."""
     test: str = "tests/unlearn/test_losses.py"
@@ -31,12 +60,15 @@ class Loss:
     mean_over: Literal["sequences", "tokens", "micro-batch"] = "sequences"
     """What the micro-batch's loss is a mean over. A mean over sequences or tokens can be formed on
     several ranks, each from its share; `micro-batch` reads all of it at once."""
+    skip_first: int = 0
+    """Scored tokens at the start of each sequence that it leaves out, unless the term says so."""
 
     fidelity: str = "exact"
     """exact · as-released quirk · adapted · inspired · own."""
 
     def __call__(self, current: Scores, reference: Scores | None, **options: float) -> Tensor:
         """Losses whose mean is the micro-batch's loss: (B,) or (1,)."""
+        assert self.reads == "scores"
         return self.fn(current, reference, **options)
 
     @property
@@ -44,3 +76,11 @@ class Loss:
         """Names of the hyperparameters."""
         parameters = inspect.signature(self.fn).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be read beside log-probs and data, in words."""
+        own = {"logits": ("logits",), "hidden": ("hidden states",)}.get(self.reads, ())
+        flags = [name for name in vars(self) if name.startswith("needs_") and getattr(self, name)]
+        said = [_NEEDS.get(name, name.removeprefix("needs_").replace("_", " ")) for name in flags]
+        return (*own, *dict.fromkeys(said))

@@ -6,33 +6,21 @@ Dimensions: N scored tokens of a pack.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge import parallel
-from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
+from expunge.data.batches import pack, packs_by_length
 from expunge.errors import TrainingError
-from expunge.heads import Anchor
-from expunge.packs import Pack
-from expunge.scores import Scores, score
+from expunge.scores import LEAST_WEIGHT, Scores, score
 from expunge.unlearn.objective import Half, Objective, Term
-from expunge.unlearn.reference import Reference
+from expunge.unlearn.readings import HalfData, mean_norm, read, weights_in
 
 Chosen = Mapping[Half, tuple[int, ...]]
 """A micro-batch: the indices of its items, by half."""
-
-
-@dataclass(frozen=True)
-class HalfData:
-    """The items of one half, and what the reference said of them."""
-
-    sequences: Sequence[TokenSequence]
-    reference: Reference | None = None
-    own: int | None = None
-    """How many of them are the half's own; null means all. The rest are read when asked for, and
-    count in no mean over the half."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,7 @@ class Passes:
                         reference.span(start, stop) if has_reference else None,
                         in_answer[inside],
                         lambda term, part=part: self._share(part, term),
+                        self._norms,
                     )
                     broken += self._broken(loss, current, half, items, start)
                     factor = 1.0 if scale is None else scale.get(half, 1.0)
@@ -128,7 +117,7 @@ class Passes:
 
     def _names(self, half: Half) -> list[str]:
         """What is logged of one half."""
-        return [half, *(f"{half}.{term.loss}" for term in self.objective.on(half))]
+        return [half, *(self.objective.name(n) for n, _ in self.objective.numbered(half))]
 
     def _my_groups(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
         """This rank's packs. Every rank has as many, for it takes part in gathering weights; one
@@ -192,40 +181,15 @@ class Passes:
         )
 
     def _score(self, group: Sequence[_Part]) -> tuple[Scores, Scores, Tensor]:
-        """The scores of a pack now and by the reference (0 where there is none), and which of
-        its scored tokens belong to answers: (N,)."""
+        """The readings of a pack; see `readings.read`."""
         chosen: list[tuple[Half, int]] = []
         for part in group:
             for half, items in part.items.items():
                 chosen.extend((half, index) for index in items)
-        sequences = [self.halves[half].sequences[index] for half, index in chosen]
         self.forwarding[:] = [
-            (half, index, len(sequence.tokens))
-            for (half, index), sequence in zip(chosen, sequences, strict=True)
+            (half, index, len(self.halves[half].sequences[index].tokens)) for half, index in chosen
         ]
-        scopes: list[Scope] = [self.objective.scope(half) for half, _ in chosen]
-        device = next(self.model.parameters()).device
-        batch = pack(sequences, scopes, device)
-        counts = [
-            len(sequence.tokens) - sequence.scored_from(scope)
-            for sequence, scope in zip(sequences, scopes, strict=True)
-        ]
-        logps, anchors, anchored = [], [], []
-        for (half, index), count in zip(chosen, counts, strict=True):
-            reference = self.halves[half].reference
-            logps.append(torch.zeros(count) if reference is None else reference.logps[index])
-            has_anchor = reference is not None and reference.anchors is not None
-            anchored.append(torch.full((count,), has_anchor))
-            if reference is not None and reference.anchors is not None:
-                anchors.append(reference.anchors[index])
-        current = score(
-            self.model,
-            batch,
-            anchor=_joined(anchors, device),
-            anchored=torch.cat(anchored).to(device),
-        )
-        then = Scores(torch.cat(logps).to(device), batch.sequence, len(chosen))
-        return current, then, _in_answer(batch, sequences)
+        return read(self.model, self.halves, self.objective, chosen)
 
     def _share(self, part: _Part, term: Term) -> float:
         """The part's share of what `term` takes the mean of over its micro-batch."""
@@ -236,11 +200,28 @@ class Passes:
             return 1.0
         if term.row.mean_over == "sequences":
             return len(items) / len(whole)
-        return self._scored(items, term) / self._scored(whole, term)
+        return self._scored(items, term) / max(self._scored(whole, term), LEAST_WEIGHT)
 
-    def _scored(self, items: Sequence[int], term: Term) -> int:
-        chosen = [self.halves[term.half].sequences[index] for index in items]
-        return sum(len(sequence.tokens) - sequence.scored_from(term.scope) for sequence in chosen)
+    def _scored(self, items: Sequence[int], term: Term) -> float:
+        """Tokens of some items that a term means over, or the sum of their weights."""
+        data, number = self.halves[term.half], self.objective.number(term)
+        total = 0.0
+        for index in items:
+            weights = weights_in(data, self.objective, number, term, index)
+            sequence = data.sequences[index]
+            count = len(sequence.tokens) - sequence.scored_from(term.scope)
+            total += count if weights is None else float(weights.sum())
+        return total
+
+    @cached_property
+    def _norms(self) -> dict[int, float]:
+        """The mean length of the reference's states, by the number of the term that reads it."""
+        return {
+            number: mean_norm(data, self.objective, term)
+            for half, data in self.halves.items()
+            for number, term in self.objective.numbered(half)
+            if term.row.needs_reference_hidden == "norms"
+        }
 
     def _broken(
         self, loss: Tensor, current: Scores, half: Half, items: tuple[int, ...], start: int
@@ -265,20 +246,3 @@ def filled(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
         groups[-1].append(number)
         room -= size
     return groups
-
-
-def _joined(anchors: Sequence[Anchor], device: torch.device) -> Anchor | None:
-    if not anchors:
-        return None
-    entropies = [anchor.entropies for anchor in anchors if anchor.entropies is not None]
-    return Anchor(
-        torch.cat([anchor.rows for anchor in anchors]).to(device),
-        torch.cat(entropies).to(device) if entropies else None,
-        anchors[0].head,
-    )
-
-
-def _in_answer(batch: Pack, sequences: Sequence[TokenSequence]) -> Tensor:
-    """Which scored tokens belong to answers: (N,)."""
-    starts = torch.tensor([s.answer_start for s in sequences], device=batch.tokens.device)
-    return batch.positions[batch.scored] + 1 >= starts[batch.sequence]

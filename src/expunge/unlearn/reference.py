@@ -1,11 +1,12 @@
 """Reference scores: what the model said before unlearning, computed once and kept on disk.
 
-Dimensions: N scored tokens of a sequence, d width. For full-vocabulary KL d + 1 numbers a token are
-kept in place of V: the anchor of a frozen head (see scores), or the final hidden states.
+Dimensions: N scored tokens of a sequence, d width, V vocabulary. For full-vocabulary KL d + 1
+numbers a token are kept in place of V: the anchor of a frozen head (see heads), or the final hidden
+states. Losses on its logits keep these too; losses on hidden states, d numbers a token and block.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,16 +19,60 @@ from expunge import parallel, runs, sharding
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
 from expunge.heads import Anchor, logps_and_anchor, token_logps
 from expunge.lora import switched_off
-from expunge.packs import hidden_states, output_head
+from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.progress import progress
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Log-probs, and what KL needs if asked for, of each sequence by its place in the set."""
+class Asked:
+    """What is to be known of the reference."""
 
-    logps: list[Tensor]  # each (N,) float32
+    logps: bool = False
+    """Log-probs of the scored tokens."""
+    kl: bool = False
+    """What the KL to it needs."""
+    states: bool = False
+    """Final hidden states, from which its logits follow."""
+    hidden: tuple[int, ...] = ()
+    """Blocks whose outputs are kept."""
+    norms: tuple[int, ...] = ()
+    """Blocks of whose outputs the lengths are kept."""
+
+    def __bool__(self) -> bool:
+        return any((self.logps, self.kl, self.states, self.hidden, self.norms))
+
+    @property
+    def vectors(self) -> int:
+        """Numbers kept a token, in units of the width."""
+        return self.kl + self.states + len(self.hidden)
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether only outputs of blocks are asked for, so that no pass goes beyond them."""
+        return not (self.logps or self.kl or self.states)
+
+    def label(self, trains_head: bool) -> str:
+        """What of it a cache file is named after."""
+        kept = "" if not self.kl else "-states" if trains_head else "-rows"
+        kept += "-final" if self.states and not (self.kl and trains_head) else ""
+        kept += "-blocks" if self.of_blocks else ""
+        return kept + "".join(
+            f"-{what}{'.'.join(map(str, layers))}"
+            for what, layers in (("hidden", self.hidden), ("norms", self.norms))
+            if layers
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is asked for of each sequence, by its place in the set."""
+
+    logps: list[Tensor]  # each (N,) float32; 0 where they are not asked for
     anchors: list[Anchor] | None = None  # each of N tokens
+    states: list[Tensor] | None = None  # each (N, d)
+    head: Tensor | None = None  # (V, d), where training moves the model's own
+    hidden: Mapping[int, list[Tensor]] = field(default_factory=dict)  # by block, each (N, d)
+    norms: Mapping[int, list[Tensor]] = field(default_factory=dict)  # by block, each (N,)
 
 
 def cached_reference(
@@ -35,30 +80,46 @@ def cached_reference(
     sequences: Sequence[TokenSequence],
     scope: Scope,
     *,
-    kl: bool,
     file: Path,
     max_tokens: int,
+    kl: bool = False,
+    asked: Asked | None = None,
 ) -> Reference:
     """The reference scores of `sequences`, read from `file` or computed and written there.
 
-    Whoever names `file` puts the hash of the model, the data, the scope and whether the head is
-    trained into the name.
+    Without `asked` they are the log-probs, and what the KL needs if `kl`. Whoever names `file` puts
+    the hash of the model, the data, the scope and `Asked.label` into the name.
     """
+    asked = asked or Asked(logps=True, kl=kl)
     if not parallel.from_main(file.exists()):
-        _keep(_forward(model, sequences, scope, kl=kl, max_tokens=max_tokens), file)
+        _keep(_forward(model, sequences, scope, asked, max_tokens), file)
+    before = None  # the head, which training moves
+    if trains_head(model) and (asked.kl or asked.states):
+        before = sharding.whole(output_head(model).detach()).clone()
     with safe_open(file, "pt") as stored:
 
         def all_of(name: str) -> list[Tensor]:
             return [stored.get_tensor(f"{i}.{name}") for i in range(len(sequences))]
 
-        logps = all_of("logps")
-        if not kl:
-            return Reference(logps)
-        if not trains_head(model):
-            entropies = zip(all_of("rows"), all_of("entropies"), strict=True)
-            return Reference(logps, [Anchor(rows, entropy) for rows, entropy in entropies])
-        before = sharding.whole(output_head(model).detach()).clone()  # training moves its own
-        return Reference(logps, [Anchor(states, head=before) for states in all_of("states")])
+        if asked.of_blocks:
+            logps = [torch.zeros(len(s.tokens) - s.scored_from(scope)) for s in sequences]
+        else:
+            logps = all_of("logps")
+        states = all_of("states") if asked.states or (asked.kl and before is not None) else None
+        anchors = None
+        if asked.kl and before is not None and states is not None:
+            anchors = [Anchor(rows, head=before) for rows in states]
+        elif asked.kl:
+            pairs = zip(all_of("rows"), all_of("entropies"), strict=True)
+            anchors = [Anchor(rows, entropies) for rows, entropies in pairs]
+        return Reference(
+            logps,
+            anchors,
+            states,
+            before,
+            {layer: all_of(f"hidden{layer}") for layer in asked.hidden},
+            {layer: all_of(f"norms{layer}") for layer in asked.norms},
+        )
 
 
 def _keep(tensors: dict[str, Tensor], file: Path) -> None:
@@ -82,8 +143,7 @@ def _forward(
     model: PreTrainedModel,
     sequences: Sequence[TokenSequence],
     scope: Scope,
-    *,
-    kl: bool,
+    asked: Asked,
     max_tokens: int,
 ) -> dict[str, Tensor]:
     """One pass with the adapters off."""
@@ -96,14 +156,7 @@ def _forward(
     with switched_off(model), progress("reference", total, "tokens") as bar:
         for group in _my_packs(sequences, max_tokens):
             batch = pack(group, scope, device)
-            hidden, head = hidden_states(model, batch), output_head(model)
-            if kl and not trains_head(model):
-                logps, anchor = logps_and_anchor(hidden, head, batch.targets)
-                assert anchor.entropies is not None
-                found = {"logps": logps, "rows": anchor.rows, "entropies": anchor.entropies}
-            else:
-                found = {"logps": token_logps(hidden, head, batch.targets)}
-                found |= {"states": hidden} if kl else {}
+            found = _found(model, batch, asked)
             for number, sequence in enumerate(group):
                 mine = batch.sequence == number
                 for name, values in found.items():
@@ -112,6 +165,28 @@ def _forward(
     sharding.release(model)
     model.train(training)
     return tensors
+
+
+def _found(model: PreTrainedModel, batch: Pack, asked: Asked) -> dict[str, Tensor]:
+    """What is asked for of the scored tokens of a pack."""
+    layers = sorted({*asked.hidden, *asked.norms})
+    if not layers:
+        final, blocks = hidden_states(model, batch), {}
+    else:
+        stop = asked.of_blocks and not sharding.is_sharded(model)
+        final, blocks = block_states(model, batch, layers, stop=stop)
+    found = {f"hidden{layer}": blocks[layer] for layer in asked.hidden}
+    found |= {f"norms{layer}": blocks[layer].float().norm(dim=-1) for layer in asked.norms}
+    if asked.of_blocks or final is None:
+        return found
+    head, moves = output_head(model), trains_head(model)
+    if asked.states or (asked.kl and moves):
+        found["states"] = final
+    if asked.kl and not moves:
+        logps, anchor = logps_and_anchor(final, head, batch.targets)
+        assert anchor.entropies is not None
+        return found | {"logps": logps, "rows": anchor.rows, "entropies": anchor.entropies}
+    return found | {"logps": token_logps(final, head, batch.targets)}
 
 
 def _my_packs(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[TokenSequence]]:

@@ -6,6 +6,8 @@ Shapes: B sequences, N scored tokens.
 from torch import Tensor
 
 from expunge.scores import Scores
+from expunge.unlearn.hidden import RETAIN_BY_STATES
+from expunge.unlearn.logits import RETAIN_BY_LOGITS
 from expunge.unlearn.losses import Loss
 
 
@@ -16,7 +18,7 @@ def nll(current: Scores, reference: Scores | None) -> Tensor:
 
     Source: gradient difference, Liu et al. 2022, arXiv:2203.12817.
     """
-    return -current.token_logps.mean()[None]  # (1,)
+    return -current.mean(current.token_logps)[None]  # (1,)
 
 
 def nll_sequence(current: Scores, reference: Scores | None) -> Tensor:
@@ -39,11 +41,15 @@ def kl(current: Scores, reference: Scores | None) -> Tensor:
         never padding.
     """
     assert current.token_kl is not None
-    return current.token_kl.mean()[None]  # (1,)
+    return current.mean(current.token_kl)[None]  # (1,)
 
+
+_TEST = "tests/unlearn/test_losses.py::test_values_worked_by_hand"
 
 RETAIN_LOSSES = {
-    "nll": Loss(nll, mean_over="tokens"),
-    "nll_sequence": Loss(nll_sequence),
-    "kl": Loss(kl, needs_kl=True, mean_over="tokens"),
+    "nll": Loss(nll, mean_over="tokens", test=_TEST),
+    "nll_sequence": Loss(nll_sequence, test=_TEST),
+    "kl": Loss(kl, needs_kl=True, mean_over="tokens", test=_TEST),
+    **RETAIN_BY_LOGITS,
+    **RETAIN_BY_STATES,
 }

@@ -136,6 +136,15 @@ def plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub("[‐-―−]", "-", text))
 
 
+def searchable(text: str) -> tuple[str, str]:
+    """The text with plain hyphens and spaces, and that in lower case, each as long as the text.
+
+    What `Pii.writings` matches in the second stands at the same place in the text.
+    """
+    plainer = re.sub(r"\s", " ", re.sub("[‐-―−]", "-", text))
+    return plainer, "".join(c.lower() if len(c.lower()) == 1 else c for c in plainer)
+
+
 def _holds(text: Text, piece: Pii) -> bool:
     return piece.core in text.bare and piece.writings.search(text.plain) is not None
 

@@ -1,0 +1,172 @@
+"""A branch made ready: its parameters, data, reference scores, gradient and demand of memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import Parameter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge import lora, models, sharding
+from expunge.errors import TrainingError
+from expunge.unlearn.footprint import Demand, sizes
+from expunge.unlearn.gradient import step_gradient
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.hidden import freeze_beyond
+from expunge.unlearn.masks import mask
+from expunge.unlearn.objective import Half, Objective, check_model
+from expunge.unlearn.optimizer import Span
+from expunge.unlearn.passes import Passes
+from expunge.unlearn.readings import HalfData, weights_of
+from expunge.unlearn.reference import Reference, cached_reference, trains_head
+from expunge.unlearn.schedule import Phase
+from expunge.unlearn.section import Branch
+from expunge.unlearn.steps import State
+from expunge.unlearn.trainer import (
+    Gradient,
+    Optimizer,
+    recompute_blocks,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A branch ready to be trained."""
+
+    parameters: dict[str, Parameter]
+    gradient: Gradient
+    """Leaves the gradient of a step in them."""
+    spans: list[Span]
+    """The phases, as the optimiser sees them."""
+    passes: Passes
+    masks: dict[str, torch.Tensor]
+    """Which weights of a parameter may move, where not all may."""
+    state: State
+    """What the step rule carries from step to step."""
+
+
+def prepared(
+    model: PreTrainedModel,
+    halves: Halves,
+    config: Branch,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    folder: Path | None = None,
+    made: list[Phase] | None = None,
+) -> Prepared:
+    """What the loop needs of a branch: its parameters, its gradient, its phases.
+
+    `made` are phases over `halves` in place of the schedule's. A mask is kept in `folder`.
+    The `tokenizer` is for terms that weigh tokens by what they say.
+    """
+    objective = Objective(config.terms)
+    check_model(config.terms, model.config)
+    config.step.check_model(model)
+    if sharding.is_sharded(model) and not config.rule.sharded:
+        raise TrainingError(
+            f"the step rule {config.step.rule} needs whole weights, and each process holds a slice "
+            "of them; launch without FSDP and ZeRO-3"
+        )
+    model.requires_grad_(config.training == "full")
+    masks = {}
+    if config.mask is not None:
+        given = halves.forget, halves.retain, config.optimizer
+        masks = mask(model, config.mask, *given, seed=seed, folder=folder)
+    own = len(halves.retain)
+    if made is None:
+        made, halves = halves.planned(config.schedule, seed=seed)
+    data: dict[Half, HalfData] = {}
+    for half in ("forget", "retain"):
+        reference = _reference(model, objective, half, halves, config.optimizer)
+        weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
+        alone = own if half == "retain" else None
+        data[half] = HalfData(halves.of(half), reference, weights, alone)
+    parameters = _trainable(model, config, seed)
+    passes = Passes(model, data, objective, config.optimizer.max_tokens)
+    steps = [step for phase in made for step in phase.steps]
+    if config.optimizer.checkpointing:
+        recompute_blocks(model)
+    note = {"unguarded": 1.0} if config.unguarded else {}
+    given = passes, parameters, steps, config.step, config.optimizer
+    gradient, state = step_gradient(*given, seed=seed, note=note)
+    spans = [Span(len(phase.steps), phase.lr) for phase in made]
+    return Prepared(parameters, gradient, spans, passes, masks, state)
+
+
+def branch_demand(
+    config: Branch,
+    halves: Halves,
+    *,
+    seed: int,
+    weights: models.Dtype,
+    made: list[Phase] | None = None,
+) -> Demand:
+    """The memory that training a branch asks for, with the model held in the type `weights`.
+
+    `made` are phases over `halves` in place of the schedule's.
+    """
+    if made is None:
+        made, halves = halves.planned(config.schedule, seed=seed)
+    forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
+    objective, full = Objective(config.terms), config.training == "full"
+    passes, pieces = set(), [max(forget), max(retain)]
+    for step in (step for phase in made for step in phase.steps):
+        one = sizes([batch.forget for batch in step], forget)
+        two = sizes([batch.retain for batch in step], retain)
+        pieces += [0 if objective.divisible("forget") else max(one)]
+        pieces += [0 if objective.divisible("retain") else max(two)]
+        if config.rule.apart or not objective.on("retain"):
+            passes |= {one, two} if objective.on("retain") else {one}
+        else:
+            passes.add(tuple(map(sum, zip(one, two, strict=True))))
+    return Demand(
+        optimizer=config.optimizer,
+        weights="float32" if full else weights,
+        passes=tuple(sorted(passes)),
+        piece=max(pieces),
+        longest=max(*forget, *retain),
+        rank=None if full else config.lora.rank,
+        mask=config.mask,
+        dropout=not full and config.lora.dropout > 0,
+        kl=any(
+            objective.needs_kl(half) or objective.reads(half, "logits")
+            for half in ("forget", "retain")
+        ),
+        kept=sum(
+            objective.asks(half).vectors * sum(len(s.tokens) for s in halves.of(half))
+            for half in ("forget", "retain")
+        ),
+        buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds
+    )
+
+
+def _reference(
+    model: PreTrainedModel,
+    objective: Objective,
+    half: Half,
+    halves: Halves,
+    config: Optimizer,
+) -> Reference | None:
+    asked = objective.asks(half)
+    if not asked:
+        return None
+    scope = objective.scope(half)
+    name = f"{halves.cache_key}-{half}-{scope}{asked.label(trains_head(model))}.safetensors"
+    return cached_reference(
+        model,
+        halves.of(half),
+        scope,
+        asked=asked,
+        file=halves.cache / name,
+        max_tokens=config.max_tokens,
+    )
+
+
+def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
+    if config.training == "lora":
+        lora.add_adapter(model, config.lora, seed=seed)
+    deepest = Objective(config.terms).deepest
+    if deepest is not None:
+        freeze_beyond(model, deepest)
+    return sharding.trainable(model)

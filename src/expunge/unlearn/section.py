@@ -1,0 +1,78 @@
+"""The branch section of a recipe: how one unlearned version of the target is trained."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from expunge.config import Section
+from expunge.lora import Lora
+from expunge.unlearn.masks import Mask
+from expunge.unlearn.objective import Objective, Term
+from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
+from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
+from expunge.unlearn.trainer import (
+    Optimizer,
+)
+from expunge.unlearn.watch import Watch
+
+
+class Branch(Section):
+    """How one branch is trained."""
+
+    terms: tuple[Term, ...]
+    """The objective: a weighted sum of losses."""
+
+    training: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter; `full` trains every weight."""
+
+    lora: Lora = Field(default_factory=Lora)
+    """The adapter, where training is `lora`."""
+
+    schedule: Schedule = Field(default_factory=Pairing)
+    """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
+
+    mask: Mask | None = None
+    """Which weights may move, where training is `full`; null means all."""
+
+    step: Step = Field(default_factory=JointStep)
+    """How a step's gradient is made."""
+
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    """Learning rate and the like."""
+
+    watch: Watch | None = None
+    """Evaluation during training; null evaluates when it has ended."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Branch":
+        halves = {term.half for term in self.terms}
+        if "forget" not in halves:
+            raise ValueError("terms must hold at least one half: forget")
+        compares = self.step.rule if self.rule.apart else None
+        check_schedule(self.schedule, retains="retain" in halves, apart=compares)
+        if self.mask is not None and self.training == "lora":
+            raise ValueError(
+                "a mask needs training: full; an adapter is confined by lora.layers and "
+                "lora.targets"
+            )
+        if "retain" in self.rule.needs and "retain" not in halves:
+            raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")
+        rank = self.lora.rank if self.training == "lora" else None
+        self.step.check(self.terms, self.optimizer, rank)
+        deepest, layers = Objective(self.terms).deepest, self.lora.layers
+        if self.training == "lora" and deepest is not None and layers and min(layers) > deepest:
+            raise ValueError(
+                f"the terms read no block behind {deepest}, and lora.layers begins at {min(layers)}"
+            )
+        return self
+
+    @property
+    def rule(self) -> StepRule:
+        """The row of the step rule."""
+        return STEP_RULES[self.step.rule]
+
+    @property
+    def unguarded(self) -> bool:
+        """Whether a forget loss falls without end and nothing stops it."""
+        endless = any(t.half == "forget" and not t.row.bounded for t in self.terms)
+        return endless and (self.watch is None or self.watch.until is None)

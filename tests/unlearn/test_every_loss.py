@@ -1,0 +1,180 @@
+"""Every loss of the tables on the tiny model: however it is packed, and what training does."""
+
+import copy
+
+import pytest
+import torch
+
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
+from expunge.scores import score
+from expunge.unlearn.footprint import Shape, memory_of
+from expunge.unlearn.forget import FORGET_LOSSES
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.preparing import branch_demand, prepared
+from expunge.unlearn.retain import RETAIN_LOSSES
+from expunge.unlearn.section import Branch
+from expunge.unlearn.tune import Tune, tune
+
+FORGET = [
+    Example(f"f{n}-qa0", f"Who is {w}?", a)
+    for n, (w, a) in enumerate([("ann", "nurse"), ("bob", "a tall baker"), ("cy", "my spy")])
+]
+RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
+LOSSES = [("forget", name) for name in FORGET_LOSSES] + [("retain", name) for name in RETAIN_LOSSES]
+SHARES = {"flatten": 0.01}  # of the retain loss beside it, for what is squared logits
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_folder, tokenizer):
+    """The tiny model after memorising both halves, and their tokens."""
+    from expunge.models import load_model
+
+    model = load_model(tiny_folder)
+    items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
+    config = Tune(epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"})
+    tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
+    return model, items
+
+
+def term(half: str, name: str, **changes) -> dict:
+    row = (FORGET_LOSSES if half == "forget" else RETAIN_LOSSES)[name]
+    where = {"layer": 1} if row.reads == "hidden" else {}
+    return {"half": half, "loss": name, **where, **changes}
+
+
+def ready(tuned, tokenizer, folder, terms, training="lora", limit=2048):
+    """A copy of the model with its passes, as a branch of these terms makes them."""
+    model = copy.deepcopy(tuned[0])
+    config = Branch.model_validate(
+        {
+            "terms": terms,
+            "training": training,
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+            "schedule": {"epochs": 1, "micro_batch": 3, "accumulation": 1},
+            "optimizer": {"compute": "float32", "max_tokens": limit},
+        }
+    )
+    halves = Halves(tuned[1][:3], tuned[1][3:], folder / "cache", f"key-{training}")
+    demand = branch_demand(config, halves, seed=0, weights="float32")
+    assert memory_of(Shape.of(model.config.to_dict(), 1), demand) > 0
+    return model, prepared(model, halves, config, seed=0, tokenizer=tokenizer)
+
+
+def nudge(parameters) -> None:
+    """Away from the reference, where distances to it have no slope."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters.values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+@pytest.mark.parametrize(("half", "name"), LOSSES)
+def test_how_items_are_packed_does_not_change_a_loss(
+    tuned, tokenizer, tmp_path, half, name, training
+):
+    """Two micro-batches beside a retain half in one pack, against each item or half by itself."""
+    if half == "forget" and FORGET_LOSSES[name].mean_over == "micro-batch":
+        batches = [{"forget": (0,), "retain": (0,)}, {"forget": (2,), "retain": (1,)}]
+    else:
+        batches = [{"forget": (0, 1), "retain": (0, 1)}, {"forget": (2, 0), "retain": (1,)}]
+    terms = [
+        term(half, name, weighting={"kind": "spans", "patterns": ["[a-n]"], "least": 0.1}),
+        term("forget", "wga", weight=0.3) if half == "retain" else term("retain", "nll"),
+        term("retain", "kl", scope="document"),
+    ]
+    found = []
+    for limit in (2048, 1):
+        _, made = ready(tuned, tokenizer, tmp_path, terms, training, limit)
+        nudge(made.parameters)
+        record = made.passes.backward(batches)
+        grads = {name: p.grad for name, p in made.parameters.items() if p.grad is not None}
+        found.append((record, grads))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+    assert sum(float(grad.abs().sum()) for grad in found[0][1].values()) > 1e-3  # control
+
+
+def trained(tuned, tokenizer, folder, terms):
+    """The scores of all answers before and after some steps."""
+    model, made = ready(tuned, tokenizer, folder, terms, training="full")
+    optimizer = torch.optim.AdamW(list(made.parameters.values()), lr=3e-3)
+    answers = pack(tuned[1], "answer", "cpu")
+    with torch.no_grad():
+        before = score(model, answers)
+    for _ in range(30):
+        optimizer.zero_grad()
+        made.passes.backward([{"forget": (0, 1, 2), "retain": (0, 1)}])
+        optimizer.step()
+    with torch.no_grad():
+        return before, score(model, answers)
+
+
+@pytest.mark.parametrize("name", FORGET_LOSSES)
+def test_training_by_a_forget_loss_forgets_one_half_and_keeps_the_other(
+    tuned, tokenizer, tmp_path, name
+):
+    terms = [term("forget", name, weight=SHARES.get(name, 0.5)), term("retain", "nll")]
+    before, after = (found.nll for found in trained(tuned, tokenizer, tmp_path, terms))
+    assert before.max() < 0.5  # control: it was there
+    assert after[:3].min() > before[:3].max() + 0.5, after
+    assert after[3:].max() < 0.5, after  # control: the other half is still there
+
+
+def test_under_weights_one_word_of_an_answer_is_forgotten_and_the_words_before_are_kept(
+    tuned, tokenizer, tmp_path
+):
+    """The same item in both halves, each with a term that acts on its own tokens alone."""
+    model, items = tuned
+    baker, tall = ({"kind": "spans", "patterns": [word]} for word in ("baker", "a tall "))
+    terms = [term("forget", "npo_token", weighting=baker), term("retain", "nll", weighting=tall)]
+    both = (model, [*items[:3], items[1], items[4]])
+    before, after = trained(both, tokenizer, tmp_path, terms)
+    first, last = (found.token_logps[found.sequence == 1].neg() for found in (before, after))
+    assert first.max() < 0.5  # control: it was there
+    assert last[7:12].mean() > 1.5, last
+    assert last[:7].max() < 0.5, last  # control: so much of it still is
+
+
+@pytest.mark.parametrize("name", RETAIN_LOSSES)
+def test_a_retain_loss_alone_is_finite_and_its_distance_from_the_reference_is_0(
+    tuned, tokenizer, tmp_path, name
+):
+    terms = [term("forget", "npo"), term("retain", name)]
+    _, made = ready(tuned, tokenizer, tmp_path, terms)
+    record = made.passes.backward([{"retain": (0, 1)}])
+    if name in ("kl", "hidden_distance"):
+        assert record["retain"] == pytest.approx(0, abs=1e-6)
+    else:
+        assert record["retain"] > 0
+
+
+def test_an_item_without_weight_adds_nothing_to_any_loss(tuned, tokenizer, tmp_path):
+    for name in FORGET_LOSSES:
+        weighting = {"kind": "spans", "patterns": ["tall"]}
+        if FORGET_LOSSES[name].mean_over == "micro-batch":
+            continue
+        terms = [term("forget", name, weighting=weighting)]
+        _, made = ready(tuned, tokenizer, tmp_path, terms)
+        nudge(made.parameters)
+        assert made.passes.backward([{"forget": (0, 2)}])["forget"] == 0.0, name
+        assert all(not p.grad.any() for p in made.parameters.values() if p.grad is not None), name
+        assert made.passes.backward([{"forget": (1,)}])["forget"] != 0.0, name  # control
+
+
+def test_first_tokens_are_left_out_as_the_source_or_the_term_says(tuned, tokenizer, tmp_path):
+    found = {}
+    for skip in (None, 0, 1, 2):
+        terms = [term("forget", "ce_u", skip_first=skip)]
+        _, made = ready(tuned, tokenizer, tmp_path, terms)
+        found[skip] = made.passes.backward([{"forget": (0, 1)}])["forget"]
+    assert found[None] == found[1]
+    assert len({found[0], found[1], found[2]}) == 3
+
+
+def test_rows_say_what_they_need():
+    assert FORGET_LOSSES["simnpo"].needs == ()
+    assert FORGET_LOSSES["wtnpo"].needs == ("reference log-probs",)
+    assert FORGET_LOSSES["undial"].needs == ("logits", "reference states")
+    assert FORGET_LOSSES["adaptive_rmu"].needs == ("hidden states", "reference hidden states")
+    assert RETAIN_LOSSES["kl"].needs == ("reference states",)
