@@ -5,12 +5,16 @@ Dimensions: N tokens, (out, in) the shape of a linear layer, k directions, r ran
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-_SPARE = 16
-"""Directions beyond those wanted that make a random subspace find them."""
+from expunge.products import product
+
+_HELD, _SPARE = 4, 16
+"""Rows that a sketch holds, in ranks, before it is made smaller; directions beyond those
+wanted, which make a random subspace find them."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Sketch:
         self._rows: list[Tensor] = []
 
     def add(self, inputs: Tensor) -> None:
-        """Take in inputs (N, in); exact until more than twice `rank` have been seen."""
+        """Take in inputs (N, in); exact until more than four times `rank` have been seen."""
         x = inputs.detach().float()
         self.tokens += len(x)
         self.power += float(x.square().sum(dtype=torch.float64))
         self._rows.append(x)
-        if sum(map(len, self._rows)) > 2 * self.rank:
+        if sum(map(len, self._rows)) > _HELD * self.rank:
             self._rows = [condensed(torch.cat(self._rows), self.rank)]
 
     @property
@@ -63,16 +67,17 @@ class Sketch:
         """R: (k, in), on the CPU."""
         return torch.cat(self._rows).cpu()
 
+    @cached_property
     def space(self) -> Space:
         """The leading eigenvectors and eigenvalues of C, `rank` at most."""
-        rows = self.rows.double()
+        rows = condensed(self.rows, self.rank).double()
         values, vectors = _eigen(rows, self.rank)
         mean = self.power / self.tokens / rows.shape[1]
         return Space(vectors.float(), (values / self.tokens).float(), mean)
 
 
 def condensed(rows: Tensor, rank: int) -> Tensor:
-    """About the best `rank` rows R' with R'ᵀR' ≈ RᵀR, by two turns of a random subspace.
+    """About the best `rank` rows R' with R'ᵀR' ≈ RᵀR, by one turn of a random subspace.
 
     Source: Halko, Martinsson and Tropp 2011.
     """
@@ -81,10 +86,9 @@ def condensed(rows: Tensor, rank: int) -> Tensor:
         return (values.sqrt()[:, None] * vectors).to(rows.dtype)
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(rows.shape[1], rank + _SPARE, generator=rng).to(rows)
-    basis = torch.linalg.qr(rows @ start).Q
-    for _ in range(2):
-        basis = torch.linalg.qr(rows @ (rows.T @ basis)).Q
-    return basis.T @ rows  # (rank + spare, in)
+    basis = torch.linalg.qr(product(rows, start.T)).Q
+    basis = torch.linalg.qr(product(rows, product(basis.T, rows.T))).Q
+    return product(basis.T, rows.T)  # (rank + spare, in)
 
 
 def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
