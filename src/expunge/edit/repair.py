@@ -5,9 +5,16 @@ Dimensions: N tokens, (out, in) the shape of a linear layer, k directions, r ran
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from expunge.products import product
+
+_HELD, _SPARE = 4, 16
+"""Rows that a sketch holds, in ranks, before it is made smaller; directions beyond those
+wanted, which make a random subspace find them."""
 
 
 @dataclass(frozen=True)
@@ -38,46 +45,65 @@ def sage(update: Tensor, space: Space, *, strength: float, relative: bool) -> Te
 
 
 class Sketch:
-    """The second moment of a layer's inputs, kept as at most `rank` rows R with RᵀR ≈ Σ x xᵀ."""
+    """The second moment of a layer's inputs, kept as few rows R with RᵀR ≈ Σ x xᵀ."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.rows = torch.empty(0, 0)
         self.tokens = 0
         self.power = 0.0
+        self._rows: list[Tensor] = []
 
     def add(self, inputs: Tensor) -> None:
-        """Take in inputs (N, in); exact until more than `rank` directions have been seen."""
+        """Take in inputs (N, in); exact until more than four times `rank` have been seen."""
         x = inputs.detach().float()
         self.tokens += len(x)
-        self.power += float(x.double().square().sum())
-        stacked = torch.cat([self.rows.to(x.device), x]) if self.tokens > len(x) else x
-        self.rows = condensed(stacked, self.rank)
+        self.power += float(x.square().sum(dtype=torch.float64))
+        self._rows.append(x)
+        if sum(map(len, self._rows)) > _HELD * self.rank:
+            self._rows = [condensed(torch.cat(self._rows), self.rank)]
 
+    @property
+    def rows(self) -> Tensor:
+        """R: (k, in), on the CPU."""
+        return torch.cat(self._rows).cpu()
+
+    @cached_property
     def space(self) -> Space:
-        """The eigenvectors and eigenvalues of C."""
-        _, s, u = torch.linalg.svd(self.rows.double().cpu(), full_matrices=False)
-        kept = s > 1e-7 * s[:1]
-        mean = self.power / self.tokens / self.rows.shape[1]
-        return Space(u[kept].float(), (s[kept].square() / self.tokens).float(), mean)
+        """The leading eigenvectors and eigenvalues of C, `rank` at most."""
+        rows = condensed(self.rows, self.rank).double()
+        values, vectors = _eigen(rows, self.rank)
+        mean = self.power / self.tokens / rows.shape[1]
+        return Space(vectors.float(), (values / self.tokens).float(), mean)
 
 
 def condensed(rows: Tensor, rank: int) -> Tensor:
-    """The best `rank` rows R' with R'ᵀR' ≈ RᵀR, from the smaller Gram matrix: (k, in)."""
-    if len(rows) <= rank:
-        return rows
-    wide = rows.double()
-    if len(rows) <= rows.shape[1]:
-        vectors = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:]
-        return (vectors.T @ wide).to(rows.dtype)
-    values, vectors = torch.linalg.eigh(wide.T @ wide)
-    roots = values[-rank:].clamp_min(0).sqrt()
-    return (roots[:, None] * vectors[:, -rank:].T).to(rows.dtype)
+    """About the best `rank` rows R' with R'ᵀR' ≈ RᵀR, by one turn of a random subspace.
+
+    Source: Halko, Martinsson and Tropp 2011.
+    """
+    if min(rows.shape) <= rank + _SPARE:
+        values, vectors = _eigen(rows.double(), rank)
+        return (values.sqrt()[:, None] * vectors).to(rows.dtype)
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(rows.shape[1], rank + _SPARE, generator=rng).to(rows)
+    basis = torch.linalg.qr(product(rows, start.T)).Q
+    basis = torch.linalg.qr(product(rows, product(basis.T, rows.T))).Q
+    return product(basis.T, rows.T)  # (rank + spare, in)
+
+
+def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The leading eigenvalues of RᵀR, greatest first, and their vectors: (k,), (k, in)."""
+    wide = len(rows) <= rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    kept = values > 1e-12 * values[0].clamp_min(1e-30)
+    values, vectors = values[kept], vectors[:, kept].T
+    return values, (vectors @ rows) / values.sqrt()[:, None] if wide else vectors
 
 
 def response(update: Tensor, sketch: Sketch) -> float:
     """Mean squared length of what an update adds to outputs: tr(D C Dᵀ), D (n, in)."""
-    return float((update.float() @ sketch.rows.cpu().T).square().sum()) / sketch.tokens
+    return float((update.float() @ sketch.rows.T).square().sum()) / sketch.tokens
 
 
 def row_blocks(rows: int, size: int = 1024) -> Iterator[tuple[int, int]]:

@@ -187,7 +187,7 @@ def _repair_adapter(
     squares = [0.0, 0.0]
     for layer, (a, b) in branch.factors.items():
         sketch = found[layer]
-        pairs[layer] = (sage(a, sketch.space(), **told), b)
+        pairs[layer] = (sage(a, sketch.space, **told), b)
         small = torch.linalg.qr(b).R * branch.scales[layer]  # |B x| = |R x|
         before += response(small @ a, sketch)
         after += response(small @ pairs[layer][0], sketch)
@@ -208,7 +208,7 @@ def _repair_model(
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m != head]
     found = sketches(model, texts, linear, rank)
-    spaces = {f"{name}.weight": sketch.space() for name, sketch in found.items()}
+    spaces = {f"{name}.weight": sketch.space for name, sketch in found.items()}
     missing = sorted(set(tuned.checkpoint) ^ set(base.checkpoint))
     if missing:
         raise EditError(f"{missing[0]} is in one of {tuned.name} and {base.name}. Same model?")
