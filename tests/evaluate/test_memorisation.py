@@ -7,6 +7,7 @@ import torch
 
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
+from expunge.data.pii import find_pii, pii_leak
 from expunge.errors import DataError
 from expunge.evaluate.memorisation import (
     copied_length,
@@ -15,7 +16,6 @@ from expunge.evaluate.memorisation import (
     verbatim_length,
 )
 from expunge.evaluate.memorisation_suite import Memorisation, memorisation_suite
-from expunge.evaluate.pii import find_pii, pii_leak
 from expunge.evaluate.reader import reader_of
 from expunge.scores import score
 

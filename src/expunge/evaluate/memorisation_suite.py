@@ -10,10 +10,10 @@ from pydantic import Field
 from expunge.config import Section
 from expunge.data.batches import TokenSequence, encode, prompt_tokens
 from expunge.data.examples import Example, check_disjoint
+from expunge.data.pii import KINDS, Pii, find_pii, pii_leak
 from expunge.data.sources import Source, read_examples
 from expunge.evaluate import memorisation
 from expunge.evaluate.numbers import Measured, Number, estimate
-from expunge.evaluate.pii import KINDS, Pii, find_pii, pii_leak
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 

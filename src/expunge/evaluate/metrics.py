@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from expunge.data import pii
 from expunge.evaluate import (
     attacks,
     choices,
@@ -15,7 +16,6 @@ from expunge.evaluate import (
     memorisation,
     mmlu,
     muse,
-    pii,
     rwku,
     semeval,
     tofu,
