@@ -40,6 +40,7 @@ ORDER = [
         "recipe",
         "doctor",
         "inputs",
+        "guarding",
         "pipeline",
         "runner",
         "plan",

@@ -81,10 +81,20 @@ def _known_fields(section: type[Section], location: tuple[int | str, ...]) -> li
         inner = _section_types(here)
         if not inner:
             return []
+        kinds = {str(tag): kind for kind in inner for tag in _tags(kind)}
+        if part in kinds:  # which of several kinds a section is
+            here = kinds[str(part)]
+            continue
         fields = inner[0].model_fields
         here = fields[part].annotation if part in fields else here
     found = _section_types(here)
     return sorted(found[0].model_fields) if found else []
+
+
+def _tags(section: type[Section]) -> tuple[Any, ...]:
+    """What `kind` may be in a section that is one of several."""
+    field = section.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field is not None else ()
 
 
 def _section_types(annotation: Any) -> list[type[Section]]:

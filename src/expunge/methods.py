@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from expunge.evaluate.metrics import METRICS
+from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
 from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.forget import FORGET_LOSSES
@@ -20,6 +21,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "step rule": STEP_RULES,
     "schedule": SCHEDULES,
     "merge": METHODS,
+    "guard": GUARDS,
     "metric": METRICS,
 }
 

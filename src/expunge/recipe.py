@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from expunge.config import Section, parse_section, read_yaml
 from expunge.data.sets import Data
 from expunge.evaluate.suite import Evaluate
+from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.models import Model
 from expunge.unlearn.branch import Branch
@@ -35,6 +36,9 @@ class Recipe(Section):
     merges: dict[str, Merge] = Field(default_factory=dict)
     """How branches become one model, by name; each takes `of`, or every branch in order."""
 
+    guards: dict[str, GuardSection] = Field(default_factory=dict)
+    """What stands before a model at inference time, weights untouched, by name."""
+
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
 
@@ -46,29 +50,44 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":
-        names = ["original", "target", *self.branches, *self.merges]
+        names = ["original", "target", *self.branches, *self.merges, *self.guards]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")
         for name in self.unscored:
             if name not in names:
                 raise ValueError(f"unscored names no model '{name}'. Known: {', '.join(names)}")
+        for name, guard in self.guards.items():
+            for other in (guard.of, *guard.helpers.values()):
+                self._check_weights(f"guard '{name}'", other)
         for name, merge in self.merges.items():
             for branch in merge.of or ():
+                if branch in self.guards:
+                    self._check_weights(f"merge '{name}'", branch)
                 if branch not in self.branches:
                     known = ", ".join(self.branches)
                     raise ValueError(f"merge '{name}' names the branch '{branch}'. Known: {known}")
             if any(b.training == "full" for b in self.merged_branches(name).values()):
                 raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
+            if any(b.blocks is not None for b in self.merged_branches(name).values()):
+                raise ValueError(f"merge '{name}' takes branches of the whole target, not blocks")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
         return self
+
+    def _check_weights(self, who: str, model: str) -> None:
+        """Refuse a model that is none, and one that has no weights of its own."""
+        if model in self.guards:
+            raise ValueError(f"{who} names '{model}', and a guard changes no weights")
+        if model not in self.models:
+            known = ", ".join(name for name in self.models if name not in self.guards)
+            raise ValueError(f"{who} names no model '{model}'. Known: {known}")
 
     @property
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""
         first = ["target"] if self.tune is None else ["original", "target"]
-        return [*first, *self.branches, *self.merges]
+        return [*first, *self.branches, *self.merges, *self.guards]
 
     def made_from(self, model: str) -> tuple[str, ...]:
         """The models that a model is made from, in the order it takes them."""
@@ -76,13 +95,16 @@ class Recipe(Section):
             return ("target",)
         if model in self.merges:
             return tuple(self.merged_branches(model))
+        if model in self.guards:
+            guard = self.guards[model]
+            return tuple(dict.fromkeys((guard.of, *guard.helpers.values())))
         return ("original",) if model == "target" and self.tune is not None else ()
 
     def maker(self, model: str) -> Section | None:
         """The section that says how a model is made; none where it is given."""
         if model == "target":
             return self.tune
-        return self.branches.get(model) or self.merges.get(model)
+        return self.branches.get(model) or self.merges.get(model) or self.guards.get(model)
 
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""
