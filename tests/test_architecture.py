@@ -41,6 +41,7 @@ ORDER = [
         "recipe",
         "doctor",
         "inputs",
+        "guarding",
         "pipeline",
         "runner",
         "leaderboard",

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from expunge import guard as guard
     from expunge import semeval as semeval
     from expunge.cells import Workers
     from expunge.pipeline import Pipeline, RecipeLike
 
 __version__ = "0.1.0"
-__all__ = ["edit", "evaluate", "merge", "report", "run", "semeval", "tune", "unlearn"]
+__all__ = ["edit", "evaluate", "guard", "merge", "report", "run", "semeval", "tune", "unlearn"]
 
 # The functions stand in place of the subpackages of the same names, which are therefore imported
 # before them; import from those with `from expunge.merge.methods import ...`. What takes long to
@@ -28,8 +29,8 @@ for _name in ("edit", "evaluate", "merge", "report", "unlearn"):
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "semeval":
-        return importlib.import_module("expunge.semeval")
+    if name in ("guard", "semeval"):
+        return importlib.import_module(f"expunge.{name}")
     raise AttributeError(f"module 'expunge' has no attribute {name!r}")
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from expunge.edit.methods import EDITS
 from expunge.evaluate.metrics import METRICS
+from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
 from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.forget import FORGET_LOSSES
@@ -26,6 +27,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "schedule": SCHEDULES,
     "merge": METHODS,
     "edit": EDITS,
+    "guard": GUARDS,
     "metric": METRICS,
 }
 

@@ -15,6 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from expunge.attention import causal_attention
 from expunge.errors import ModelError
+from expunge.products import product
 
 PACKED_ATTENTION = "expunge_packed"
 """The attention that models are loaded with; without `lengths` it is plain SDPA."""
@@ -109,6 +110,21 @@ def output_head(model: PreTrainedModel) -> Tensor:
     if getattr(head, "bias", None) is not None:
         raise ModelError("this model's output head has a bias, which packed scoring lacks")
     return head.weight  # pyright: ignore[reportReturnType, reportOptionalMemberAccess]
+
+
+def token_logits(model: PreTrainedModel, states: Tensor, *, choosing: bool = False) -> Tensor:
+    """Logits of final hidden states: (N, d) to (N, V).
+
+    What stands in for a model may have logits of its own, and others where a token is chosen.
+    """
+    if has_logits_of_its_own(model):
+        return model.logits_of(states, choosing=choosing)  # pyright: ignore
+    return product(states, output_head(model).to(states.dtype))
+
+
+def has_logits_of_its_own(model: PreTrainedModel) -> bool:
+    """Whether logits are more than a product of states with the head (see guard.standin)."""
+    return hasattr(model, "logits_of")
 
 
 def in_buckets(model: PreTrainedModel) -> bool:

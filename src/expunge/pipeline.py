@@ -19,7 +19,8 @@ from expunge.edit.task import Weights
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.evaluate.suite import evaluate
-from expunge.inputs import Inputs
+from expunge.guard.helpers import first_blocks
+from expunge.guarding import Guards
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, load_recipe
@@ -34,7 +35,7 @@ from expunge.unlearn.tune import tune
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
 
-class Pipeline(Inputs):
+class Pipeline(Guards):
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
     def __init__(
@@ -90,12 +91,16 @@ class Pipeline(Inputs):
         def build(work: Path) -> None:
             full = config.training == "full"
             model, tokenizer = self._load(self.target, full=full)
+            if config.blocks is not None:
+                model = first_blocks(model, config.blocks)
+                models.save_model(model, tokenizer, work / "base")
             sets = self.sets
             halves = Halves(
                 forget=self._encode(sets.forget, tokenizer),
                 retain=self._encode(sets.retain, tokenizer),
                 cache=self.folder.store / "cache",
-                cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}",
+                cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
+                + (f"-{config.blocks}" if config.blocks else ""),
             )
 
             def measure(now: PreTrainedModel) -> dict[str, float]:
@@ -110,7 +115,7 @@ class Pipeline(Inputs):
                 config,
                 seed=seed,
                 folder=work,
-                base=str(self.target.base),
+                base=str(self.target.base if config.blocks is None else work / "base"),
                 label=f"{name} (seed {seed})",
                 measure=measure,
                 deadline=self.folder.deadline(name, seed),
@@ -122,7 +127,8 @@ class Pipeline(Inputs):
         done = self.folder.stage(name, config, inputs, build, together=True)
         if config.training == "full":
             return Weights(done / "model")
-        return Weights(self.target.base, done / "adapter")
+        base = self.target.base if config.blocks is None else done / "base"
+        return Weights(base, done / "adapter")
 
     def merge(self, name: str, seed: int) -> Weights:
         """One merge of branches."""
@@ -174,6 +180,8 @@ class Pipeline(Inputs):
             return self.target
         if name in self.recipe.edits:
             return self.edit(name, seed)
+        if name in self.recipe.guards:
+            return self.guard(name, seed)
         make = self.branch if name in self.recipe.branches else self.merge
         return make(name, seed)
 
@@ -197,6 +205,7 @@ class Pipeline(Inputs):
                 dtype=how.dtype,
                 folder=self.folder.store / "cache" / "tables",
                 max_batch=config.max_batch,
+                guard=weights.guard,
             )
             entry, items = evaluate(reader, self._evaluated, config, **self._reading)
             runs.write_json(work / "scores.json", entry)
@@ -204,8 +213,7 @@ class Pipeline(Inputs):
             runs.write_text(work / "items.jsonl", "".join(lines))
 
         inputs = {
-            "base": self._weights_key(weights.base),
-            "adapter": self._weights_key(weights.adapter) if weights.adapter else "",
+            **self._weights_keys(weights),
             "model": self.recipe.model.model_dump_json(exclude={"path", "revision"}),
             **self._data_hashes,
         }

@@ -10,6 +10,7 @@ from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
 from expunge.errors import RecipeError
 from expunge.evaluate.suite import Evaluate
+from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.models import Model
 from expunge.unlearn.section import Branch
@@ -39,6 +40,8 @@ class Recipe(Section):
 
     edits: dict[str, Edit] = Field(default_factory=dict)
     """Models made from others without training, by name; each may name those above it."""
+    guards: dict[str, GuardSection] = Field(default_factory=dict)
+    """What stands before a model at inference time, weights untouched, by name."""
 
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
@@ -51,30 +54,50 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":
-        names = ["original", "target", *self.branches, *self.merges, *self.edits]
+        made = (*self.branches, *self.merges, *self.edits, *self.guards)
+        names = ["original", "target", *made]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")
         for name in self.unscored:
             if name not in names:
                 raise ValueError(f"unscored names no model '{name}'. Known: {', '.join(names)}")
+        for name, guard in self.guards.items():
+            for other in (guard.of, *guard.helpers.values()):
+                self._check_weights(f"guard '{name}'", other)
         for name, merge in self.merges.items():
             for branch in merge.of or ():
+                if branch in self.guards:
+                    self._check_weights(f"merge '{name}'", branch)
                 if branch not in self.branches:
                     known = ", ".join(self.branches)
                     raise ValueError(f"merge '{name}' names the branch '{branch}'. Known: {known}")
             if any(b.training == "full" for b in self.merged_branches(name).values()):
                 raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
+            if any(b.blocks is not None for b in self.merged_branches(name).values()):
+                raise ValueError(f"merge '{name}' takes branches of the whole target, not blocks")
+        for name, edit in self.edits.items():
+            for other in (edit.of, *edit.others):
+                if other in self.guards:
+                    self._check_weights(f"edit '{name}'", other)
         _ = self.adapters
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
         return self
 
+    def _check_weights(self, who: str, model: str) -> None:
+        """Refuse a model that is none, and one that has no weights of its own."""
+        if model in self.guards:
+            raise ValueError(f"{who} names '{model}', and a guard changes no weights")
+        if model not in self.models:
+            known = ", ".join(name for name in self.models if name not in self.guards)
+            raise ValueError(f"{who} names no model '{model}'. Known: {known}")
+
     @property
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""
         first = ["target"] if self.tune is None else ["original", "target"]
-        return [*first, *self.branches, *self.merges, *self.edits]
+        return [*first, *self.branches, *self.merges, *self.edits, *self.guards]
 
     def made_from(self, model: str) -> tuple[str, ...]:
         """The models that a model is made from, in the order it takes them."""
@@ -84,13 +107,17 @@ class Recipe(Section):
             return tuple(self.merged_branches(model))
         if model in self.edits:
             return (self.edits[model].of, *self.edits[model].others)
+        if model in self.guards:
+            guard = self.guards[model]
+            return tuple(dict.fromkeys((guard.of, *guard.helpers.values())))
         return ("original",) if model == "target" and self.tune is not None else ()
 
     def maker(self, model: str) -> Section | None:
         """The section that says how a model is made; none where it is given."""
         if model == "target":
             return self.tune
-        return self.branches.get(model) or self.merges.get(model) or self.edits.get(model)
+        made = (self.branches, self.merges, self.edits, self.guards)
+        return next((sections[model] for sections in made if model in sections), None)
 
     @property
     def adapters(self) -> dict[str, bool]:

@@ -4,7 +4,7 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -146,7 +146,15 @@ def token_statistics(states: Tensor, head: Tensor, targets: Tensor) -> TokenStat
     states (N, d), head (V, d), targets (N,); logits a block at a time.
     """
     weight = head.to(states.dtype)
-    found = [_of_logits(product(states[b], weight), targets[b])[0] for b in blocks(len(states))]
+    return logits_statistics(states, targets, lambda block: product(block, weight))
+
+
+@torch.inference_mode()
+def logits_statistics(
+    states: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]
+) -> TokenStatistics:
+    """token_statistics, with logits (n, V) as a function gives them of a block of states."""
+    found = [_of_logits(logits_of(states[b]), targets[b])[0] for b in blocks(len(states))]
     return _joined(found, states.device)
 
 

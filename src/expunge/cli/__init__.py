@@ -7,6 +7,7 @@ import typer
 
 from expunge import parallel
 from expunge.cli.facts import telling
+from expunge.cli.guards import guarding
 from expunge.cli.models import handling
 from expunge.cli.recipes import running
 from expunge.errors import ExpungeError
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (running, handling, telling, reading):
+for commands in (running, handling, guarding, telling, reading):
     app.add_typer(commands)
 
 

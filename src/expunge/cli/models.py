@@ -135,6 +135,7 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(help="What generates: torch, or vllm on a GPU.")
     ] = "torch",
+    guard: Annotated[Path | None, typer.Option(help="Ask through this guard's folder.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="'semeval.mia.auc > 0.6': exit with 3 if it holds.")
@@ -145,8 +146,8 @@ def evaluate(
 ) -> None:
     """Measure a model by suites, or score every model of a recipe and write the report."""
     if Path(target).suffix in (".yaml", ".yml"):
-        if suite or option or adapter or fail_if:
-            raise RecipeError("--suite, --option, --adapter and --fail-if belong to a model")
+        if suite or option or adapter or guard or fail_if:
+            raise RecipeError("--suite, --option, --adapter, --guard, --fail-if belong to a model")
         from expunge.runner import run_pipelines
 
         run_folder = given(out, "--out")
@@ -166,6 +167,7 @@ def evaluate(
         backend=backend,
         cache=cache,
         out=out,
+        guard=guard,
     )
     print_numbers(results, as_json)
     return check_gates(gates, numbers_of(results))

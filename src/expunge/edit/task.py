@@ -24,11 +24,13 @@ class Weights:
 
     base: Path
     adapter: Path | None = None
+    guard: Path | None = None
+    """The folder of a guard before it."""
 
     @property
     def folder(self) -> Path:
         """What the stage that made these weights wrote."""
-        return self.adapter or self.base
+        return self.guard or self.adapter or self.base
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import CacheLayerMixin
 
 from expunge.evaluate.prompts import check_prompts
-from expunge.packs import Pack, hidden_states, in_buckets, output_head
-from expunge.products import product
+from expunge.packs import Pack, hidden_states, in_buckets, token_logits
 from expunge.progress import progress
 
 MAX_BATCH = 64
@@ -238,8 +237,7 @@ class _Rows:
         return Cache(layers=layers)
 
     def _likeliest(self, states: Tensor) -> list[int]:
-        head = output_head(self.model).to(states.dtype)
-        return product(states, head).argmax(-1).tolist()
+        return token_logits(self.model, states, choosing=True).argmax(-1).tolist()
 
     def _retire(self, first: int = 0) -> int:
         """Take out the rows that ended, from slot `first` on; the last row moves to the gap."""

@@ -50,6 +50,8 @@ def lm_eval_suite(reader: Reader, section: LmEval) -> Measured:
 
     Source: Gao et al., lm-evaluation-harness 0.4.
     """
+    if reader.guard:
+        raise EvaluationError("lm_eval asks the model itself, so no guard would be measured")
     lm_eval, manager = _harness(section)
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 

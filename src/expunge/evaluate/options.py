@@ -17,7 +17,14 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.generate import end_pack
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.tables import key_of, looked_up
-from expunge.packs import hidden_states, hidden_states_after, output_head
+from expunge.heads import blocks
+from expunge.packs import (
+    has_logits_of_its_own,
+    hidden_states,
+    hidden_states_after,
+    output_head,
+    token_logits,
+)
 from expunge.progress import progress
 
 LETTERS = "ABCD"
@@ -36,19 +43,25 @@ def option_logits(
 ) -> np.ndarray:
     """Logits of the tokens `options` after each prompt: (Q, options).
 
-    The prompts of a group begin alike (few-shot examples), and what they share is read once.
+    The prompts of a group begin alike (few-shot examples), and what they share is read once. A
+    prompt that the reader's guard refuses has options of logit 0: it tells nothing apart.
     """
     keys = [key_of("options", tuple(prompt), tuple(options)) for prompt in prompts]
 
     def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
         reader.forwards += len(missing)
         together: dict[Hashable, list[int]] = defaultdict(list)
-        for number in missing:
-            together[groups[number]].append(number)
-        head = output_head(reader.model)[list(options)]  # (options, d)
-        with progress(label, len(missing), "questions") as bar:
+        refused = reader.guard.refused([prompts[i] for i in missing])
+        equal = [i for i, no in zip(missing, refused, strict=True) if no]
+        yield [{"key": keys[i], "logits": [0.0] * len(options)} for i in equal]
+        for number, no in zip(missing, refused, strict=True):
+            if not no:
+                together[groups[number]].append(number)
+        with progress(label, len(missing) - len(equal), "questions") as bar:
             for numbers in together.values():
-                found = _option_logits(reader.model, [prompts[i] for i in numbers], head)
+                speaker = reader.speaker
+                asked = reader.guard.wrapped([prompts[i] for i in numbers])
+                found = _option_logits(speaker, asked, options)
                 if not np.isfinite(found).all():
                     raise EvaluationError(
                         f"{label}: an option's logit is not finite; the model is broken"
@@ -74,9 +87,13 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @torch.inference_mode()
 def _option_logits(
-    model: PreTrainedModel, prompts: Sequence[list[int]], head: torch.Tensor
+    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[int]
 ) -> np.ndarray:
     states = _last_states(model, prompts)
+    if has_logits_of_its_own(model):
+        chosen = [token_logits(model, states[b])[:, list(options)] for b in blocks(len(states))]
+        return torch.cat(chosen).float().cpu().numpy()
+    head = output_head(model)[list(options)]  # (options, d)
     return (states @ head.T.to(states.dtype)).float().cpu().numpy()
 
 
@@ -86,7 +103,7 @@ def _last_states(model: PreTrainedModel, prompts: Sequence[list[int]]) -> torch.
     The common part is taken from the tokens, not the text, so no merge across its end can differ.
     """
     device = next(model.parameters()).device
-    shared = min(len(p) for p in prompts) - 1
+    shared = 0 if getattr(model, "reads_whole", False) else min(len(p) for p in prompts) - 1
     while any(p[:shared] != prompts[0][:shared] for p in prompts):
         shared -= 1
     cache = DynamicCache()

@@ -17,6 +17,7 @@ from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError, ModelError
 from expunge.evaluate.generate import MAX_BATCH, Settled, generate
+from expunge.evaluate.guarding import Guarding
 from expunge.evaluate.prompts import context_length
 from expunge.evaluate.scoring import score_texts
 from expunge.evaluate.tables import (
@@ -29,6 +30,7 @@ from expunge.evaluate.tables import (
     token_scores,
 )
 from expunge.evaluate.vllm_backend import Writer, vllm_writer
+from expunge.guard.guard import Guard, open_guard
 from expunge.packs import output_head
 from expunge.progress import progress
 
@@ -66,13 +68,15 @@ class Reader:
         max_batch: int = MAX_BATCH,
         dtype: models.Dtype = "float32",
         writer: Writer | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        """`writer` generates in place of the model; what it wrote is kept apart."""
+        """`writer` generates in place of the model, kept apart; all is asked through `guard`."""
+        self.guard = Guarding(guard)
         self._writer = writer
         self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
-        self.folder = folder
         self.dtype: models.Dtype = dtype
-        self.context, self.vocabulary_size = context, vocabulary_size
+        self.context = context - self.guard.room
+        self.vocabulary_size = vocabulary_size
         self.key, self.folder = key, folder
         inside = folder / key if folder is not None else None
         self._scores = Table("scores", key, inside)
@@ -85,6 +89,11 @@ class Reader:
     def model(self) -> PreTrainedModel:
         """The model, loaded when it is first needed."""
         return self._load()
+
+    @cached_property
+    def speaker(self) -> PreTrainedModel:
+        """The model as its guard lets it speak: itself, or a stand-in with other logits."""
+        return self.guard.speaker(self.model)
 
     def scores(
         self, sequences: Sequence[TokenSequence], *, label: str = "score"
@@ -103,6 +112,8 @@ class Reader:
 
     def keep_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows of the table of scores that were found on the way to something else."""
+        if self.guard:
+            return  # they are the unguarded model's
         missing = set(self._scores.missing([row["key"] for row in rows]))
         self._scores.add([row for row in rows if row["key"] in missing])
 
@@ -128,6 +139,10 @@ class Reader:
         ]
 
         def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+            refused = self.guard.refused([prompts[i] for i in missing])
+            said = [i for i, no in zip(missing, refused, strict=True) if no]
+            yield [{"key": keys[i], **self.guard.refusal(max_new_tokens)} for i in said]
+            missing = [i for i, no in zip(missing, refused, strict=True) if not no]
             self.forwards += len(missing)
             missing.sort(key=lambda i: -len(prompts[i]))
             for low in range(0, len(missing), KEPT_PROMPTS):
@@ -155,8 +170,11 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Rows for some prompts; `numbers` are what `settled` knows them by."""
         if self._writer is not None:
-            written = self._writer(prompts, max_new_tokens)
-            return [{"tokens": tokens, "complete": True} for tokens in written]
+            written = self._writer(self.guard.wrapped(prompts), max_new_tokens)
+            done = self._filtered(prompts, written, max_new_tokens)
+            return [{"tokens": tokens, "complete": True} for tokens in done]
+        if self.guard.filters_answers:
+            settled = None
         stopped: set[int] = set()
 
         def ask(place: int, tokens: list[int]) -> bool:
@@ -166,9 +184,9 @@ class Reader:
             return done
 
         found = generate(
-            self.model,
+            self.speaker,
             self.tokenizer,
-            prompts,
+            self.guard.wrapped(prompts),
             max_new_tokens=max_new_tokens,
             max_batch=self.max_batch,
             settled=ask if settled else None,
@@ -176,17 +194,24 @@ class Reader:
         )
         return [
             {"tokens": tokens, "complete": place not in stopped}
-            for place, tokens in enumerate(found)
+            for place, tokens in enumerate(self._filtered(prompts, found, max_new_tokens))
         ]
+
+    def _filtered(
+        self, prompts: list[Sequence[int]], written: list[list[int]], limit: int
+    ) -> list[list[int]]:
+        return [self.guard.filtered(p, w, limit) for p, w in zip(prompts, written, strict=True)]
 
     def _score(
         self, sequences: Sequence[TokenSequence], label: str
     ) -> Iterator[list[dict[str, Any]]]:
-        model, rows, held = self.model, [], 0
+        model, rows, held = self.speaker, [], 0
+        given = self.guard.scored(sequences, self.context)
+        keys = {id(g): sequence_key(s) for g, s in zip(given, sequences, strict=True)}
         self.forwards += len(sequences)
         with progress(label, len(sequences), "texts") as bar:
-            for scored in score_texts(model, sequences, max_tokens=PACK_TOKENS):
-                rows += [{"key": sequence_key(sequence), **row} for sequence, row in scored]
+            for scored in score_texts(model, given, max_tokens=PACK_TOKENS):
+                rows += [{"key": keys[id(sequence)], **row} for sequence, row in scored]
                 held += sum(len(sequence.tokens) for sequence, _ in scored)
                 bar(len(scored))
                 if held >= KEPT_TOKENS:
@@ -196,13 +221,22 @@ class Reader:
 
 
 def reader_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_batch: int = MAX_BATCH
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_batch: int = MAX_BATCH,
+    guard: Guard | None = None,
 ) -> Reader:
     """A reader of a model in memory, which keeps nothing on disk."""
     size = len(output_head(model))
     context = context_length(model)
     return Reader(
-        lambda: model, tokenizer, context=context, vocabulary_size=size, max_batch=max_batch
+        lambda: model,
+        tokenizer,
+        context=context,
+        vocabulary_size=size,
+        max_batch=max_batch,
+        guard=guard,
     )
 
 
@@ -214,8 +248,12 @@ def open_reader(
     folder: Path | None,
     max_batch: int = MAX_BATCH,
     backend: str = "torch",
+    guard: Path | None = None,
 ) -> Reader:
-    """A reader of a model on disk, with its tables in `folder` under the hash of its weights."""
+    """A reader of a model on disk, with its tables in `folder` under the hash of its weights.
+
+    `guard` is a guard's folder; what is said through it has tables of its own.
+    """
     if backend not in BACKENDS:
         raise EvaluationError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     hashes = [runs.hash_folder(place) for place in (base, adapter) if place is not None]
@@ -230,7 +268,12 @@ def open_reader(
 
     context, vocabulary_size = _sizes(base / "config.json")
     tokenizer, writer = models.load_tokenizer(base), None
+    guarding = None if guard is None else open_guard(guard, tokenizer)
+    if guarding is not None:
+        key = key_of("guarded", key, guarding.key)
     if backend == "vllm":
+        if guarding is not None and guarding.changes_logits:
+            raise EvaluationError("a guard that changes logits or embeddings is run by torch")
         writer = vllm_writer(base, adapter, tokenizer, dtype=dtype, context=context)
     return Reader(
         load,
@@ -242,6 +285,7 @@ def open_reader(
         max_batch=max_batch,
         dtype=dtype,
         writer=writer,
+        guard=guarding,
     )
 
 

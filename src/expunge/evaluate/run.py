@@ -29,8 +29,11 @@ def evaluate_model(
     cache: Path | None = None,
     out: Path | None = None,
     backend: str = "torch",
+    guard: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model (id, folder or GGUF, and perhaps an adapter on it) by some suites.
+
+    All is asked through `guard`, the folder of one, where it is given.
 
     What the model said is kept in `cache`, so that another suite or another definition of a metric
     reads no text twice. Returns what results.json holds.
@@ -46,11 +49,13 @@ def evaluate_model(
         dtype=cast(models.Dtype, dtype),
         folder=folder,
         backend=backend,
+        guard=guard,
     )
     found = measure(reader, sections)
     results = {
         "model": model,
         "adapter": str(adapter) if adapter else None,
+        "guard": str(guard) if guard else None,
         "weights": reader.key,
         "version": expunge.__version__,
         "created": provenance.now(),

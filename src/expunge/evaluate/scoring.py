@@ -10,8 +10,14 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from expunge.data.batches import TokenSequence, pack, packs_by_length
 from expunge.errors import EvaluationError
 from expunge.evaluate.generate import end_pack
-from expunge.packs import hidden_states, hidden_states_after, output_head
-from expunge.scores import token_statistics
+from expunge.packs import (
+    has_logits_of_its_own,
+    hidden_states,
+    hidden_states_after,
+    output_head,
+    token_logits,
+)
+from expunge.scores import logits_statistics, token_statistics
 
 LEAST_SHARED = 32
 """Tokens that all texts must begin with to be read apart: a pack attends slower to a prefix."""
@@ -26,7 +32,7 @@ def score_texts(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], *, max_tokens: int
 ) -> Iterator[Scored]:
     """Each text with its row, a pack at a time, the longest first."""
-    shared = shared_start(sequences)
+    shared = 0 if getattr(model, "reads_whole", False) else shared_start(sequences)
     prefix = _read(model, sequences[0].tokens[:shared]) if shared else None
     rest = [
         TokenSequence(str(i), s.tokens[shared:], s.scored_from("answer") - shared)
@@ -74,7 +80,10 @@ def _columns(
         states = hidden_states(model, packed)
     else:
         states = hidden_states_after(model, packed, prefix)
-    found = token_statistics(states, output_head(model), packed.targets)
+    if has_logits_of_its_own(model):
+        found = logits_statistics(states, packed.targets, lambda s: token_logits(model, s))
+    else:
+        found = token_statistics(states, output_head(model), packed.targets)
     owner = packed.sequence.cpu().numpy()
     bounds = np.searchsorted(owner, np.arange(len(group) + 1))
     return {name: getattr(found, name).cpu().numpy() for name in COLUMNS}, bounds

@@ -133,6 +133,9 @@ class _Foreteller:
         if seen.finished:
             return Prediction(seen.name, seen.seed, key, 0.0, 0.0, 0, 0, "finished")
         recipe, name = self.recipe, seen.name
+        if name in recipe.guards:
+            how = "files; a search of eco's strength is not foretold"
+            return Prediction(name, seen.seed, key, OVERHEAD, OVERHEAD, 0, PROCESS, how)
         if name in recipe.merges:
             fixed, memory, how = self._merge(recipe.merges[name], name)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)

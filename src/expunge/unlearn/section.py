@@ -25,6 +25,10 @@ class Branch(Section):
     training: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` trains every weight."""
 
+    blocks: int | None = Field(default=None, ge=1)
+    """Train on the target's first blocks with its norm and head, as a guard's assistant; null: on
+    all of it."""
+
     lora: Lora = Field(default_factory=Lora)
     """The adapter, where training is `lora`."""
 

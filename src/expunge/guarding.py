@@ -1,0 +1,62 @@
+"""The guards of a recipe as stages: what each is made of, and the folder it is written to."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from expunge.guard.helpers import HelperSource
+from expunge.guard.make import make_guard, making_of
+from expunge.inputs import Inputs
+
+
+class Guards(Inputs):
+    """The part of a pipeline that makes guards."""
+
+    def guard(self, name: str, seed: int) -> Any:
+        """One guard, and the weights behind it."""
+        config = self.recipe.guards[name]
+        behind = self.weights(config.of, seed)
+        helpers = {role: self.weights(model, seed) for role, model in config.helpers.items()}
+
+        def build(work: Path) -> None:
+            making = making_of(
+                behind.base,
+                behind.adapter,
+                dtype=self.recipe.model.dtype,
+                forget=self.sets.forget,
+                retain=self.sets.retain,
+                helpers={
+                    role: self._helper(config.helpers[role], weights)
+                    for role, weights in helpers.items()
+                },
+                separator=self.recipe.model.separator,
+                max_length=self.recipe.model.max_length,
+            )
+            make_guard(config, making, work / "guard")
+
+        inputs = {"model": self.recipe.model.model_dump_json(exclude={"path", "revision"})}
+        for role, weights in {"of": behind, **helpers}.items():
+            inputs |= {f"{role}.{k}": v for k, v in self._weights_keys(weights).items()}
+        done = self.folder.stage(name, config, inputs | self._data_hashes, build)
+        return replace(behind, guard=done / "guard")
+
+    def weights(self, name: str, seed: int) -> Any:
+        """A model of the results by its name."""
+        raise NotImplementedError
+
+    def _helper(self, name: str, weights: Any) -> HelperSource:
+        """Where a helper lies; a branch of blocks shares them with the target."""
+        branch = self.recipe.branches.get(name)
+        blocks = None if branch is None else branch.blocks
+        trunk = self.weights("target", self.recipe.seeds[0]).base if blocks else None
+        return HelperSource(weights.base, weights.adapter, blocks, trunk)
+
+    def _weights_keys(self, weights: Any) -> dict[str, str]:
+        """What stands for the base, the adapter and the guard of a model."""
+        adapter, guard = weights.adapter, weights.guard
+        found = {"base": self._weights_key(weights.base)}
+        found["adapter"] = self._weights_key(adapter) if adapter else ""
+        return found | ({"guard": self._weights_key(guard)} if guard else {})
+
+    def _weights_key(self, folder: Path) -> str:
+        raise NotImplementedError
