@@ -33,7 +33,8 @@ ORDER = [
         "packs",
     ),
     *("models", "adapter_files", "lora", "heads", "scores"),
-    *("data", "unlearn", "edit", "merge", "guard", "evaluate", "attack", "calibrate", "analyse"),
+    *("data", "unlearn", "edit", "merge", "guard", "evaluate", "companions", "attack"),
+    *("calibrate", "analyse"),
     *(
         "report",
         "methods",

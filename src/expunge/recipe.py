@@ -64,6 +64,17 @@ class Recipe(Section):
             raise ValueError("seeds holds a number twice")
         return self
 
+    @model_validator(mode="after")
+    def _every_set_has_its_data(self) -> "Recipe":
+        for name, branch in self.branches.items():
+            reads_neutral = any(term.half == "neutral" for term in branch.terms)
+            if reads_neutral and self.data.neutral is None and self.data.synthetic is None:
+                raise ValueError(
+                    f"branch '{name}' reads neutral texts, and data names none; give data.neutral "
+                    "a file with rows of id and text that neither forget nor retain holds"
+                )
+        return self
+
     @property
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""

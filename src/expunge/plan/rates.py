@@ -26,9 +26,10 @@ from expunge.lora import Lora
 from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
-from expunge.plan.work import Encoded, encoded
-from expunge.unlearn.branch import Branch, Halves, branch_demand, prepared
+from expunge.plan.work import Encoded, encoded, step_tokens
+from expunge.unlearn.branch import Branch, branch_demand, prepared
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
+from expunge.unlearn.halves import Halves
 from expunge.unlearn.schedule import paired_steps
 from expunge.unlearn.trainer import Gradient, Optimizer, train
 from expunge.unlearn.tune import Tune, tune_demand, tune_gradient, tune_steps
@@ -190,34 +191,33 @@ def _branch(
     work: Path,
 ) -> None:
     model = _load(rates, base, "float32" if config.training == "full" else dtype)
-    forget, retain = _first(config, data, seed)
+    halves = _first(config, data.halves(name, work / name), seed)
     short = config.model_copy(update={"schedule": config.schedule.model_copy(update={"epochs": 1})})
-    halves = Halves(forget, retain, work / name, "plan")
     forget_peak()
     made = prepared(model, halves, short, seed=seed)
-    tokens = [
-        sum(len(forget[i].tokens) for b in step for i in b.forget)
-        + sum(len(retain[i].tokens) for b in step for i in b.retain)
-        for step in paired_steps(short.schedule, len(forget), len(retain), seed=seed)
-    ]
+    tokens = step_tokens(short, halves, seed)
     demand = branch_demand(short, halves, seed=seed, weights=dtype)
     model.train()
     parts = made.parameters, made.gradient, tokens[: made.steps]
     _time(rates, name, *parts, config.optimizer, demand, work)
 
 
-def _first(
-    config: Branch, data: Encoded, seed: int
-) -> tuple[list[TokenSequence], list[TokenSequence]]:
+def _first(config: Branch, halves: Halves, seed: int) -> Halves:
     """The items of the first steps, so that one epoch over them is those steps' work.
 
     An item that comes twice is two items: references are kept by id.
     """
-    steps = paired_steps(config.schedule, len(data.forget), len(data.retain), seed=seed)
+    steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
     batches = [batch for step in steps[: STEPS + 1] for batch in step]
-    forget = [data.forget[i] for batch in batches for i in batch.forget]
-    retain = [data.retain[i] for batch in batches for i in batch.retain]
-    return _numbered(forget), _numbered(retain)
+    forget = [i for batch in batches for i in batch.forget]
+    retain = [i for batch in batches for i in batch.retain]
+    companions = {half: own.only(forget, len(retain)) for half, own in halves.companions.items()}
+    return replace(
+        halves,
+        forget=_numbered([halves.forget[i] for i in forget]),
+        retain=_numbered([halves.retain[i] for i in retain]),
+        companions=companions,
+    )
 
 
 def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:

@@ -1,6 +1,6 @@
 """A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,16 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models, parallel, sharding
 from expunge.config import Section
-from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
 from expunge.lora import Lora
 from expunge.registry import lookup
+from expunge.unlearn.companions import Companions, on_sides
 from expunge.unlearn.fit import readable_out_of_memory
-from expunge.unlearn.footprint import Demand, sizes
-from expunge.unlearn.objective import Half, Objective, Term
+from expunge.unlearn.footprint import Demand
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
-from expunge.unlearn.schedule import Pairing, paired_steps
+from expunge.unlearn.schedule import Pairing
+from expunge.unlearn.sets import SETS, SIDES, Half, Side, units
 from expunge.unlearn.steps import STEP_RULES, Step
 from expunge.unlearn.trainer import (
     Gradient,
@@ -39,6 +41,9 @@ class Branch(Section):
 
     terms: tuple[Term, ...]
     """The objective: a weighted sum of losses."""
+
+    companions: Companions = Field(default_factory=Companions)
+    """How the sets beside forget and retain are made, where a term reads one."""
 
     training: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` trains every weight."""
@@ -60,28 +65,18 @@ class Branch(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Branch":
-        halves = {term.half for term in self.terms}
-        if "forget" not in halves:
-            raise ValueError("terms must hold at least one half: forget")
-        if self.step.rule == "normalized" and "retain" not in halves:
-            raise ValueError("the step rule normalized needs a term with half: retain")
+        sides = {SETS[term.half].side for term in self.terms}
+        if "forget" not in sides:
+            known = ", ".join(half for half, row in SETS.items() if row.side == "forget")
+            raise ValueError(f"terms must hold at least one half: forget (or one of {known})")
+        if self.step.rule == "normalized" and "retain" not in sides:
+            raise ValueError("the step rule normalized needs a term with half: retain (or neutral)")
         return self
 
-
-@dataclass(frozen=True)
-class Halves:
-    """The tokens of both halves, and where their reference scores are cached."""
-
-    forget: Sequence[TokenSequence]
-    retain: Sequence[TokenSequence]
-    cache: Path
-    """Folder of the reference files."""
-    cache_key: str
-    """Stands for the target model and the data."""
-
-    def of(self, half: Half) -> Sequence[TokenSequence]:
-        """The sequences of one half."""
-        return self.forget if half == "forget" else self.retain
+    @property
+    def reads_alternates(self) -> bool:
+        """Whether a term needs what only the target can write."""
+        return any(term.half in ("alternate", "alternate_pair") for term in self.terms)
 
 
 def train_branch(
@@ -154,23 +149,24 @@ class Prepared:
 def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: int) -> Prepared:
     """What the loop needs of a branch: its parameters, its gradient, the number of its steps."""
     objective = Objective(config.terms)
+    check_companions(objective, halves)
     model.requires_grad_(config.training == "full")
     data: dict[Half, HalfData] = {
         half: HalfData(
             halves.of(half), _reference(model, objective, half, halves, config.optimizer)
         )
-        for half in ("forget", "retain")
+        for half in halves.names
     }
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
-    steps = paired_steps(config.schedule, len(halves.forget), len(halves.retain), seed=seed)
+    steps = halves.steps(config.schedule, seed=seed)
     rule = lookup(STEP_RULES, config.step.rule, "step rule").fn
     if config.optimizer.checkpointing:
         recompute_blocks(model)
 
     def gradient(number: int) -> dict[str, float]:
-        def backward(*asked: Half) -> dict[str, float]:
-            return passes.backward([batch.of(*asked) for batch in steps[number]])
+        def backward(*asked: Side) -> dict[str, float]:
+            return passes.backward([on_sides(batch, asked) for batch in steps[number]])
 
         with autocast(model.dtype, config.optimizer.compute, models.device()):
             return rule(backward, list(parameters.values()), config.step)
@@ -180,35 +176,42 @@ def prepared(model: PreTrainedModel, halves: Halves, config: Branch, *, seed: in
 
 def branch_demand(config: Branch, halves: Halves, *, seed: int, weights: models.Dtype) -> Demand:
     """The memory that training a branch asks for, with the model held in the type `weights`."""
-    forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
     objective, full = Objective(config.terms), config.training == "full"
+    lengths = {half: [len(s.tokens) for s in halves.of(half)] for half in halves.names}
     apart = lookup(STEP_RULES, config.step.rule, "step rule").apart
-    passes, pieces = set(), [max(forget), max(retain)]
-    for step in paired_steps(config.schedule, len(forget), len(retain), seed=seed):
-        one = sizes([batch.forget for batch in step], forget)
-        two = sizes([batch.retain for batch in step], retain)
-        pieces += [0 if objective.divisible("forget") else max(one)]
-        pieces += [0 if objective.divisible("retain") else max(two)]
-        if apart or not objective.on("retain"):
-            passes |= {one, two} if objective.on("retain") else {one}
-        else:
-            passes.add(tuple(map(sum, zip(one, two, strict=True))))
+    together: list[tuple[Side, ...]] = [("forget",), ("retain",)] if apart else [SIDES]
+    passes, piece = set(), max(*lengths["forget"], *lengths["retain"])
+
+    def tokens(half: Half, items: tuple[int, ...]) -> int:
+        return sum(lengths[half][index] for index in items)
+
+    for step in halves.steps(config.schedule, seed=seed):
+        for sides in together:
+            read = [objective.read(on_sides(batch, sides)) for batch in step]
+            passes.add(tuple(sum(tokens(h, batch[h]) for h in batch) for batch in read))
+            for batch in read:
+                for half, items in batch.items():
+                    parts = units(half, items) if objective.divisible(half) else [items]
+                    piece = max([piece, *(tokens(half, part) for part in parts)])
     return Demand(
         optimizer=config.optimizer,
         weights="float32" if full else weights,
         passes=tuple(sorted(passes)),
-        piece=max(pieces),
-        longest=max(*forget, *retain),
+        piece=piece,
+        longest=max(max(found) for found in lengths.values()),
         rank=None if full else config.lora.rank,
         dropout=not full and config.lora.dropout > 0,
-        kl=any(objective.needs_kl(half) for half in ("forget", "retain")),
-        kept=sum(
-            sum(len(s.tokens) for s in halves.of(half))
-            for half in ("forget", "retain")
-            if objective.needs_kl(half)
-        ),
+        kl=any(objective.needs_kl(half) for half in halves.names),
+        kept=sum(sum(lengths[half]) for half in halves.names if objective.needs_kl(half)),
         buffers=1 + apart,  # the weights at the start; a gradient
     )
+
+
+def check_companions(objective: Objective, halves: Halves) -> None:
+    """Refuse terms on sets that whoever trains did not hand over."""
+    for half in objective.halves:
+        if half not in halves.names:
+            raise TrainingError(f"a term reads {half}, and no such items were given to training")
 
 
 def _reference(
@@ -221,15 +224,15 @@ def _reference(
     kl = objective.needs_kl(half)
     if not (kl or objective.needs_reference(half)):
         return None
-    scope = objective.scope(half)
+    scope, sequences = objective.scope(half), halves.of(half)
     kept = "" if not kl else "-states" if trains_head(model) else "-rows"
-    name = f"{halves.cache_key}-{half}-{scope}{kept}.safetensors"
+    which = half if half in ("forget", "retain") else f"{half}-{halves.companions[half].key}"
     return cached_reference(
         model,
-        halves.of(half),
+        sequences,
         scope,
         kl=kl,
-        file=halves.cache / name,
+        file=halves.cache / f"{halves.cache_key}-{which}-{scope}{kept}.safetensors",
         max_tokens=config.max_tokens,
     )
 

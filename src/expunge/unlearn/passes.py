@@ -19,14 +19,15 @@ from expunge.packs import Pack
 from expunge.scores import Scores, score
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.reference import Reference
+from expunge.unlearn.sets import SETS, units
 
 Chosen = Mapping[Half, tuple[int, ...]]
-"""A micro-batch: the indices of its items, by half."""
+"""A micro-batch: the indices of its items, by set; where they are pairs, of both of each."""
 
 
 @dataclass(frozen=True)
 class HalfData:
-    """The items of one half, and what the reference said of them."""
+    """The items of one set, and what the reference said of them."""
 
     sequences: Sequence[TokenSequence]
     reference: Reference | None = None
@@ -42,7 +43,7 @@ class _Part:
 
 @dataclass
 class Passes:
-    """The data of both halves, ready to give gradients for chosen items of one or of both."""
+    """The data of all sets, ready to give gradients for chosen items of one or of several."""
 
     model: PreTrainedModel
     halves: Mapping[Half, HalfData]
@@ -53,11 +54,11 @@ class Passes:
         """Add the gradient of the mean loss over the micro-batches.
 
         Packs are filled with whole micro-batches up to `max_tokens`; a larger one is forwarded item
-        by item where its loss can be formed from parts. So the result does not depend on that
-        limit. Returns the total of each half and each term, averaged. Of several ranks each adds
-        the gradient of its share of the items; the record is that of all.
+        by item where its loss can be formed from parts (a pair stays a pair). So the result does
+        not depend on that limit. Returns the total of each side and each term, averaged. Of several
+        ranks each adds the gradient of its share of the items; the record is that of all.
         """
-        read = [self._read(batch) for batch in batches]
+        read = [self.objective.read(batch) for batch in batches]
         record = {name: 0.0 for half in self._halves(read) for name in self._names(half)}
         broken: list[str] = []
         for group in self._my_groups(read) if record else []:
@@ -78,7 +79,8 @@ class Passes:
                     )
                     broken += self._broken(loss, current, half, items, start)
                     total = total + loss / len(batches)
-                    values[half] = float(loss.detach())
+                    side = SETS[half].side
+                    values[side] = float(loss.detach())
                     for name, value in values.items():
                         record[name] += value / len(batches)
                     start = stop
@@ -91,26 +93,24 @@ class Passes:
 
     @torch.no_grad()
     def losses(self) -> dict[str, float]:
-        """Mean NLL a token of the answers of each half, averaged over its items."""
+        """Mean NLL a token of the answers of both halves, averaged over the items of each."""
         found = {}
         device = next(self.model.parameters()).device
         for half, data in self.halves.items():
+            if half not in ("forget", "retain"):
+                continue
             total = 0.0
             for group in packs_by_length(data.sequences, max_tokens=self.max_tokens):
                 total += float(score(self.model, pack(group, "answer", device)).nll.sum())
             found[f"nll.{half}"] = total / len(data.sequences)
         return found
 
-    def _read(self, batch: Chosen) -> Chosen:
-        """The halves of a micro-batch that a term reads."""
-        return {half: items for half, items in batch.items() if items and self.objective.on(half)}
-
     def _halves(self, batches: Sequence[Chosen]) -> list[Half]:
         return [half for half in self.halves if any(half in batch for batch in batches)]
 
     def _names(self, half: Half) -> list[str]:
-        """What is logged of one half."""
-        return [half, *(f"{half}.{term.loss}" for term in self.objective.on(half))]
+        """What is logged of one set."""
+        return [SETS[half].side, *(f"{half}.{term.loss}" for term in self.objective.on(half))]
 
     def _my_groups(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
         """This rank's packs. Every rank has as many, for it takes part in gathering weights; one
@@ -121,12 +121,12 @@ class Passes:
         if not missing:
             return mine
         items: list[Chosen] = [
-            {half: (index,)} for batch in batches for half in batch for index in batch[half]
+            {half: one} for batch in batches for half in batch for one in units(half, batch[half])
         ]
         return mine + missing * [[_Part(min(items, key=self._tokens), {})]]
 
     def _dealt(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
-        """For each rank its part of each micro-batch: some of the items of a half, or all or none
+        """For each rank its part of each micro-batch: some of the items of a set, or all or none
         of them where the loss cannot be formed from parts."""
         if parallel.world() == 1:
             return [[_Part(batch, batch) for batch in batches]]
@@ -145,11 +145,11 @@ class Passes:
         return dealt
 
     def _pieces(self, batch: Chosen) -> list[Chosen]:
-        """What of a micro-batch may be forwarded apart: each item of a half, or the half."""
+        """What of a micro-batch may be forwarded apart: each item of a set, or the set."""
         found: list[Chosen] = []
         for half, items in batch.items():
             split = self.objective.divisible(half)
-            found.extend({half: piece} for piece in ([(i,) for i in items] if split else [items]))
+            found.extend({half: piece} for piece in (units(half, items) if split else [items]))
         return found
 
     def _groups(self, parts: Sequence[_Part]) -> list[list[_Part]]:
