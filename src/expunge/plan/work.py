@@ -26,7 +26,6 @@ from expunge.unlearn.objective import Objective
 from expunge.unlearn.sets import Half
 from expunge.unlearn.tune import Tune, tune_steps
 
-
 REQUEST_TOKENS = 40
 """Tokens by which asking for an alternate is longer than the prompt, about."""
 
