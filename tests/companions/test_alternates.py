@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import expunge
 from expunge.companions import alternates as module
 from expunge.companions.alternates import FILE, read_alternates, write_alternates
 from expunge.data.companions import contains, same
@@ -135,9 +134,8 @@ def fields(tiny_folder) -> dict:
 
 
 def test_they_are_written_once_for_all_branches_and_seeds(fields, tmp_path, monkeypatch):
-    expunge.unlearn(fields, tmp_path)
-    (folder,) = tmp_path.glob("stages/alternates-*")
     pipeline = Pipeline(fields, tmp_path)
+    folder = alternates_of(pipeline)
     forget = pipeline.sets.forget
     found = read_alternates(folder)
     assert len(found) == len(forget)
@@ -145,9 +143,14 @@ def test_they_are_written_once_for_all_branches_and_seeds(fields, tmp_path, monk
     assert not any(same(text, example.answer) for example, mine in pairs for text in mine)
     monkeypatch.setattr("expunge.pipeline.write_alternates", None)  # would fail if it were called
     again = Pipeline(fields, tmp_path)
-    again.branch("altpo", 7)
+    assert again.alternates(again.recipe.branches["both"]) == folder
     said = json.loads((again.branch("altpo", 7).folder.parent / "stage.json").read_text())
     assert said["inputs"]["alternates"] == folder.name
+    other = {"alternate": {"count": 2, "max_new_tokens": 8}, "seed": 1}
+    fields["branches"]["both"]["companions"] = other
+    with pytest.raises(TypeError):  # control: another seed asks the model
+        again = Pipeline(fields, tmp_path)
+        again.alternates(again.recipe.branches["both"])
 
 
 def test_killed_generation_leaves_nothing_half_written(fields, tmp_path, monkeypatch):
