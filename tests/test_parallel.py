@@ -75,7 +75,7 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["joint", "normalized", "lone", "full", "tune"])
+@pytest.mark.parametrize("name", ["joint", "normalized", "lone", "pairs", "full", "tune"])
 def test_two_processes_train_what_one_does(one, two, name):
     _, out = two
     mine, theirs = log_of(one / name), log_of(out / name)
