@@ -4,14 +4,19 @@ import json
 import sys
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from expunge import parallel, runs, sharding
-from expunge.data.batches import encode
+from expunge.companions.making import Making, companion_sets
+from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
+from expunge.data.sets import Sets
 from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.options import option_logits
 from expunge.evaluate.reader import open_reader
 from expunge.models import load_model, load_tokenizer
 from expunge.unlearn.branch import train_branch
+from expunge.unlearn.companions import Companions
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
@@ -39,6 +44,11 @@ BRANCHES = {
         **BRANCH,
         "terms": [{"half": "forget", "loss": "npo_batch"}],
         "schedule": {"micro_batch": 3, "accumulation": 2, "epochs": 1},
+    },
+    # Its last step has one pair, which is not divided either.
+    "pairs": {
+        **BRANCH,
+        "terms": [{"half": "alternate_pair", "loss": "dpo"}, {"half": "mismatch", "loss": "nll"}],
     },
     "full": {
         **BRANCH,
@@ -106,11 +116,24 @@ def train_all(base: Path, out: Path) -> None:
         if name == "tune":
             tune(model, tokenizer, forget, retain, Tune.model_validate(TUNE), folder=folder)
             continue
-        halves = Halves(forget, retain, out / "cache" / name, "key")
+        cache = out / "cache" / name
+        halves = Halves(forget, retain, cache, "key", companions(forget, tokenizer))
         config = Branch.model_validate(BRANCHES[name])
         train_branch(
             model, tokenizer, halves, config, seed=1, folder=folder, base="tiny", label=name
         )
+
+
+def companions(forget: list[TokenSequence], tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Pairs of the true answer and another one, and answers of retain items."""
+
+    def encoded(examples: list[Example]) -> list[TokenSequence]:
+        return [encode(example, tokenizer, max_length=64) for example in examples]
+
+    sets = Sets(FORGET, RETAIN, [], [], [])
+    answers = [["someone", "no one"] for _ in FORGET]
+    making = Making(sets, forget, Companions(), encoded, tokenizer, answers)
+    return companion_sets(["alternate_pair", "mismatch"], making)
 
 
 def read_all(base: Path, out: Path) -> None:

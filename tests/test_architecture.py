@@ -34,7 +34,8 @@ ORDER = [
     ),
     *("models", "adapter_files", "lora", "heads", "scores"),
     # An edit writes with the merge engine and finds concepts as the evaluation does.
-    *("data", "unlearn", "merge", "guard", "evaluate", "edit", "attack", "calibrate", "analyse"),
+    *("data", "unlearn", "merge", "guard", "evaluate", "edit", "companions"),
+    *("attack", "calibrate", "analyse"),
     *(
         "report",
         "methods",

@@ -79,6 +79,7 @@ RUNS = [
     "joint",
     "normalized",
     "lone",
+    "pairs",
     "full",
     "last_block",
     "ngdiff",

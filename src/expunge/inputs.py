@@ -1,12 +1,15 @@
 """The data of a recipe as its stages take them: sets, questions, token sequences."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from expunge import runs
+from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
+from expunge.data.companions import Answers
 from expunge.data.examples import Example
 from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
@@ -14,6 +17,10 @@ from expunge.data.synthetic import synthesize
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
 from expunge.recipe import Recipe
+from expunge.unlearn.branch import Branch
+from expunge.unlearn.companions import CompanionSet
+from expunge.unlearn.objective import Objective
+from expunge.unlearn.sets import Half
 
 
 class Inputs:
@@ -53,6 +60,30 @@ class Inputs:
         if config is None:
             return []
         return read_mmlu(config.path if config.path == HUB else locate(config.path))
+
+    def companions(
+        self,
+        branch: Branch,
+        forget: Sequence[TokenSequence],
+        tokenizer: PreTrainedTokenizerBase,
+        alternates: Answers | None,
+    ) -> dict[Half, CompanionSet]:
+        """The sets beside forget and retain that a branch reads; `alternates` for those of them."""
+
+        def encode(examples: list[Example]) -> list[TokenSequence]:
+            return self._encode(examples, tokenizer)
+
+        config = branch.companions
+        making = Making(self.sets, forget, config, encode, tokenizer, alternates)
+        return companion_sets(Objective(branch.terms).halves, making)
+
+    @staticmethod
+    def companion_inputs(branch: Branch) -> dict[str, str]:
+        """Hashes of the files that a branch's sets are made of, beside those of the data."""
+        file, halves = branch.companions.refusal.file, Objective(branch.terms).halves
+        if file is None or not {"refusal", "refusal_pair"} & {*halves}:
+            return {}
+        return {"refusals": runs.hash_file(locate(file))}
 
     @property
     def _reading(self) -> dict[str, Any]:

@@ -6,13 +6,16 @@ from typing import Any
 
 from rich.table import Table
 
+from expunge.companions.making import COMPANIONS
 from expunge.edit.methods import EDITS
 from expunge.evaluate.metrics import METRICS
 from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
 from expunge.report.methods_page import method_rows as rows_of
+from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.forget import FORGET_LOSSES
 from expunge.unlearn.masks import MASKS
+from expunge.unlearn.preference import PREFERENCE_LOSSES
 from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.steps import STEP_RULES
@@ -22,6 +25,9 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "forget loss": FORGET_LOSSES,
     "retain loss": RETAIN_LOSSES,
     "token weighting": WEIGHTINGS,
+    "preference loss": PREFERENCE_LOSSES,
+    "departure loss": DEPARTURE_LOSSES,
+    "set beside forget and retain": COMPANIONS,
     "step rule": STEP_RULES,
     "weight mask": MASKS,
     "schedule": SCHEDULES,

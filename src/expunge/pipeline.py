@@ -13,6 +13,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, parallel, provenance, runs
+from expunge.companions.alternates import read_alternates, write_alternates
 from expunge.config import Section, parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
@@ -30,6 +31,7 @@ from expunge.report.results import Results
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.checkpoints import SHORTENED
 from expunge.unlearn.halves import Halves
+from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import tune
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
@@ -84,9 +86,23 @@ class Pipeline(Guards):
         done = self.folder.stage("target", config, self._training_inputs, build, together=True)
         return Weights(done / "model")
 
+    def alternates(self, config: Branch) -> Path:
+        """Other answers to the forget prompts, written once by the target."""
+        how = config.companions.alternate
+
+        def build(work: Path) -> None:
+            model, tokenizer = self._load(self.target)
+            seed, rows = config.companions.seed, self.recipe.evaluate.max_batch
+            write_alternates(model, tokenizer, self.sets, how, work, seed=seed, max_batch=rows)
+
+        inputs = {"target": self._target_key, "seed": str(config.companions.seed)}
+        same_text = how.model_copy(update={"each": 1})
+        return self.folder.stage("alternates", same_text, inputs, build)
+
     def branch(self, name: str, seed: int) -> Weights:
         """One unlearned branch of the target."""
         config = self.recipe.branches[name]
+        alternates = self.alternates(config) if config.reads_alternates else None
 
         def build(work: Path) -> None:
             full = config.training == "full"
@@ -94,10 +110,12 @@ class Pipeline(Guards):
             if config.blocks is not None:
                 model = first_blocks(model, config.blocks)
                 models.save_model(model, tokenizer, work / "base")
-            sets = self.sets
+            forget = self._encode(self.sets.forget, tokenizer)
+            answers = None if alternates is None else read_alternates(alternates)
             halves = Halves(
-                forget=self._encode(sets.forget, tokenizer),
-                retain=self._encode(sets.retain, tokenizer),
+                forget=forget,
+                retain=self._encode(self.sets.retain, tokenizer),
+                companions=self.companions(config, forget, tokenizer, answers),
                 cache=self.folder.store / "cache",
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
                 + (f"-{config.blocks}" if config.blocks else ""),
@@ -121,7 +139,8 @@ class Pipeline(Guards):
                 deadline=self.folder.deadline(name, seed),
             )
 
-        inputs = {"target": self._target_key, "seed": str(seed)}
+        inputs = {"target": self._target_key, "seed": str(seed), **self.companion_inputs(config)}
+        inputs |= {} if alternates is None else {"alternates": alternates.name}
         if config.watch is not None and config.watch.read == "evaluation":
             inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
         done = self.folder.stage(name, config, inputs, build, together=True)

@@ -93,6 +93,17 @@ class Recipe(Section):
             known = ", ".join(name for name in self.models if name not in self.guards)
             raise ValueError(f"{who} names no model '{model}'. Known: {known}")
 
+    @model_validator(mode="after")
+    def _every_set_has_its_data(self) -> "Recipe":
+        for name, branch in self.branches.items():
+            reads_neutral = any(term.half == "neutral" for term in branch.terms)
+            if reads_neutral and self.data.neutral is None and self.data.synthetic is None:
+                raise ValueError(
+                    f"branch '{name}' reads neutral texts, and data names none; give data.neutral "
+                    "a file with rows of id and text that neither forget nor retain holds"
+                )
+        return self
+
     @property
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""

@@ -8,7 +8,7 @@ from expunge import lora, models, parallel
 from expunge.data.batches import encode
 from expunge.data.examples import check_disjoint
 from expunge.data.sources import Source, read_examples
-from expunge.errors import DataError
+from expunge.errors import DataError, RecipeError
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
 from expunge.models import Model
@@ -65,6 +65,13 @@ def unlearn(
     parallel.refuse_several("the contest's entry point")
     start = time.monotonic()
     branches = branches or BRANCHES
+    for name, branch in branches.items():
+        extra = [term.half for term in branch.terms if term.half not in ("forget", "retain")]
+        if extra:
+            raise RecipeError(
+                f"branch '{name}' reads {extra[0]}, and the contest's entry point has the forget "
+                "and retain sets alone; expunge run makes the others"
+            )
     config = (merge or Merge()).model_copy(update={"output": "model"})
     base = models.resolve(str(model_path))
     forget, retain = (read_examples(Source(path=str(_file(d)))) for d in (forget_dir, retain_dir))

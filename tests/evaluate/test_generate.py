@@ -7,6 +7,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
 from expunge.evaluate.generate import EARLIEST_STOP, generate
 from expunge.evaluate.prompts import context_length, fit_prompts
+from expunge.evaluate.sampling import Sampler
 
 
 @pytest.fixture
@@ -104,3 +105,24 @@ def test_what_cannot_be_generated_is_refused(tiny, tokenizer):
         generate(tiny, tokenizer, [[1] * 300])
     with pytest.raises(EvaluationError, match="holds only 512"):
         fit_prompts([[1]], context_length(tiny), 512)
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 64])
+def test_what_is_drawn_does_not_depend_on_the_batch(lively, tokenizer, max_batch):
+    texts = prompts()
+
+    def drawn(seed, **options):
+        sampler = Sampler([f"{seed}:{n}" for n in range(len(texts))])
+        return generate(lively, tokenizer, texts, max_new_tokens=12, choose=sampler, **options)
+
+    assert drawn(1, max_batch=max_batch) == drawn(1)
+    assert drawn(2) != drawn(1)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    logits = torch.tensor([0.5, 0.2, 0.3]).log().expand(4000, 3)
+    sampler = Sampler([str(n) for n in range(4000)])
+    counts = torch.bincount(torch.tensor(sampler(logits, range(4000))), minlength=3) / 4000
+    torch.testing.assert_close(counts, torch.tensor([0.5, 0.2, 0.3]), atol=0.03, rtol=0)
+    cold = Sampler([str(n) for n in range(4000)], temperature=0.01)
+    assert set(cold(logits, range(4000))) == {0}

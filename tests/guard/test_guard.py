@@ -234,7 +234,10 @@ def test_guards_are_foretold(fields):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guards": {"g": {"kind": "prefx"}}}, "does not match any of the expected tags"),
+        (
+            {"guards": {"g": {"kind": "prefx"}}},
+            "no guards.g.kind is called 'prefx'. Did you mean 'prefix'",
+        ),
         ({"guards": {"g": {"kind": "prefix", "txt": "a"}}}, "Did you mean 'text'"),
         ({"guards": {"g": {"kind": "icul", "item": 2}}}, "Did you mean 'items'"),
         ({"guards": {"g": {"kind": "prefix", "of": "no"}}}, "names no model 'no'. Known: target"),

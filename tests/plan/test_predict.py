@@ -38,7 +38,8 @@ def test_steps_and_tokens_are_those_that_training_forwards(recipe, tmp_path, mon
     monkeypatch.setattr(Passes, "backward", counted)
     pipeline = Pipeline(recipe, tmp_path)
     data = encoded(pipeline, load_tokenizer(pipeline.original.base))
-    work = tuning(recipe.tune, data), unlearning(recipe.branches["strong"], data, 42)
+    halves = data.halves("strong", tmp_path)
+    work = tuning(recipe.tune, data), unlearning(recipe.branches["strong"], halves, 42)
     for training, make in zip(
         work, (lambda: pipeline.target, lambda: pipeline.branch("strong", 42)), strict=True
     ):

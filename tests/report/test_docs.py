@@ -22,7 +22,7 @@ def npo(current, reference, *, beta=0.1):
     fades as r falls.
 
     Source: Zhang et al. 2024,
-    arXiv:2404.05868.
+        arXiv:2404.05868.
     Differs: per token | not per sequence.
     """
 

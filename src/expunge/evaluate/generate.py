@@ -1,4 +1,4 @@
-"""Greedy generation for many prompts at once, with a cache of slots that are refilled as rows end.
+"""Generation for many prompts at once, with a cache of slots that are refilled as rows end.
 
 Dimensions: R live rows of S slots, C columns of the cache (one a token), d width, V vocabulary.
 Prompts are read in packs, without padding. Each row then writes at its own column, and a mask
@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import CacheLayerMixin
 
 from expunge.evaluate.prompts import check_prompts
+from expunge.evaluate.recurrent import Choose, continued_alone
 from expunge.packs import Pack, hidden_states, in_buckets, token_logits
 from expunge.progress import progress
 
@@ -42,19 +43,21 @@ def generate(
     max_new_tokens: int = 256,
     max_batch: int = MAX_BATCH,
     settled: Settled | None = None,
+    choose: Choose | None = None,
     label: str = "generate",
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token, without its end-of-text token.
+    """A continuation of each prompt, without its end-of-text token.
 
-    A row ends at end of text, at `max_new_tokens`, or where `settled` says so. `settled` exists
-    because a destroyed model never ends its text: whoever knows the metrics may cut what cannot
-    change them, never before EARLIEST_STOP tokens, which is the text that collapse measures read.
+    Each token is the likeliest, or what `choose` takes. A row ends at end of text, at
+    `max_new_tokens`, or where `settled` says so. `settled` exists because a destroyed model never
+    ends its text: whoever knows the metrics may cut what cannot change them, never before
+    EARLIEST_STOP tokens, which is the text that collapse measures read.
     """
     check_prompts(model, prompts, max_new_tokens)
     if in_buckets(model):
-        return [_alone(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+        return continued_alone(model, tokenizer, prompts, max_new_tokens, choose)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
-    rows = _Rows(model, tokenizer, min(max_batch, len(prompts)), settled, max_new_tokens)
+    rows = _Rows(model, tokenizer, min(max_batch, len(prompts)), settled, max_new_tokens, choose)
     with progress(label, len(prompts), "prompts") as bar:
         while waiting or rows.live:
             free = rows.slots - len(rows.live)
@@ -64,27 +67,6 @@ def generate(
             if rows.live:
                 bar(rows.step())
     return [rows.done[i] for i in range(len(prompts))]
-
-
-def _alone(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-) -> list[int]:
-    """One continuation by the model's own way, where it keeps a state that slots cannot hold."""
-    tokens = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-    end = tokenizer.eos_token_id
-    made = model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    new = made[0, len(prompt) :].tolist()
-    return new[: new.index(end)] if end in new else new
 
 
 def end_pack(sequences: Sequence[Sequence[int]], device: torch.device, start: int = 0) -> Pack:
@@ -161,6 +143,7 @@ class _Rows:
     slots: int
     settled: Settled | None
     max_new_tokens: int
+    choose: Choose | None = None
     live: list[_Row] = field(default_factory=list)
     done: dict[int, list[int]] = field(default_factory=dict)
     cache: Cache | None = None
@@ -204,7 +187,8 @@ class _Rows:
                 use_cache=True,
             ).last_hidden_state[:, 0]  # (R, d)
         )
-        for row, token in zip(self.live, self._likeliest(states), strict=True):
+        numbers = [row.number for row in self.live]
+        for row, token in zip(self.live, self._next(states, numbers), strict=True):
             row.length += 1
             row.new.append(token)
         return self._retire()
@@ -217,7 +201,7 @@ class _Rows:
         if self.cache is None:
             self.cache = self._empty_cache(packed, columns)
         start = 0
-        for number, token in zip(numbers, self._likeliest(states), strict=True):
+        for number, token in zip(numbers, self._next(states, numbers), strict=True):
             length, slot = len(prompts[number]), len(self.live)
             for source, target in zip(packed.layers, self.cache.layers, strict=True):
                 target.keys[slot, :, :length] = source.keys[0, :, start : start + length]  # pyright: ignore
@@ -236,8 +220,9 @@ class _Rows:
             )
         return Cache(layers=layers)
 
-    def _likeliest(self, states: Tensor) -> list[int]:
-        return token_logits(self.model, states, choosing=True).argmax(-1).tolist()
+    def _next(self, states: Tensor, numbers: Sequence[int]) -> list[int]:
+        logits = token_logits(self.model, states, choosing=True)
+        return self.choose(logits, numbers) if self.choose else logits.argmax(-1).tolist()
 
     def _retire(self, first: int = 0) -> int:
         """Take out the rows that ended, from slot `first` on; the last row moves to the gap."""

@@ -14,7 +14,16 @@ from expunge.pipeline import Pipeline
 from expunge.plan.folder import Seen, mark_of
 from expunge.plan.rates import Rates, measure
 from expunge.plan.settings import Settings, machine, settings_of
-from expunge.plan.work import Encoded, Reading, Training, reading, survey, tuning, unlearning
+from expunge.plan.work import (
+    Encoded,
+    Reading,
+    Training,
+    reading,
+    survey,
+    tuning,
+    unlearning,
+    writing,
+)
 from expunge.recipe import Recipe
 from expunge.unlearn.footprint import BYTES, PROCESS, Demand, Shape, memory_of
 from expunge.unlearn.preparing import branch_demand
@@ -109,8 +118,8 @@ def demands_of(recipe: Recipe, data: Encoded) -> dict[str, Demand]:
     if recipe.tune is not None:
         items = [*data.forget, *data.retain]
         found["target"] = tune_demand(recipe.tune, items, data.neutral)
-    halves = data.halves(Path())
     for name, branch in recipe.branches.items():
+        halves = data.halves(name, Path())
         found[name] = branch_demand(
             branch, halves, seed=recipe.seeds[0], weights=recipe.model.dtype
         )
@@ -145,14 +154,19 @@ class _Foreteller:
         if name.startswith("evaluate-"):
             model = name.removeprefix("evaluate-")
             work = reading(model, self.pipeline, self.data, tokenizer)
-            fixed, memory, how = self._evaluate(model, work)
+            fixed, memory, how = self._evaluate(work)
+            return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        if name == "alternates" and name not in recipe.branches:
+            works = [writing(b, self.data) for b in recipe.branches.values() if b.reads_alternates]
+            work = max(works, key=lambda one: sum(one.written))
+            fixed, memory, how = self._evaluate(work)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "target":
             assert recipe.tune is not None
             work, full = tuning(recipe.tune, self.data), True
         else:
             branch = recipe.branches[name]
-            work = unlearning(branch, self.data, seen.seed or 0)
+            work = unlearning(branch, self.data.halves(name, Path()), seen.seed or 0)
             full = branch.training == "full"
         fixed = self._fixed(name, work, full)
         training = self.rates.token[name] * work.tokens
@@ -195,7 +209,7 @@ class _Foreteller:
         held = 2 * shape.parameters * 4 if read else 0
         return seconds, PROCESS + held + size, f"{passes * read} tokens read, at most"
 
-    def _evaluate(self, name: str, work: Reading) -> tuple[float, int, str]:
+    def _evaluate(self, work: Reading) -> tuple[float, int, str]:
         recipe, rates = self.recipe, self.rates
         rows = recipe.evaluate.max_batch
         steps = max([*work.written[:1], sum(work.written) // rows])
@@ -205,7 +219,7 @@ class _Foreteller:
         fixed = OVERHEAD + rates.load[recipe.model.dtype] + size * rates.hashed
         seconds = fixed + work.read * rates.read + writing
         how = f"{work.read} tokens read, {sum(work.written)} written, at most"
-        longest = work.longest + recipe.evaluate.max_new_tokens
+        longest = work.longest + max(recipe.evaluate.max_new_tokens, *work.written[:1])
         memory = _reading_memory(rates.shape, BYTES[recipe.model.dtype], rows, longest, work.read)
         return seconds, memory, how
 

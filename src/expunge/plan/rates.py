@@ -26,7 +26,7 @@ from expunge.lora import Lora
 from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
-from expunge.plan.work import Encoded, encoded
+from expunge.plan.work import Encoded, encoded, step_tokens
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
@@ -194,25 +194,21 @@ def _branch(
     work: Path,
 ) -> None:
     model = _load(rates, base, "float32" if config.training == "full" else dtype)
-    phase, halves = _first(config, data, seed, work / name)
+    phase, halves = _first(config, data.halves(name, work / name), seed)
     forget_peak()
     plain = tuple(term.model_copy(update={"weighting": None}) for term in config.terms)
     short = config.model_copy(update={"terms": plain})
     made = prepared(model, halves, short, seed=seed, made=[phase])
-    tokens = [
-        sum(len(halves.forget[i].tokens) for b in step for i in b.forget)
-        + sum(len(halves.retain[i].tokens) for b in step for i in b.retain)
-        for step in phase.steps
-    ]
+    tokens = step_tokens(config, halves, [phase])
     demand = branch_demand(config, halves, seed=seed, weights=dtype, made=[phase])
     model.train()
     parts = made.parameters, made.gradient, tokens
     _time(rates, name, *parts, config.optimizer, demand, work)
 
 
-def _first(config: Branch, data: Encoded, seed: int, cache: Path) -> tuple[Phase, Halves]:
+def _first(config: Branch, halves: Halves, seed: int) -> tuple[Phase, Halves]:
     """The first steps of a branch, over the items that they read alone."""
-    phases, halves = data.halves(cache).planned(config.schedule, seed=seed)
+    phases, halves = halves.planned(config.schedule, seed=seed)
     steps = [step for phase in phases for step in phase.steps][: STEPS + 1]
     forget = sorted({i for step in steps for b in step for i in b.forget} or {0})
     retain = sorted({i for step in steps for b in step for i in b.retain} or {0})
@@ -227,8 +223,13 @@ def _first(config: Branch, data: Encoded, seed: int, cache: Path) -> tuple[Phase
         ]
         for step in steps
     ]
-    chosen = [halves.forget[i] for i in forget], [halves.retain[i] for i in retain]
-    return Phase(moved), Halves(*chosen, cache, "plan")
+    turns = sum(len(batch.retain or batch.forget) for step in steps for batch in step)
+    return Phase(moved), replace(
+        halves,
+        forget=[halves.forget[i] for i in forget],
+        retain=[halves.retain[i] for i in retain],
+        companions={half: own.only(forget, turns) for half, own in halves.companions.items()},
+    )
 
 
 def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:

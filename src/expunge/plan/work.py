@@ -5,7 +5,7 @@ The schedules are seeded, so what a run will forward is known before it starts.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -19,11 +19,17 @@ from expunge.evaluate.mmlu import HUB, Mmlu, Question, prompt, read_mmlu, sample
 from expunge.pipeline import Pipeline
 from expunge.plan.folder import Survey, Unmade
 from expunge.recipe import Recipe
+from expunge.unlearn.companions import CompanionSet
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.masks import MASKS
 from expunge.unlearn.objective import Objective
+from expunge.unlearn.schedule import Phase
 from expunge.unlearn.section import Branch
+from expunge.unlearn.sets import Half
 from expunge.unlearn.tune import Tune, tune_steps
+
+REQUEST_TOKENS = 40
+"""Tokens by which asking for an alternate is longer than the prompt, about."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,14 @@ class Encoded:
     retain: list[TokenSequence]
     neutral: list[TokenSequence]
     documents: list[TokenSequence]
+    companions: dict[str, dict[Half, CompanionSet]] = field(default_factory=dict)
+    """The other sets that a branch reads, by its name. Alternates are not written yet: the true
+    answer stands in for each."""
 
-    def halves(self, cache: Path) -> Halves:
-        """Both halves, as a branch takes them."""
-        return Halves(self.forget, self.retain, cache, "plan")
+    def halves(self, branch: str, cache: Path) -> Halves:
+        """The sets of a branch, as it takes them."""
+        companions = self.companions.get(branch, {})
+        return Halves(self.forget, self.retain, cache, "plan", companions)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,16 @@ def encoded(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         encode_document(document, tokenizer, max_length=length)
         for document in (*sets.members, *sets.nonmembers, *NEUTRAL)
     ]
-    return Encoded(tokens(sets.forget), tokens(sets.retain), tokens(sets.neutral), documents)
+    forget = tokens(sets.forget)
+    companions = {
+        name: pipeline.companions(branch, forget, tokenizer, _unwritten(sets.forget, branch))
+        for name, branch in recipe.branches.items()
+    }
+    return Encoded(forget, tokens(sets.retain), tokens(sets.neutral), documents, companions)
+
+
+def _unwritten(forget: Sequence[Example], branch: Branch) -> list[list[str]]:
+    return [branch.companions.alternate.count * [example.answer] for example in forget]
 
 
 def tuning(config: Tune, data: Encoded) -> Training:
@@ -104,27 +123,42 @@ def tuning(config: Tune, data: Encoded) -> Training:
     return Training(len(steps), tokens, sum(neutral) if held else 0)
 
 
-def unlearning(config: Branch, data: Encoded, seed: int) -> Training:
+def unlearning(config: Branch, halves: Halves, seed: int) -> Training:
     """The work of a branch."""
     objective = Objective(config.terms)
-    phases, halves = data.halves(Path()).planned(config.schedule, seed=seed)
-    lengths = {
-        half: [len(text.tokens) for text in halves.of(half)] for half in ("forget", "retain")
-    }
-    steps = [step for phase in phases for step in phase.steps]
-    tokens = sum(
-        lengths[half][index]
-        for step in steps
-        for batch in step
-        for half in ("forget", "retain")
-        if objective.on(half)
-        for index in (batch.forget if half == "forget" else batch.retain)
+    phases, planned = halves.planned(config.schedule, seed=seed)
+    tokens = step_tokens(config, planned, phases)
+    passes = () if config.mask is None else MASKS[config.mask.kind].passes
+    scored = sum(len(text.tokens) for half in passes for text in halves.of(half))
+    reference = sum(
+        len(sequence.tokens)
+        for half in objective.halves
+        if objective.asks(half)
+        for sequence in planned.of(half)
     )
-    if config.mask is not None:
-        read = {"forget": data.forget, "retain": data.retain}
-        tokens += sum(len(t.tokens) for half in MASKS[config.mask.kind].passes for t in read[half])
-    reference = sum(sum(lengths[half]) for half in ("forget", "retain") if objective.asks(half))
-    return Training(len(steps), tokens, reference)
+    return Training(len(tokens), sum(tokens) + scored, reference)
+
+
+def step_tokens(config: Branch, halves: Halves, phases: Sequence[Phase]) -> list[int]:
+    """Tokens that each step of a branch forwards, companions among them."""
+    objective = Objective(config.terms)
+    return [
+        sum(
+            len(halves.of(half)[index].tokens)
+            for batch in step
+            for half, items in objective.read(batch).items()
+            for index in items
+        )
+        for step in halves.steps(phases)
+    ]
+
+
+def writing(config: Branch, data: Encoded) -> Reading:
+    """The work of writing alternates, if the model never ends one and none is asked for again."""
+    how = config.companions.alternate
+    prompts = [sequence.answer_start + REQUEST_TOKENS for sequence in data.forget]
+    written = (how.max_new_tokens,) * (how.count * len(prompts))
+    return Reading(how.count * sum(prompts), written, max(prompts))
 
 
 def reading(

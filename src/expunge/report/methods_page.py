@@ -129,6 +129,7 @@ _HEAD = """\
 # Methods
 """
 
+_LABELS = ("Source:", "Differs:")
 _COLUMNS = ["name", "what it does", "source", "fidelity", "needs", "cost", "tested by"]
 
 
@@ -162,11 +163,12 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _parts(paragraph: str) -> list[str]:
-    """Split a paragraph where indentation starts or ends, or a label begins."""
+    """Split a paragraph where a label begins, or before one where indentation starts or ends."""
     parts: list[list[str]] = []
     for line in paragraph.splitlines():
-        label = line.startswith(("Source:", "Differs:"))
-        if not parts or label or line.startswith(" ") != parts[-1][-1].startswith(" "):
+        label = line.startswith(_LABELS)
+        turns = bool(parts) and line.startswith(" ") != parts[-1][-1].startswith(" ")
+        if not parts or label or (turns and not parts[-1][0].startswith(_LABELS)):
             parts.append([])
         parts[-1].append(line)
     return ["\n".join(part) for part in parts]

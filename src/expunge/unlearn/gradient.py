@@ -6,8 +6,9 @@ import torch
 from torch.nn import Parameter
 
 from expunge import models, sharding
-from expunge.unlearn.passes import Chosen, Passes
-from expunge.unlearn.schedule import MicroBatch
+from expunge.unlearn.companions import Chosen, on_sides
+from expunge.unlearn.passes import Passes
+from expunge.unlearn.sets import SETS, Side
 from expunge.unlearn.steps import STEP_RULES, Now, State, Step
 from expunge.unlearn.trainer import Gradient, Optimizer, autocast
 
@@ -15,7 +16,7 @@ from expunge.unlearn.trainer import Gradient, Optimizer, autocast
 def step_gradient(
     passes: Passes,
     parameters: Mapping[str, Parameter],
-    steps: Sequence[Sequence[MicroBatch]],
+    steps: Sequence[Sequence[Chosen]],
     step: Step,
     optimizer: Optimizer,
     *,
@@ -28,19 +29,19 @@ def step_gradient(
     """
     model, objective = passes.model, passes.objective
     recalling, state = passes.recalling(), step.start(optimizer.lr)
-    rest = [half for half in passes.halves if half != "forget" and objective.on(half)]
+    rest = ["retain"] if any(SETS[half].side == "retain" for half in objective.halves) else []
     rule = STEP_RULES[step.rule].fn
 
     def gradient(number: int) -> dict[str, float]:
-        def chosen(*halves: str) -> list[Chosen]:
-            return [batch.of(*halves) for batch in steps[number]]
+        def chosen(*sides: Side) -> list[Chosen]:
+            return [on_sides(batch, sides) for batch in steps[number]]
 
-        def backward(*halves: str, scale: Mapping[str, float] | None = None) -> dict[str, float]:
-            return passes.backward(chosen(*halves), scale)
+        def backward(*sides: Side, scale: Mapping[str, float] | None = None) -> dict[str, float]:
+            return passes.backward(chosen(*sides), scale)
 
-        def losses(*halves: str) -> dict[str, float]:
+        def losses(*sides: Side) -> dict[str, float]:
             with now.without_dropout(), torch.no_grad():
-                found = passes.backward(chosen(*halves))
+                found = passes.backward(chosen(*sides))
             sharding.release(model)
             return found
 

@@ -1,19 +1,20 @@
-"""The two halves of the data, as tokens, and what the steps of a schedule mean over them."""
+"""The tokens of every set of a branch, and what the steps of a schedule mean over them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.data.batches import TokenSequence
-from expunge.unlearn.objective import Half
+from expunge.unlearn.companions import Chosen, CompanionSet, with_companions
 from expunge.unlearn.schedule import Phase, Schedule, phases, row_of
+from expunge.unlearn.sets import Half
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The tokens of both halves, and where their reference scores are cached."""
+    """The tokens of all sets, and where their reference scores are cached."""
 
     forget: Sequence[TokenSequence]
     retain: Sequence[TokenSequence]
@@ -21,10 +22,19 @@ class Halves:
     """Folder of the reference files."""
     cache_key: str
     """Stands for the target model and the data."""
+    companions: Mapping[Half, CompanionSet] = field(default_factory=dict)
+    """The sets beside the halves that a term reads."""
+
+    @property
+    def names(self) -> tuple[Half, ...]:
+        """The sets that are there."""
+        return ("forget", "retain", *self.companions)
 
     def of(self, half: Half) -> Sequence[TokenSequence]:
-        """The sequences of one half."""
-        return self.forget if half == "forget" else self.retain
+        """The sequences of one set."""
+        if half in ("forget", "retain"):
+            return self.forget if half == "forget" else self.retain
+        return self.companions[half].sequences
 
     def planned(self, config: Schedule, *, seed: int) -> tuple[list[Phase], Halves]:
         """The phases of a run, and the items that their indices mean."""
@@ -35,3 +45,7 @@ class Halves:
         kept = [replace(s, id=f"{s.id} (kept)") for s in self.forget]
         both = [*self.retain, *kept]
         return made, replace(self, retain=both, cache_key=f"{self.cache_key}-{config.kind}")
+
+    def steps(self, made: Sequence[Phase]) -> list[list[Chosen]]:
+        """The micro-batches of every step, with the companions of their items."""
+        return with_companions([step for phase in made for step in phase.steps], self.companions)

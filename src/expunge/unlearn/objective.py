@@ -1,10 +1,9 @@
-"""Objectives: a weighted sum of loss terms, each on one half of the data and over one scope.
+"""Objectives: a weighted sum of loss terms, each on one set of the data and over one scope.
 
 Shapes: B sequences of a micro-batch, N scored tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -15,24 +14,20 @@ from expunge.data.batches import Scope
 from expunge.errors import RecipeError
 from expunge.registry import lookup
 from expunge.scores import Scores
-from expunge.unlearn.forget import FORGET_LOSSES
 from expunge.unlearn.losses import Hidden, Loss
 from expunge.unlearn.reference import Asked
-from expunge.unlearn.retain import RETAIN_LOSSES
+from expunge.unlearn.sets import SETS, Half
 from expunge.unlearn.weighting import Weighting
-
-Half = Literal["forget", "retain"]
-TABLES = {"forget": FORGET_LOSSES, "retain": RETAIN_LOSSES}
 
 
 class Term(Section):
     """One weighted loss."""
 
     half: Half
-    """The half of the data it reads; decides which table `loss` is looked up in."""
+    """The set it reads: forget, retain, or what is made to go with their items (`companions`)."""
 
     loss: str
-    """A name in FORGET_LOSSES or RETAIN_LOSSES."""
+    """A name in a loss table, among those that make sense on the set."""
 
     weight: float = Field(default=1.0, gt=0)
     """Its factor in the sum."""
@@ -70,7 +65,7 @@ class Term(Section):
     @property
     def row(self) -> Loss:
         """The row of the loss table."""
-        return lookup(TABLES[self.half], self.loss, f"{self.half} loss")
+        return lookup(SETS[self.half].losses, self.loss, f"{self.half} loss")
 
     @property
     def skips(self) -> int:
@@ -102,7 +97,7 @@ class Objective:
         self.terms = terms
 
     def on(self, half: Half) -> tuple[Term, ...]:
-        """The terms that read one half."""
+        """The terms that read one set."""
         return tuple(term for term in self.terms if term.half == half)
 
     def numbered(self, half: Half) -> list[tuple[int, Term]]:
@@ -119,6 +114,15 @@ class Objective:
         alike = [n for n, term in self.numbered(half) if term.loss == loss]
         place = alike.index(number)
         return f"{half}.{loss}" + (f".{place + 1}" if place else "")
+
+    @property
+    def halves(self) -> tuple[Half, ...]:
+        """The sets that a term reads, in the order of SETS."""
+        return tuple(half for half in SETS if self.on(half))
+
+    def read(self, batch: Mapping[Half, tuple[int, ...]]) -> dict[Half, tuple[int, ...]]:
+        """Of a micro-batch the sets that a term reads."""
+        return {half: items for half, items in batch.items() if items and self.on(half)}
 
     def scope(self, half: Half) -> Scope:
         """The widest scope that a term of this half reads."""

@@ -16,11 +16,10 @@ from expunge import parallel
 from expunge.data.batches import pack, packs_by_length
 from expunge.errors import TrainingError
 from expunge.scores import LEAST_WEIGHT, Scores, score
+from expunge.unlearn.companions import Chosen
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.readings import HalfData, mean_norm, read, weights_in
-
-Chosen = Mapping[Half, tuple[int, ...]]
-"""A micro-batch: the indices of its items, by half."""
+from expunge.unlearn.sets import SETS, units
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class _Part:
 
 @dataclass
 class Passes:
-    """The data of both halves, ready to give gradients for chosen items of one or of both."""
+    """The data of all sets, ready to give gradients for chosen items of one or of several."""
 
     model: PreTrainedModel
     halves: Mapping[Half, HalfData]
@@ -45,14 +44,14 @@ class Passes:
     def backward(
         self, batches: Sequence[Chosen], scale: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """Add the gradient of the mean loss over the micro-batches, that of a half by its `scale`.
+        """Add the gradient of the mean loss over the micro-batches, that of a side by its `scale`.
 
         Packs are filled with whole micro-batches up to `max_tokens`; a larger one is forwarded item
-        by item where its loss can be formed from parts. So the result does not depend on that
-        limit. Returns the total of each half and each term, averaged. Of several ranks each adds
-        the gradient of its share of the items; the record is that of all.
+        by item where its loss can be formed from parts (a pair stays a pair). So the result does
+        not depend on that limit. Returns the total of each side and each term, averaged. Of several
+        ranks each adds the gradient of its share of the items; the record is that of all.
         """
-        read = [self._read(batch) for batch in batches]
+        read = [self.objective.read(batch) for batch in batches]
         record = {name: 0.0 for half in self._halves(read) for name in self._names(half)}
         broken: list[str] = []
         for group in self._my_groups(read) if record else []:
@@ -73,9 +72,10 @@ class Passes:
                         self._norms,
                     )
                     broken += self._broken(loss, current, half, items, start)
-                    factor = 1.0 if scale is None else scale.get(half, 1.0)
+                    side = SETS[half].side
+                    factor = 1.0 if scale is None else scale.get(side, 1.0)
                     total = total + factor * loss / len(batches)
-                    values[half] = float(loss.detach())
+                    values[side] = float(loss.detach())
                     for name, value in values.items():
                         record[name] += value / len(batches)
                     start = stop
@@ -101,6 +101,8 @@ class Passes:
         found = {}
         device = next(self.model.parameters()).device
         for half, data in self.halves.items():
+            if half not in ("forget", "retain"):
+                continue
             total, own = 0.0, data.sequences[: data.own]
             chosen = own[:: max(1, len(own) // (sample or len(own)))]
             for group in packs_by_length(chosen, max_tokens=self.max_tokens):
@@ -108,16 +110,13 @@ class Passes:
             found[f"nll.{half}"] = total / len(chosen)
         return found
 
-    def _read(self, batch: Chosen) -> Chosen:
-        """The halves of a micro-batch that a term reads."""
-        return {half: items for half, items in batch.items() if items and self.objective.on(half)}
-
     def _halves(self, batches: Sequence[Chosen]) -> list[Half]:
         return [half for half in self.halves if any(half in batch for batch in batches)]
 
     def _names(self, half: Half) -> list[str]:
-        """What is logged of one half."""
-        return [half, *(self.objective.name(n) for n, _ in self.objective.numbered(half))]
+        """What is logged of one set."""
+        named = (self.objective.name(number) for number, _ in self.objective.numbered(half))
+        return [SETS[half].side, *named]
 
     def _my_groups(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
         """This rank's packs. Every rank has as many, for it takes part in gathering weights; one
@@ -128,12 +127,12 @@ class Passes:
         if not missing:
             return mine
         items: list[Chosen] = [
-            {half: (index,)} for batch in batches for half in batch for index in batch[half]
+            {half: one} for batch in batches for half in batch for one in units(half, batch[half])
         ]
         return mine + missing * [[_Part(min(items, key=self._tokens), {})]]
 
     def _dealt(self, batches: Sequence[Chosen]) -> list[list[_Part]]:
-        """For each rank its part of each micro-batch: some of the items of a half, or all or none
+        """For each rank its part of each micro-batch: some of the items of a set, or all or none
         of them where the loss cannot be formed from parts."""
         if parallel.world() == 1:
             return [[_Part(batch, batch) for batch in batches]]
@@ -152,11 +151,11 @@ class Passes:
         return dealt
 
     def _pieces(self, batch: Chosen) -> list[Chosen]:
-        """What of a micro-batch may be forwarded apart: each item of a half, or the half."""
+        """What of a micro-batch may be forwarded apart: each item of a set, or the set."""
         found: list[Chosen] = []
         for half, items in batch.items():
             split = self.objective.divisible(half)
-            found.extend({half: piece} for piece in ([(i,) for i in items] if split else [items]))
+            found.extend({half: piece} for piece in (units(half, items) if split else [items]))
         return found
 
     def _groups(self, parts: Sequence[_Part]) -> list[list[_Part]]:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models, sharding
 from expunge.errors import TrainingError
-from expunge.unlearn.footprint import Demand, sizes
+from expunge.unlearn.companions import on_sides
+from expunge.unlearn.footprint import Demand
 from expunge.unlearn.gradient import step_gradient
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.hidden import freeze_beyond
@@ -21,6 +22,7 @@ from expunge.unlearn.readings import HalfData, weights_of
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
 from expunge.unlearn.schedule import Phase
 from expunge.unlearn.section import Branch
+from expunge.unlearn.sets import SIDES, Side, units
 from expunge.unlearn.steps import State
 from expunge.unlearn.trainer import (
     Gradient,
@@ -61,6 +63,7 @@ def prepared(
     The `tokenizer` is for terms that weigh tokens by what they say.
     """
     objective = Objective(config.terms)
+    check_companions(objective, halves)
     check_model(config.terms, model.config)
     config.step.check_model(model)
     if sharding.is_sharded(model) and not config.rule.sharded:
@@ -77,14 +80,14 @@ def prepared(
     if made is None:
         made, halves = halves.planned(config.schedule, seed=seed)
     data: dict[Half, HalfData] = {}
-    for half in ("forget", "retain"):
+    for half in halves.names:
         reference = _reference(model, objective, half, halves, config.optimizer)
         weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
         alone = own if half == "retain" else None
         data[half] = HalfData(halves.of(half), reference, weights, alone)
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
-    steps = [step for phase in made for step in phase.steps]
+    steps = halves.steps(made)
     if config.optimizer.checkpointing:
         recompute_blocks(model)
     note = {"unguarded": 1.0} if config.unguarded else {}
@@ -108,37 +111,44 @@ def branch_demand(
     """
     if made is None:
         made, halves = halves.planned(config.schedule, seed=seed)
-    forget, retain = ([len(s.tokens) for s in half] for half in (halves.forget, halves.retain))
     objective, full = Objective(config.terms), config.training == "full"
-    passes, pieces = set(), [max(forget), max(retain)]
-    for step in (step for phase in made for step in phase.steps):
-        one = sizes([batch.forget for batch in step], forget)
-        two = sizes([batch.retain for batch in step], retain)
-        pieces += [0 if objective.divisible("forget") else max(one)]
-        pieces += [0 if objective.divisible("retain") else max(two)]
-        if config.rule.apart or not objective.on("retain"):
-            passes |= {one, two} if objective.on("retain") else {one}
-        else:
-            passes.add(tuple(map(sum, zip(one, two, strict=True))))
+    lengths = {half: [len(s.tokens) for s in halves.of(half)] for half in halves.names}
+    together: list[tuple[Side, ...]] = [("forget",), ("retain",)] if config.rule.apart else [SIDES]
+    passes, piece = set(), max(*lengths["forget"], *lengths["retain"])
+
+    def tokens(half: Half, items: tuple[int, ...]) -> int:
+        return sum(lengths[half][index] for index in items)
+
+    for step in halves.steps(made):
+        for sides in together:
+            read = [objective.read(on_sides(batch, sides)) for batch in step]
+            passes.add(tuple(sum(tokens(h, batch[h]) for h in batch) for batch in read))
+            for batch in read:
+                for half, items in batch.items():
+                    parts = units(half, items) if objective.divisible(half) else [items]
+                    piece = max([piece, *(tokens(half, part) for part in parts)])
     return Demand(
         optimizer=config.optimizer,
         weights="float32" if full else weights,
         passes=tuple(sorted(passes)),
-        piece=max(pieces),
-        longest=max(*forget, *retain),
+        piece=piece,
+        longest=max(max(found) for found in lengths.values()),
         rank=None if full else config.lora.rank,
         mask=config.mask,
         dropout=not full and config.lora.dropout > 0,
         kl=any(
-            objective.needs_kl(half) or objective.reads(half, "logits")
-            for half in ("forget", "retain")
+            objective.needs_kl(half) or objective.reads(half, "logits") for half in halves.names
         ),
-        kept=sum(
-            objective.asks(half).vectors * sum(len(s.tokens) for s in halves.of(half))
-            for half in ("forget", "retain")
-        ),
+        kept=sum(objective.asks(half).vectors * sum(lengths[half]) for half in halves.names),
         buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds
     )
+
+
+def check_companions(objective: Objective, halves: Halves) -> None:
+    """Refuse terms on sets that whoever trains did not hand over."""
+    for half in objective.halves:
+        if half not in halves.names:
+            raise TrainingError(f"a term reads {half}, and no such items were given to training")
 
 
 def _reference(
@@ -152,7 +162,8 @@ def _reference(
     if not asked:
         return None
     scope = objective.scope(half)
-    name = f"{halves.cache_key}-{half}-{scope}{asked.label(trains_head(model))}.safetensors"
+    which = half if half in ("forget", "retain") else f"{half}-{halves.companions[half].key}"
+    name = f"{halves.cache_key}-{which}-{scope}{asked.label(trains_head(model))}.safetensors"
     return cached_reference(
         model,
         halves.of(half),

@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from expunge.config import Section
 from expunge.lora import Lora
+from expunge.unlearn.companions import Companions
 from expunge.unlearn.masks import Mask
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
+from expunge.unlearn.sets import SETS
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
 from expunge.unlearn.trainer import (
     Optimizer,
@@ -32,6 +34,9 @@ class Branch(Section):
     lora: Lora = Field(default_factory=Lora)
     """The adapter, where training is `lora`."""
 
+    companions: Companions = Field(default_factory=Companions)
+    """How the sets that terms read beside forget and retain are made."""
+
     schedule: Schedule = Field(default_factory=Pairing)
     """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
 
@@ -49,17 +54,18 @@ class Branch(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "Branch":
-        halves = {term.half for term in self.terms}
-        if "forget" not in halves:
-            raise ValueError("terms must hold at least one half: forget")
+        sides = {SETS[term.half].side for term in self.terms}
+        if "forget" not in sides:
+            known = ", ".join(half for half, row in SETS.items() if row.side == "forget")
+            raise ValueError(f"terms must hold at least one half: forget (or one of {known})")
         compares = self.step.rule if self.rule.apart else None
-        check_schedule(self.schedule, retains="retain" in halves, apart=compares)
+        check_schedule(self.schedule, retains="retain" in sides, apart=compares)
         if self.mask is not None and self.training == "lora":
             raise ValueError(
                 "a mask needs training: full; an adapter is confined by lora.layers and "
                 "lora.targets"
             )
-        if "retain" in self.rule.needs and "retain" not in halves:
+        if "retain" in self.rule.needs and "retain" not in sides:
             raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")
         rank = self.lora.rank if self.training == "lora" else None
         self.step.check(self.terms, self.optimizer, rank)
@@ -69,6 +75,11 @@ class Branch(Section):
                 f"the terms read no block behind {deepest}, and lora.layers begins at {min(layers)}"
             )
         return self
+
+    @property
+    def reads_alternates(self) -> bool:
+        """Whether a term needs what only the target can write."""
+        return any(term.half in ("alternate", "alternate_pair") for term in self.terms)
 
     @property
     def rule(self) -> StepRule:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class MaskRow:
     """(model, section) → what may move; or Evidence → a score of each entry, where it `scores`."""
     test: str
     scores: bool = False
-    passes: tuple[str, ...] = ()
+    passes: tuple[Literal["forget", "retain"], ...] = ()
     """Halves that a forward and backward pass is made over."""
     inputs: bool = False
     """Reads the norms of the inputs of linear layers, and scores those alone."""

@@ -1,0 +1,1 @@
+"""What goes with the forget items, made before training: by rule, or written by the target."""

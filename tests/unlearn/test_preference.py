@@ -1,0 +1,71 @@
+"""Preference and departure losses: values by hand, the limits of their papers, their bounds."""
+
+import math
+
+import pytest
+import torch
+
+from expunge.scores import Scores
+from expunge.unlearn.departure import kl_away
+from expunge.unlearn.preference import PREFERENCE_LOSSES, dpo
+
+
+def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
+    owner = torch.tensor([n for n, tokens in enumerate(sequences) for _ in tokens])
+    logps = torch.tensor([v for tokens in sequences for v in tokens], dtype=torch.float64)
+    divergence = None if kl is None else torch.tensor(kl, requires_grad=True)
+    return Scores(logps.requires_grad_(), owner, len(sequences), divergence)
+
+
+# Two pairs: win, lose, win, lose.
+NOW = [[-1.0, -2.0], [-3.0], [-0.5], [-1.0, -1.0]]
+REF = [[-2.0, -2.0], [-1.0], [-1.0], [-1.0, -4.0]]
+
+
+def test_dpo_by_hand():
+    # r_win - r_lose: (-3 + 4) - (-3 + 1) = 3, and (-0.5 + 1) - (-2 + 5) = -2.5
+    expected = [math.log(1 + math.exp(-0.5 * margin)) for margin in (3.0, -2.5)]
+    plain = dpo(scores(*NOW), scores(*REF), beta=0.5, factor=1.0)
+    assert plain.tolist() == pytest.approx(expected)
+    scaled = dpo(scores(*NOW), scores(*REF), beta=0.5)
+    assert scaled.tolist() == pytest.approx([4 * value for value in expected])
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 2.0])
+def test_dpo_starts_at_two_over_beta_times_log_two(beta):
+    value = dpo(scores(*NOW), scores(*NOW), beta=beta).mean().item()
+    assert value == pytest.approx(2 / beta * math.log(2))
+
+
+def test_dpo_becomes_the_difference_of_log_probs_as_beta_goes_to_zero():
+    now = scores(*NOW)
+    (slope,) = torch.autograd.grad(dpo(now, scores(*REF), beta=1e-5).sum(), now.token_logps)
+    plain = (now.logps[1::2] - now.logps[0::2]).sum()
+    expected = torch.autograd.grad(plain, now.token_logps)[0]
+    torch.testing.assert_close(slope, expected, atol=1e-4, rtol=0)
+
+
+def test_dpo_leaves_a_settled_pair_alone():
+    now = scores([-1.0], [-400.0], [-1.0], [-1.0])
+    dpo(now, scores([-1.0], [-1.0], [-1.0], [-1.0])).sum().backward()
+    assert now.token_logps.grad[:2].abs().max() < 1e-6
+    assert now.token_logps.grad[2] == pytest.approx(-1)  # control: an open pair is pushed apart
+    assert now.token_logps.grad[3] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_the_order_of_pairs_does_not_matter_and_that_within_a_pair_does(name):
+    loss = PREFERENCE_LOSSES[name]
+    one = loss(scores(*NOW), scores(*REF)).mean().item()
+    turned = loss(scores(*NOW[2:], *NOW[:2]), scores(*REF[2:], *REF[:2])).mean().item()
+    assert turned == pytest.approx(one)
+    swapped = loss(scores(*NOW[1::-1], *NOW[2:]), scores(*REF[1::-1], *REF[2:])).mean().item()
+    assert swapped != pytest.approx(one)
+
+
+def test_kl_away_stops_at_its_limit():
+    now = scores([-1.0, -1.0], [-1.0], kl=[0.5, 3.0, 2.0])
+    loss = kl_away(now, None, limit=2.5)
+    assert loss.item() == pytest.approx((2.0 + 0.0 + 0.5) / 3)
+    loss.sum().backward()
+    assert now.token_kl.grad.tolist() == pytest.approx([-1 / 3, 0.0, -1 / 3])
