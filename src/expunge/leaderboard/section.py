@@ -73,6 +73,10 @@ class Leaderboard(Section):
     tuning: Tuning = Field(default_factory=Tuning)
     """The budget of each method."""
 
+    branch: dict[str, JsonValue] = Field(default_factory=dict)
+    """What every branch takes where it does not say otherwise, such as lora, schedule, optimizer;
+    a branch with `training: full` takes no lora of it."""
+
     methods: dict[str, Entry] = Field(min_length=1)
     """By the name that the table gives them; `original` and `target` are scored besides."""
 
@@ -113,6 +117,11 @@ class Board:
         """The recipe of one method with some settings; a `trial` generates a sample only."""
         entry = self.config.methods[name]
         made = {kind: json.loads(json.dumps(getattr(entry, kind))) for kind in MAKERS}
+        for branch, said in made["branches"].items():
+            common = json.loads(json.dumps(self.config.branch))
+            if said.get("training") == "full":
+                common.pop("lora", None)
+            made["branches"][branch] = {**common, **said}
         fields = {**self.shared, **{kind: part for kind, part in made.items() if part}}
         for place, value in settings.items():
             put_field(fields, place, value, origin=f"{name}: settings")
