@@ -134,6 +134,24 @@ def test_a_wrong_file_is_refused_before_anything_runs(fields, tmp_path, change, 
     assert "\n" not in str(error.value)
 
 
+def test_the_leaderboard_of_the_project_reads():
+    board = Board(Path(__file__).parents[1] / "recipes" / "leaderboard.yaml")
+    budgets = {len(entry.trials) for entry in board.config.methods.values()}
+    assert len(board.config.methods) >= 19
+    assert max(budgets) == board.config.tuning.trials
+
+
+def test_a_branch_takes_what_is_common_where_it_says_nothing(fields, tmp_path):
+    common = {"lora": {"rank": 3}, "optimizer": {"lr": 0.5}}
+    own = {"terms": NPO["terms"], "optimizer": {"lr": 0.25}}
+    full = {"terms": NPO["terms"], "training": "full"}
+    methods = {"own": {"branches": {"own": own}}, "full": {"branches": {"full": full}}}
+    board = Board(written(fields | {"branch": common, "methods": methods}, tmp_path))
+    branch = board.recipe("own", {}).branches["own"]
+    assert (branch.lora.rank, branch.optimizer.lr) == (3, 0.25)
+    assert board.recipe("full", {}).branches["full"].optimizer.lr == 0.5
+
+
 def test_unknown_methods_and_seeds_are_refused(fields, tmp_path):
     board = Board(written(fields, tmp_path))
     with pytest.raises(RecipeError, match="no method of this leaderboard is called 'nppo'"):

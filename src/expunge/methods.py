@@ -15,6 +15,7 @@ from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.forget import FORGET_LOSSES
 from expunge.unlearn.masks import MASKS
+from expunge.unlearn.objectives import OBJECTIVES
 from expunge.unlearn.preference import PREFERENCE_LOSSES
 from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
@@ -22,6 +23,7 @@ from expunge.unlearn.steps import STEP_RULES
 from expunge.unlearn.weighting import WEIGHTINGS
 
 TABLES: dict[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVES,
     "forget loss": FORGET_LOSSES,
     "retain loss": RETAIN_LOSSES,
     "token weighting": WEIGHTINGS,

@@ -132,10 +132,12 @@ def test_a_destroyed_system_has_no_final_in_the_docs():
 
 def test_stale_documents_are_found_and_written(tmp_path):
     methods = [asdict(row) for row in method_rows({"masks": {"bare": bare}})]
-    with pytest.raises(RunError, match=r"stale: .*methods\.md, .*results\.md; run make docs"):
+    with pytest.raises(
+        RunError, match=r"stale: .*methods\.md, .*results\.md, .*leaderboard\.md; run make docs"
+    ):
         write_docs(methods, check=True, folder=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert len(write_docs(methods, folder=tmp_path)) == 3
+    assert len(write_docs(methods, folder=tmp_path)) == 4
     assert write_docs(methods, check=True, folder=tmp_path) == []  # control: now they are not
     add_rows(tmp_path / "results.json", [row("merged", 1)])
     with pytest.raises(RunError, match=r"stale: [^,]*results\.md; run"):

@@ -41,6 +41,7 @@ def paired(wins: CompanionSet, forget: Sequence[TokenSequence]) -> CompanionSet:
 
     Source: direct preference optimization, Rafailov et al. 2023, arXiv:2305.18290; as unlearning,
         IdkDPO (Maini et al. 2024, arXiv:2401.06121) and AltPO (arXiv:2409.13474).
+    Differs: wanted answers go round with the visits of an item, where the papers draw anew.
     """
     first = len(wins.sequences)
     of = [[(*win, first + item) for win in mine] for item, mine in enumerate(wins.of)]

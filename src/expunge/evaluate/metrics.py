@@ -142,7 +142,7 @@ METRICS = {
         _TOFU,
         "token scores of right and wrong answers",
         _TOFU_TEST,
-        "as released",
+        "as-released quirk",
         cost="one forward pass",
     ),
     "tofu_truth_ratio": Metric(
@@ -150,7 +150,7 @@ METRICS = {
         _TOFU,
         "token scores of right and wrong answers",
         _TOFU_TEST,
-        "as released",
+        "as-released quirk",
         cost="one forward pass",
     ),
     "tofu_forget_truth": Metric(

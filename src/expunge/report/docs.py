@@ -8,6 +8,7 @@ from expunge import runs
 from expunge.errors import RunError
 from expunge.report.board import read_rows
 from expunge.report.leaderboard import leaderboard_page, read_standings
+from expunge.report.methods_guide import methods_guide
 from expunge.report.methods_page import MethodRow, methods_page
 from expunge.report.metrics_page import SuiteRow, metrics_page
 from expunge.report.results_page import results_page
@@ -23,8 +24,9 @@ def documents(
     """
     rows = [MethodRow(**row) for row in methods]
     metrics = [row for row in rows if row.kind == "metric"]
+    others = [row for row in rows if row.kind != "metric"]
     return {
-        folder / "methods.md": methods_page(row for row in rows if row.kind != "metric"),
+        folder / "methods.md": methods_page(others, methods_guide(others)),
         folder / "metrics.md": metrics_page(suites, metrics),
         folder / "results.md": results_page(read_rows(folder / "results.json")),
         folder / "leaderboard.md": leaderboard_page(read_standings(folder / "leaderboard.json")),

@@ -89,7 +89,7 @@ def method_row(
         name=name,
         kind=kind,
         summary=getattr(row, "summary", "") or said.summary,
-        equation=said.equation,
+        equation=getattr(row, "equation", "") or said.equation,
         notes=said.notes,
         source=getattr(row, "source", "") or said.source,
         fidelity=getattr(row, "fidelity", ""),
@@ -107,9 +107,10 @@ def method_rows(tables: Mapping[str, Mapping[str, Any]]) -> list[MethodRow]:
     ]
 
 
-def methods_page(rows: Iterable[MethodRow]) -> str:
-    """The whole page: for each kind a table, then the equations."""
-    return "\n".join([_HEAD, *(method_parts(rows) or ["No methods yet.\n"])])
+def methods_page(rows: Iterable[MethodRow], guide: str = "") -> str:
+    """The whole page: a guide, then for each kind a table and the equations."""
+    parts = method_parts(rows) or ["No methods yet.\n"]
+    return "\n".join([_HEAD, *([guide] if guide else []), *parts])
 
 
 def method_parts(rows: Iterable[MethodRow]) -> list[str]:

@@ -1,14 +1,16 @@
 """The branch section of a recipe: how one unlearned version of the target is trained."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from expunge.config import Section
+from expunge.errors import RecipeError
 from expunge.lora import Lora
 from expunge.unlearn.companions import Companions
 from expunge.unlearn.masks import Mask
 from expunge.unlearn.objective import Objective, Term
+from expunge.unlearn.objectives import filled_in
 from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
 from expunge.unlearn.sets import SETS
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
@@ -20,6 +22,10 @@ from expunge.unlearn.watch import Watch
 
 class Branch(Section):
     """How one branch is trained."""
+
+    objective: str | None = None
+    """A name in OBJECTIVES in place of `terms`: its terms, and its step rule, companions and the
+    like where none are given."""
 
     terms: tuple[Term, ...]
     """The objective: a weighted sum of losses."""
@@ -51,6 +57,14 @@ class Branch(Section):
 
     watch: Watch | None = None
     """Evaluation during training; null evaluates when it has ended."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, fields: Any) -> Any:
+        try:
+            return filled_in(fields)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _possible(self) -> "Branch":

@@ -124,6 +124,7 @@ def alternate(config: Alternate, forget: Sequence[str], retain: int, *, seed: in
     """An epoch over the retain set, an epoch over the forget set, and so on, one optimiser for all.
 
     Source: EUL, Chen & Yang 2023, arXiv:2310.20150.
+    Differs: the order of its epochs alone; what is trained, and by which losses, is the recipe's.
     """
     steps = []
     for epoch in range(config.epochs):

@@ -1,0 +1,220 @@
+"""Objectives by name: the terms that papers put together, and what stands beside them.
+
+`objective: npo` in a branch means the terms of the row, and its step rule and companions where the
+branch names none. Everything else, and the weights, stay the recipe's to change.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.registry import lookup
+
+_TEST = "tests/unlearn/test_objectives.py::test_it_forgets_beside_a_control_that_remembers"
+
+
+@dataclass(frozen=True)
+class Named:
+    """One row: terms as a recipe gives them, and where they come from."""
+
+    summary: str
+    source: str
+    terms: tuple[Mapping[str, Any], ...]
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the branch."""
+    fidelity: str = "exact"
+    differs: str = ""
+    cost: str = "1 C a term's set"
+    test: str = _TEST
+
+    @property
+    def needs(self) -> str:
+        """The sets beside forget that it reads."""
+        sets = dict.fromkeys(term["half"] for term in self.terms)
+        return ", ".join(name for name in sets if name != "forget")
+
+    @property
+    def equation(self) -> str:
+        """The sum of its terms."""
+        return "L = " + " + ".join(map(_said, self.terms))
+
+
+def filled_in(fields: Any) -> Any:
+    """The fields of a branch with `objective` put into terms, step and companions.
+
+    One that gives terms as well is a `ValueError`.
+    """
+    if not isinstance(fields, dict) or fields.get("objective") is None:
+        return fields
+    row = lookup(OBJECTIVES, str(fields["objective"]), "objective")
+    if "terms" in fields:
+        raise ValueError("give objective or terms, not both")
+    return {**row.beside, **fields, "objective": None, "terms": list(map(dict, row.terms))}
+
+
+def _said(term: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in term.get("options", {}).items())
+    weight = f"{term['weight']} " if term.get("weight", 1) != 1 else ""
+    return f"{weight}{term['loss']}({term['half']}{'; ' if options else ''}{options})"
+
+
+_PERSONAL = ["ssn", "phone", "email", "birth", "address"]
+_NLL = {"half": "retain", "loss": "nll"}
+_ASCENT = {"half": "forget", "loss": "gradient_ascent"}
+
+OBJECTIVES = {
+    "gradient_ascent": Named(
+        "Gradient ascent on the forget set alone.", "Jang et al. 2023, arXiv:2210.01504", (_ASCENT,)
+    ),
+    "gradient_difference": Named(
+        "Gradient ascent on forget, descent on retain.",
+        "Liu et al. 2022, arXiv:2203.12817",
+        (_ASCENT, _NLL),
+    ),
+    "kl_minimisation": Named(
+        "Gradient ascent held by the KL to the model before.",
+        "Maini et al. 2024 (TOFU), arXiv:2401.06121",
+        (_ASCENT, {"half": "retain", "loss": "kl"}),
+    ),
+    "npo": Named(
+        "NPO beside the retain NLL.",
+        "Zhang et al. 2024, arXiv:2404.05868",
+        ({"half": "forget", "loss": "npo", "options": {"beta": 0.1}}, _NLL),
+    ),
+    "npo_kl": Named(
+        "NPO beside the retain KL.",
+        "Zhang et al. 2024, arXiv:2404.05868",
+        (
+            {"half": "forget", "loss": "npo", "options": {"beta": 0.1}},
+            {"half": "retain", "loss": "kl"},
+        ),
+    ),
+    "simnpo": Named(
+        "NPO without a reference, by length, beside the retain NLL.",
+        "Fan et al. 2024, arXiv:2410.07163 (TOFU forget05)",
+        (
+            {"half": "forget", "loss": "simnpo", "weight": 0.1375, "options": {"beta": 2.5}},
+            _NLL,
+        ),
+    ),
+    "tnpo": Named(
+        "NPO token by token beside the retain NLL.",
+        "Wang et al. 2025 (G-effect), arXiv:2502.19301",
+        ({"half": "forget", "loss": "npo_token", "options": {"beta": 4.0}}, _NLL),
+    ),
+    "wga": Named(
+        "Weighted gradient ascent beside the retain NLL.",
+        "Wang et al. 2025 (G-effect), arXiv:2502.19301",
+        ({"half": "forget", "loss": "wga"}, _NLL),
+    ),
+    "satimp": Named(
+        "Ascent weighted by saturation and importance, beside the retain NLL.",
+        "Yang et al. 2025 (SatImp), arXiv:2505.11953",
+        ({"half": "forget", "loss": "satimp"}, _NLL),
+    ),
+    "undial": Named(
+        "Self-distillation to logits without the answer; the forget set suffices.",
+        "Dong et al. 2024, arXiv:2402.10052",
+        ({"half": "forget", "loss": "undial", "options": {"beta": 10.0}},),
+    ),
+    "ce_u": Named(
+        "Cross-entropy unlearning; the forget set suffices.",
+        "Yang 2025 (CE-U), arXiv:2503.01224",
+        ({"half": "forget", "loss": "ce_u"},),
+    ),
+    "pdu": Named(
+        "Flat logits under a limit on the retain NLL, kept by a multiplier.",
+        "Entesari et al. 2025 (PDU), arXiv:2506.05314",
+        ({"half": "forget", "loss": "flatten"}, _NLL),
+        beside={"step": {"rule": "dual", "limit": 0.3, "multiplier": 100.0, "rate": 5.0}},
+        fidelity="adapted",
+        differs="the multiplier moves after each step, without the warm-up epochs",
+    ),
+    "ngdiff": Named(
+        "Both gradients at length one, the learning rate fitted.",
+        "Bu et al. 2024, arXiv:2410.22086",
+        (_ASCENT, _NLL),
+        beside={
+            "step": {"rule": "ngdiff"},
+            "optimizer": {"kind": "sgd", "lr": 0.1, "clip": None},
+        },
+        fidelity="adapted",
+        differs="plain descent, for which its guarantee holds",
+    ),
+    "idk": Named(
+        "Learn to refuse what is to be forgotten.",
+        "Maini et al. 2024 (TOFU), arXiv:2401.06121",
+        ({"half": "refusal", "loss": "nll"}, _NLL),
+    ),
+    "idk_dpo": Named(
+        "Prefer a refusal to the answer.",
+        "Maini et al. 2024 (TOFU), arXiv:2401.06121; DPO, arXiv:2305.18290",
+        ({"half": "refusal_pair", "loss": "dpo", "options": {"beta": 0.1}}, _NLL),
+    ),
+    "alt_po": Named(
+        "Prefer another plausible answer, which the model writes itself.",
+        "Mekala et al. 2024, arXiv:2409.13474",
+        ({"half": "alternate_pair", "loss": "dpo", "options": {"beta": 0.1}}, _NLL),
+        fidelity="adapted",
+        differs="each visit of an item reads one of its alternates, in turn",
+    ),
+    "random_label": Named(
+        "Random tokens in the answer's place.",
+        "YNU at SemEval-2025 Task 4 (STAT)",
+        ({"half": "random_label", "loss": "nll"}, _NLL),
+        fidelity="inspired",
+    ),
+    "llmu": Named(
+        "Ascent, unrelated answers learnt in the answer's place, and KL on neutral text.",
+        "Yao et al. 2023, arXiv:2310.10683",
+        (
+            {**_ASCENT, "weight": 0.5},
+            {"half": "mismatch", "loss": "nll"},
+            {"half": "neutral", "loss": "kl", "scope": "document"},
+        ),
+        beside={"companions": {"mismatch": {"of": "retain", "count": 5, "each": 5}}},
+        fidelity="adapted",
+        differs="the question is not trained, as its released code does by mistake",
+        cost="7 C",
+    ),
+    "sku_learn": Named(
+        "First stage of SKU: learn what is to be forgotten, and move away on neutral text.",
+        "Liu et al. 2024, arXiv:2402.10058",
+        (
+            {"half": "forget", "loss": "nll", "weight": 2.5},
+            {"half": "mismatch", "loss": "nll", "weight": 2.5},
+            {"half": "neutral", "loss": "kl_away", "scope": "document", "options": {"limit": 2.0}},
+        ),
+        beside={"companions": {"mismatch": {"of": "forget", "count": 5, "each": 5}}},
+        fidelity="adapted",
+        differs="the KL that is raised stops at a limit; the edit `sku` is the second stage",
+        cost="7 C",
+        test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
+    ),
+    "learn_forget": Named(
+        "Learn the forget set: the first half of task-vector negation (the edit `negate`).",
+        "Ilharco et al. 2023, arXiv:2212.04089",
+        ({"half": "forget", "loss": "nll"},),
+        test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
+    ),
+    "sensitive_tokens": Named(
+        "Ascent on personal data alone, in the manner of fine-grained pluggable gradient ascent.",
+        "Feng et al. 2024 (FPGA), EMNLP 2024, its abstract",
+        ({**_ASCENT, "weighting": {"kind": "spans", "pii": _PERSONAL}}, _NLL),
+        fidelity="inspired",
+        differs="which tokens are sensitive is told by patterns; the paper's weights are not known",
+        test="tests/unlearn/test_objectives.py::test_ascent_on_personal_data_leaves_other_tokens",
+    ),
+    "uld_assistant": Named(
+        "The assistant of ULD: remember forget, be uniform on retain (for the guard `uld`).",
+        "Ji et al. 2024, arXiv:2406.08607",
+        (
+            {"half": "forget", "loss": "nll"},
+            {"half": "paraphrase", "loss": "nll"},
+            {"half": "retain", "loss": "uniform_kl", "weight": 5.0},
+        ),
+        fidelity="adapted",
+        differs="paraphrases are made from templates; no perturbed answers",
+        test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
+    ),
+}

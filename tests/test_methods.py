@@ -1,0 +1,56 @@
+"""The tables of methods: every row says where it is from, what it needs, and what proves it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from expunge.methods import method_rows
+from expunge.report.methods_guide import named
+
+ROOT = Path(__file__).parents[1]
+ROWS = method_rows()
+FIDELITY = ("exact", "as-released quirk", "adapted", "inspired", "own")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['kind']}-{row['name']}")
+def test_a_row_says_where_it_is_from_and_what_proves_it(row):
+    assert row["summary"]
+    assert row["source"]
+    assert row["cost"]
+    assert row["fidelity"] in FIDELITY
+    for place in row["test"].split(", "):
+        path, _, function = place.partition("::")
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not function or re.search(rf"def {re.escape(function.split('[')[0])}\(", text)
+    if row["fidelity"] == "adapted":
+        assert row["differs"], "what is adapted says what differs"
+
+
+def test_no_name_stands_twice_in_a_table():
+    places = [(row["kind"], row["name"]) for row in ROWS]
+    assert len(set(places)) == len(places)
+
+
+def test_the_guide_names_methods_that_there_are():
+    assert named() <= {row["name"] for row in ROWS}
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert "## What do I have?" in page
+    assert "## What do I want?" in page
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gradient_ascent", "gradient_difference", "kl_minimisation", "npo", "npo_batch"),
+        *("npo_token", "simnpo", "dpo", "idk_dpo", "idk", "alt_po", "undial", "ce_u", "wga"),
+        *("tnpo", "satimp", "pdu", "dual", "rmu", "adaptive_rmu", "llmu", "spans", "entities"),
+        *("surprisal", "memorised", "random_label", "ngdiff", "repselect", "sam", "pcgu", "tar"),
+        *("latent_adversarial", "wagle", "last_blocks", "layers", "column", "sugd", "agad"),
+        *("layered", "alternate", "sequential", "sage", "negate", "ia3_negate", "sku"),
+        *("regmean", "revs", "prune", "needle", "bias", "prefix", "input_filter"),
+        *("output_filter", "icul", "uld", "offset", "eco", "ties"),
+    ],
+)
+def test_what_the_field_asks_for_can_be_looked_up(name):
+    assert name in {row["name"] for row in ROWS}
