@@ -223,3 +223,31 @@ def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, f
     name = "model.layers.0.mlp.up_proj.weight"
     assert not (model.get_parameter(name) == start.get_parameter(name)).all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["forget", "out", "retain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"terms": [{"half": "forget", "loss": "rmu", "layer": 7}]},
+            "forget rmu reads layer 7, but the model has 2 blocks: 0 to 1",
+        ),
+        ({"lora": {"targets": ["qproj"]}}, "no linear layer called 'qproj'. Did you mean 'q_proj'"),
+        (
+            {"step": {"rule": "latent_adversarial", "layer": 2}},
+            "step.layer: there is no block 2; the model has 2, 0 to 1",
+        ),
+        (
+            {"training": "full", "mask": {"kind": "layers", "blocks": [5], "modules": ["mlp"]}},
+            "5",
+        ),
+    ],
+)
+def test_what_the_model_lacks_is_said_before_anything_is_computed(fields, tmp_path, change, said):
+    fields["branches"]["weak"] |= change
+    fields["merges"] = {}
+    with pytest.raises(expunge.errors.ExpungeError) as error:
+        expunge.run(fields, out=tmp_path / "run")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run" / "stages").iterdir())

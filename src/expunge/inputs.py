@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expunge import runs
+from expunge import models, runs
 from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
 from expunge.data.companions import Answers
@@ -20,6 +21,7 @@ from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.companions import CompanionSet
 from expunge.unlearn.objective import Objective
+from expunge.unlearn.preparing import check_fit
 from expunge.unlearn.sets import Half
 
 
@@ -28,6 +30,15 @@ class Inputs:
 
     recipe: Recipe
     folder: runs.Run
+
+    def checked(self, base: Path) -> Path:
+        """The model's folder; before anything is computed, what a branch asks for is refused where
+        the model lacks it."""
+        if self.recipe.branches:
+            outline = models.outline(base)
+            for branch in self.recipe.branches.values():
+                check_fit(branch, outline)
+        return base
 
     @cached_property
     def sets(self) -> Sets:

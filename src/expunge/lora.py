@@ -153,7 +153,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, L
     Each A is drawn from a generator seeded by `seed` and the layer's place in name order.
     """
     model.requires_grad_(False)
-    chosen = _target_names(model, lora)
+    chosen = target_names(model, lora)
     adapters = {}
     with torch.random.fork_rng(devices=[]):
         for number, name in enumerate(chosen):
@@ -227,7 +227,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         _replace(model, name, layer)
 
 
-def _target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
+def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
     """Names of the linear layers to adapt, in name order; none found is an error."""
     head = model.get_output_embeddings()
     linear = {

@@ -126,6 +126,19 @@ def load_model(
     return model
 
 
+def outline(folder: Path | str) -> PreTrainedModel:
+    """The model of a folder without its weights: names and shapes alone."""
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
+
+
 def _loaded(folder: Path, dtype: Dtype, attention: str | None) -> PreTrainedModel:
     """The model in a folder; a `ValueError` is left to the caller where it names an attention."""
     try:

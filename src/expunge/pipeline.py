@@ -61,7 +61,8 @@ class Pipeline(Guards):
     @cached_property
     def original(self) -> Weights:
         """The model that the recipe starts from."""
-        return Weights(models.resolve(self.recipe.model.path, self.recipe.model.revision))
+        base = models.resolve(self.recipe.model.path, self.recipe.model.revision)
+        return Weights(self.checked(base))
 
     @cached_property
     def original_hash(self) -> str:

@@ -14,7 +14,7 @@ from expunge.unlearn.footprint import Demand
 from expunge.unlearn.gradient import step_gradient
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.hidden import freeze_beyond
-from expunge.unlearn.masks import mask
+from expunge.unlearn.masks import check_mask, mask
 from expunge.unlearn.objective import Half, Objective, check_model
 from expunge.unlearn.optimizer import Span
 from expunge.unlearn.passes import Passes
@@ -142,6 +142,21 @@ def branch_demand(
         kept=sum(objective.asks(half).vectors * sum(lengths[half]) for half in halves.names),
         buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds
     )
+
+
+def check_fit(config: Branch, outline: PreTrainedModel) -> None:
+    """Refuse a branch that this model cannot be trained by: blocks, layers, a rule, a mask.
+
+    `outline` is the model without weights, so that nothing has been computed yet.
+    """
+    if config.blocks is not None:
+        return  # it is checked on the blocks, once they are cut out
+    check_model(config.terms, outline.config)
+    config.step.check_model(outline)
+    if config.training == "lora":
+        lora.target_names(outline, config.lora)
+    if config.mask is not None:
+        check_mask(outline, config.mask)
 
 
 def check_companions(objective: Objective, halves: Halves) -> None:

@@ -77,6 +77,12 @@ def mask(
     return {name: entries for name, entries in chosen.items() if entries is not None}
 
 
+def check_mask(outline: PreTrainedModel, config: Mask) -> None:
+    """Refuse a mask of parts that the model does not have, from its outline on the meta device."""
+    if not isinstance(config, Scored | Wagle):
+        MASKS[config.kind].fn(outline, config)
+
+
 def _chosen(
     model: PreTrainedModel,
     config: Mask,
