@@ -31,9 +31,9 @@ def test_steps_and_tokens_are_those_that_training_forwards(recipe, tmp_path, mon
     forwarded = []
     backward = Passes.backward
 
-    def counted(self, batches):
+    def counted(self, batches, scale=None):
         forwarded.extend(self._tokens(batch) for batch in batches)
-        return backward(self, batches)
+        return backward(self, batches, scale)
 
     monkeypatch.setattr(Passes, "backward", counted)
     pipeline = Pipeline(recipe, tmp_path)
