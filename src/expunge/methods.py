@@ -1,6 +1,6 @@
 """Every method table of the program, as rows for `expunge methods` and docs/methods.md."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from expunge.companions.making import COMPANIONS
 from expunge.edit.methods import EDITS
+from expunge.evaluate import attacks
 from expunge.evaluate.metrics import METRICS
 from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
@@ -21,6 +22,12 @@ from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.steps import STEP_RULES
 from expunge.unlearn.weighting import WEIGHTINGS
+
+
+def _is_attack(function: Callable[..., Any]) -> bool:
+    """Whether a metric is a membership attack."""
+    return function.__module__ == attacks.__name__
+
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
@@ -36,7 +43,8 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "merge": METHODS,
     "edit": EDITS,
     "guard": GUARDS,
-    "metric": METRICS,
+    "attack": {name: row for name, row in METRICS.items() if _is_attack(row.fn)},
+    "metric": {name: row for name, row in METRICS.items() if not _is_attack(row.fn)},
 }
 
 

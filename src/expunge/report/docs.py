@@ -23,8 +23,8 @@ def documents(
     page of their own, with the suites.
     """
     rows = [MethodRow(**row) for row in methods]
-    metrics = [row for row in rows if row.kind == "metric"]
-    others = [row for row in rows if row.kind != "metric"]
+    metrics = [row for row in rows if row.kind in ("metric", "attack")]
+    others = [row for row in rows if row.kind not in ("metric", "attack")]
     return {
         folder / "methods.md": methods_page(others, methods_guide(others)),
         folder / "metrics.md": metrics_page(suites, metrics),
