@@ -23,7 +23,12 @@ from expunge.unlearn.steps import STEP_RULES, Step
 TERMS = [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}]
 PLAIN = {"lr": 1e-2, "compute": "float32", "checkpoint_seconds": 0}
 SGD = {**PLAIN, "kind": "sgd", "clip": None, "weight_decay": 0}
-OPTIONS = {"dual": {"limit": 1.0}, "ngdiff": {"every": 2}, "latent_adversarial": {"layer": 0}}
+OPTIONS = {
+    "dual": {"limit": 1.0},
+    "raised": {"first": 2},
+    "ngdiff": {"every": 2},
+    "latent_adversarial": {"layer": 0},
+}
 WORDS = ["ann", "bob of the hill", "cy", "dora", "eve", "fay"]
 every_rule = pytest.mark.parametrize("rule", STEP_RULES)
 
@@ -112,6 +117,19 @@ def test_the_multiplier_rises_while_the_constraint_is_broken_and_falls_while_it_
     moves = [(after - now, over) for (now, over), (after, _) in pairwise(seen)]
     assert any(over > 0 for _, over in moves) and any(over < 0 for _, over in moves)
     assert all(move * over >= 0 for move, over in moves)
+
+
+def test_the_retain_weight_follows_what_the_retain_loss_exceeds(toy):
+    losses = iter([1.0, 3.0, 2.0, 2.5, 9.0, 0.0, 2.0])  # the mean of the first two is 2
+
+    def retain(weights):
+        return weights.sum() * 0 + next(losses)
+
+    made = toy(torch.ones(1), lambda w: w.sum() * 0, retain)
+    seen = [made.gradient("raised", first=2)[1]["weight"] for _ in range(7)]
+    # Δ = 0: 0.3 + 0.8 < 1.2; Δ = 0.5: 0.3 √6 + 0.8; Δ = 7 and -2 are cut off
+    expected = [1.2, 1.2, 1.2, 1.2, 0.3 * 6**0.5 + 0.8, 2.3, 1.2]
+    assert seen == pytest.approx(expected)
 
 
 def test_the_multiplier_waits_and_moves_by_the_mean_of_its_steps(toy, linear):

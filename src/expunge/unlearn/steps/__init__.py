@@ -12,6 +12,7 @@ from expunge.unlearn.steps.latent import LatentStep, latent_adversarial
 from expunge.unlearn.steps.ngdiff import NgdiffStep, ngdiff
 from expunge.unlearn.steps.perturbed import IluStep, SamStep, SmoothStep, ilu, sam, smooth
 from expunge.unlearn.steps.plain import DualStep, JointStep, NormalizedStep, dual, joint, normalized
+from expunge.unlearn.steps.raised import RaisedStep, raised
 from expunge.unlearn.steps.rule import Now, Record, State, StepOptions, StepRule
 from expunge.unlearn.steps.selected import PcguStep, RepselectStep, pcgu, repselect
 from expunge.unlearn.steps.tamper import TarStep, tar
@@ -22,6 +23,7 @@ Step = Annotated[
     JointStep
     | NormalizedStep
     | DualStep
+    | RaisedStep
     | NgdiffStep
     | SamStep
     | SmoothStep
@@ -58,6 +60,16 @@ STEP_RULES = {
         dual,
         DualStep,
         f"{_TESTS}.py::test_the_multiplier_settles_where_the_constraint_is_met",
+        apart=False,
+        buffers=0,
+        sharded=True,
+        fidelity="adapted",
+        needs="retain",
+    ),
+    "raised": StepRule(
+        raised,
+        RaisedStep,
+        f"{_TESTS}.py::test_the_retain_weight_follows_what_the_retain_loss_exceeds",
         apart=False,
         buffers=0,
         sharded=True,
