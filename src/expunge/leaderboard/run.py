@@ -126,10 +126,7 @@ def _before(board: Board, out: Path, workers: Workers | None) -> list[Standing]:
     seed = recipe.seeds[0]
     folder = run_pipelines([_pipeline(recipe, out)], workers)[recipe.name][seed]
     results = read_results(folder / "results.json")
-    return [
-        standing_of(results, name, method=name, board=board.name, seed=seed)
-        for name in results.ordered_models()
-    ]
+    return [standing_of(results, "target", method="target", board=board.name, seed=seed)]
 
 
 def _pipeline(recipe: Recipe, out: Path) -> Pipeline:

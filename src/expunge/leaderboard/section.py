@@ -78,7 +78,7 @@ class Leaderboard(Section):
     a branch with `training: full` takes no lora of it."""
 
     methods: dict[str, Entry] = Field(min_length=1)
-    """By the name that the table gives them; `original` and `target` are scored besides."""
+    """By the name that the table gives them; `target` is scored besides."""
 
     @model_validator(mode="after")
     def _fair(self) -> "Leaderboard":
@@ -142,7 +142,9 @@ class Board:
         return parse_section(fields, Recipe, origin=f"methods.{name}")
 
     def before(self) -> Recipe:
-        """The recipe of the models that every method starts from."""
+        """The recipe of the target, which every method starts from."""
         seed = self.config.tuning.seed
-        fields = {**self.shared, "name": "before", "branches": {}, "seeds": [seed]}
+        tuned = self.shared.get("tune") is not None
+        fields = {**self.shared, "name": "before", "seeds": [seed]}
+        fields["unscored"] = ["original"] if tuned else []
         return parse_section(fields, Recipe, origin=self.config.board)

@@ -13,8 +13,8 @@ from expunge.errors import RunError
 from expunge.report.results import Finite, Results, Share, first_fault, mean_term
 from expunge.report.tables import COLLAPSED, NOT_MEASURED, markdown, number
 
-FIRST = ("original", "target")
-"""What the methods start from; they stand in the table and are not ranked."""
+TARGET = "target"
+"""What the methods start from; it stands in the table and is not ranked."""
 
 
 class Standing(Section):
@@ -237,13 +237,13 @@ def _mean(rows: list[Standing], field: str, unit: float, digits: int) -> str:
 def _order(name: str, rows: list[Standing]) -> tuple[bool, bool, float]:
     finals = [row.final for row in rows if row.final is not None]
     collapsed = all(row.collapsed for row in rows)
-    return name in FIRST, collapsed, -fmean(finals) if finals else 0.0
+    return name == TARGET, collapsed, -fmean(finals) if finals else 0.0
 
 
 def _goals(rows: list[Standing]) -> tuple[float, ...] | None:
     """Forgetting, retention and MIA score, the greater the better; none for a collapsed model."""
     fields = ("forget_sc", "forget_qa", "retain_sc", "retain_qa", "mia_score")
-    if rows[0].method in FIRST or any(row.collapsed for row in rows):
+    if rows[0].method == TARGET or any(row.collapsed for row in rows):
         return None
     if any(getattr(row, field) is None for row in rows for field in fields):
         return None
