@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.methods import method_rows
+from expunge.errors import RecipeError
+from expunge.methods import method_card, method_rows, rows_called
 from expunge.report.methods_guide import named
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +55,13 @@ def test_the_guide_names_methods_that_there_are():
 )
 def test_what_the_field_asks_for_can_be_looked_up(name):
     assert name in {row["name"] for row in ROWS}
+
+
+def test_a_method_is_looked_up_by_name_in_every_table():
+    kinds = {row["kind"] for row in rows_called("npo")}
+    assert kinds == {"objective", "forget loss"}
+    card = method_card(rows_called("wagle")[0])
+    assert "s_i = |(θ_i - g_r,i/μ) · g_f,i|" in card
+    assert "fidelity: adapted" in card
+    with pytest.raises(RecipeError, match=r"no method is called 'wagel'. Did you mean 'wagle'\?"):
+        rows_called("wagel")

@@ -71,7 +71,9 @@ def _explain(error: ValidationError, section: type[Section]) -> str:
             sentences.append(_explain_tag(place, fault.get("ctx", {})))
         else:
             reason = fault["msg"].removeprefix("Value error, ")
-            sentences.append(f"{place}: {reason} (got {str(fault['input'])[:80]!r})")
+            got = fault["input"]
+            shown = "" if isinstance(got, dict) else f" (got {str(got)[:80]!r})"
+            sentences.append(f"{place}: {reason}{shown}")
     more = error.error_count() - len(sentences)
     return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
 

@@ -12,6 +12,7 @@ from expunge.evaluate import attacks
 from expunge.evaluate.metrics import METRICS
 from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
+from expunge.registry import lookup
 from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.forget import FORGET_LOSSES
@@ -22,6 +23,8 @@ from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.steps import STEP_RULES
 from expunge.unlearn.weighting import WEIGHTINGS
+
+_CARD = ("source", "fidelity", "differs", "needs", "cost", "test")
 
 
 def _is_attack(function: Callable[..., Any]) -> bool:
@@ -55,7 +58,23 @@ def method_rows() -> list[dict[str, str]]:
 
 def methods_table() -> Table:
     """The same for a terminal."""
-    table = Table("name", "kind", "what it does", "fidelity", "source", box=None, pad_edge=False)
+    table = Table("name", "kind", "what it does", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in method_rows():
-        table.add_row(*(row[c] for c in ("name", "kind", "summary", "fidelity", "source")))
+        table.add_row(*(row[c] for c in ("name", "kind", "summary")))
     return table
+
+
+def rows_called(name: str) -> list[dict[str, str]]:
+    """The rows of every table that have this name; none is a `RecipeError`."""
+    rows = method_rows()
+    lookup({row["name"]: row for row in rows}, name, "method")
+    return [row for row in rows if row["name"] == name]
+
+
+def method_card(row: dict[str, str]) -> str:
+    """Everything that is known of a method, as text."""
+    told = [f"{label}: {row[label]}" for label in _CARD if row[label]]
+    equation = "\n".join(f"    {line}" for line in row["equation"].splitlines())
+    parts = [f"{row['name']} ({row['kind']})", row["summary"], equation, row["notes"]]
+    return "\n\n".join(part for part in [*parts, "\n".join(told)] if part)

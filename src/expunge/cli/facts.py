@@ -54,15 +54,21 @@ def synthesize_data(
 
 
 @telling.command()
-def methods(as_json: Json = False) -> None:
-    """List every method: losses, step rules, merges, metrics."""
-    from expunge.methods import method_rows, methods_table
+def methods(
+    name: Annotated[str | None, typer.Argument(help="All that is known of this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every method: objectives, losses, steps, masks, schedules, edits, merges, guards …"""
+    from expunge.methods import method_card, method_rows, methods_table, rows_called
     from expunge.report.terminal import console
 
+    rows = method_rows() if name is None else rows_called(name)
     if as_json:
-        typer.echo(json.dumps(method_rows(), indent=1))
-    else:
+        typer.echo(json.dumps(rows, indent=1))
+    elif name is None:
         console().print(methods_table())
+    else:
+        typer.echo("\n\n".join(map(method_card, rows)))
 
 
 @telling.command()
