@@ -31,7 +31,7 @@ from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "board.yaml"
-ITEMS = 32
+ITEMS = 8
 TERMS = [
     {"half": "forget", "loss": "npo", "weight": 0.4},
     {"half": "retain", "loss": "kl", "weight": 0.4, "scope": "document"},
