@@ -31,6 +31,7 @@ ORDER = [
         "products",
         "attention",
         "packs",
+        "quantized",
     ),
     *("models", "adapter_files", "lora", "heads", "scores"),
     # An edit writes with the merge engine and finds concepts as the evaluation does.

@@ -34,7 +34,7 @@ class Guards(Inputs):
             )
             make_guard(config, making, work / "guard")
 
-        inputs = {"model": self.recipe.model.model_dump_json(exclude={"path", "revision"})}
+        inputs = {"model": self.recipe.model.told()}
         for role, weights in {"of": behind, **helpers}.items():
             inputs |= {f"{role}.{k}": v for k, v in self._weights_keys(weights).items()}
         done = self.folder.stage(name, config, inputs | self._data_hashes, build)

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, runs
 from expunge.companions.making import Making, companion_sets
@@ -15,8 +15,11 @@ from expunge.data.examples import Example
 from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
+from expunge.edit.task import Weights
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
+from expunge.memory import release_freed_memory
+from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.companions import CompanionSet
@@ -105,3 +108,11 @@ class Inputs:
         self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
     ) -> list[TokenSequence]:
         return encode_all(examples, tokenizer, **self._reading)
+
+    def _load(
+        self, weights: Weights, *, full: bool = False, quantize: Quantize | None = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        release_freed_memory()
+        dtype = "float32" if full else self.recipe.model.dtype
+        model = models.load_model(weights.base, dtype=dtype, shard=True, quantize=quantize)
+        return model, models.load_tokenizer(weights.base, model)

@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from expunge import parallel, runs, sharding
+from expunge import parallel, quantized, runs, sharding
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.memory import keep_freed_memory
+from expunge.quantized import Quantize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +41,11 @@ class Model(Section):
     dtype: Dtype = "float32"
     """Type in which the base weights are held while branches train and models are scored."""
 
+    quantize: Quantize | None = None
+    """Hold the target's linear layers, its head left out, in 4 bits (`nf4` or `fp4`, bitsandbytes)
+    while LoRA branches train on them, and products in `dtype`. An adapter belongs to the target as
+    it is: all else, a branch's evaluation too, reads that, but for a branch's own `watch`."""
+
     max_length: int = Field(default=256, ge=8)
     """Longest sequence, in tokens; what is cut is said."""
 
@@ -48,6 +54,10 @@ class Model(Section):
 
     separator: str = ""
     """Put before the answer; the released system puts nothing, LUME's documents a space."""
+
+    def told(self, *left_out: str) -> str:
+        """How weights and texts are read, as JSON: the section without what only branches see."""
+        return self.model_dump_json(exclude={"path", "revision", "quantize", *left_out})
 
 
 def resolve(path: str, revision: str | None = None) -> Path:
@@ -97,11 +107,15 @@ def fetch(path: str, revision: str | None) -> Path:
 
 
 def load_model(
-    folder: Path | str, *, dtype: Dtype = "float32", shard: bool = False
+    folder: Path | str,
+    *,
+    dtype: Dtype = "float32",
+    shard: bool = False,
+    quantize: Quantize | None = None,
 ) -> PreTrainedModel:
     """The causal language model in a local folder, ready for packed scoring, on the accelerator.
 
-    `shard` it over the ranks if `accelerate launch` asks for FSDP2.
+    `shard` it over the ranks if `accelerate launch` asks for FSDP2; `quantize` its linear layers.
     """
     from expunge.packs import PACKED_ATTENTION, check_packing
     from expunge.products import speed_up
@@ -109,16 +123,21 @@ def load_model(
     folder = Path(folder)
     _refuse_pickles(folder)
     keep_freed_memory()
+    if quantize is not None:
+        quantized.check_possible()
     try:
-        model = _loaded(folder, dtype, PACKED_ATTENTION)
+        model = _loaded(folder, dtype, PACKED_ATTENTION, quantize)
     except ValueError as error:
         if "attn_implementation" not in str(error):
             raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
-        model = _loaded(folder, dtype, None)  # its layers have attention of their own, or none
+        model = _loaded(
+            folder, dtype, None, quantize
+        )  # its layers have attention of their own, or none
     model.eval()
     speed_up(model)
+    quantized.settle(model)
     shard = shard and sharding.wanted()
-    if not shard:
+    if not shard and quantize is None:
         model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
     check_packing(model)
     if shard:
@@ -139,8 +158,11 @@ def outline(folder: Path | str) -> PreTrainedModel:
         raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
 
 
-def _loaded(folder: Path, dtype: Dtype, attention: str | None) -> PreTrainedModel:
+def _loaded(
+    folder: Path, dtype: Dtype, attention: str | None, quantize: Quantize | None
+) -> PreTrainedModel:
     """The model in a folder; a `ValueError` is left to the caller where it names an attention."""
+    how = quantized.loading(quantize, DTYPES[dtype], device()) if quantize else {}
     try:
         return _transformers().AutoModelForCausalLM.from_pretrained(
             folder,
@@ -149,8 +171,9 @@ def _loaded(folder: Path, dtype: Dtype, attention: str | None) -> PreTrainedMode
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            **how,
         )
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from expunge import models, parallel, provenance, runs
 from expunge.companions.alternates import read_alternates, write_alternates
@@ -24,6 +24,7 @@ from expunge.guard.helpers import first_blocks
 from expunge.guarding import Guards
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
+from expunge.quantized import check_possible
 from expunge.recipe import Recipe, load_recipe
 from expunge.registry import lookup
 from expunge.report.page import write_report
@@ -77,6 +78,8 @@ class Pipeline(Guards):
             return self.original
 
         def build(work: Path) -> None:
+            if self.recipe.model.quantize:
+                check_possible()  # now, and not when the branches begin
             model, tokenizer = self._load(self.original, full=True)
             sets = self.sets
             items = self._encode([*sets.forget, *sets.retain], tokenizer)
@@ -102,12 +105,12 @@ class Pipeline(Guards):
 
     def branch(self, name: str, seed: int) -> Weights:
         """One unlearned branch of the target."""
-        config = self.recipe.branches[name]
+        config, quantize = self.recipe.branches[name], self.recipe.model.quantize
         alternates = self.alternates(config) if config.reads_alternates else None
 
         def build(work: Path) -> None:
             full = config.training == "full"
-            model, tokenizer = self._load(self.target, full=full)
+            model, tokenizer = self._load(self.target, full=full, quantize=quantize)
             if config.blocks is not None:
                 model = first_blocks(model, config.blocks)
                 models.save_model(model, tokenizer, work / "base")
@@ -119,7 +122,8 @@ class Pipeline(Guards):
                 companions=self.companions(config, forget, tokenizer, answers),
                 cache=self.folder.store / "cache",
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
-                + (f"-{config.blocks}" if config.blocks else ""),
+                + (f"-{config.blocks}" if config.blocks else "")
+                + (f"-{quantize}" if quantize else ""),
             )
 
             def measure(now: PreTrainedModel) -> dict[str, float]:
@@ -142,6 +146,7 @@ class Pipeline(Guards):
 
         inputs = {"target": self._target_key, "seed": str(seed), **self.companion_inputs(config)}
         inputs |= {} if alternates is None else {"alternates": alternates.name}
+        inputs |= {"quantize": quantize} if quantize else {}
         if config.watch is not None and config.watch.read == "evaluation":
             inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
         done = self.folder.stage(name, config, inputs, build, together=True)
@@ -234,7 +239,7 @@ class Pipeline(Guards):
 
         inputs = {
             **self._weights_keys(weights),
-            "model": self.recipe.model.model_dump_json(exclude={"path", "revision"}),
+            "model": self.recipe.model.told(),
             **self._data_hashes,
         }
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
@@ -271,7 +276,7 @@ class Pipeline(Guards):
 
     @property
     def _training_inputs(self) -> dict[str, str]:
-        how = self.recipe.model.model_dump_json(exclude={"path", "revision", "dtype"})
+        how = self.recipe.model.told("dtype")
         return {"model": self.original_hash, "encoding": how, **self._data_hashes}
 
     @cached_property
@@ -290,11 +295,3 @@ class Pipeline(Guards):
             return self.original_hash
         inside = folder.parent.parent == self.folder.store / "stages"
         return folder.parent.name if inside else runs.hash_folder(folder)
-
-    def _load(
-        self, weights: Weights, *, full: bool = False
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        release_freed_memory()
-        dtype = "float32" if full else self.recipe.model.dtype
-        model = models.load_model(weights.base, dtype=dtype, shard=True)
-        return model, models.load_tokenizer(weights.base, model)

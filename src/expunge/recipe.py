@@ -94,6 +94,21 @@ class Recipe(Section):
             raise ValueError(f"{who} names no model '{model}'. Known: {known}")
 
     @model_validator(mode="after")
+    def _quantizes_adapters_alone(self) -> "Recipe":
+        for name, branch in self.branches.items() if self.model.quantize else ():
+            if branch.training == "full":
+                raise ValueError(
+                    f"branch '{name}' trains every weight (training: full), and model.quantize "
+                    "holds them in 4 bits; use training: lora, or leave model.quantize out"
+                )
+            if branch.blocks is not None:
+                raise ValueError(
+                    f"branch '{name}' writes the target's first blocks, which model.quantize holds "
+                    "in 4 bits; leave one of blocks and model.quantize out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _every_set_has_its_data(self) -> "Recipe":
         for name, branch in self.branches.items():
             reads_neutral = any(term.half == "neutral" for term in branch.terms)

@@ -13,6 +13,7 @@ from expunge.errors import EvaluationError
 from expunge.lora import LoraLinear
 from expunge.merge.operands import KINDS, decode
 from expunge.merge.sources import HEAD, Source
+from expunge.quantized import weight_of
 
 _DOWN = re.compile(
     r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.(?:mlp\.)?(?:down_proj|fc2|dense_4h_to_h)"
@@ -79,9 +80,9 @@ def _stored(source: Source, name: str) -> Tensor:
 
 def _weight(layer: nn.Linear | LoraLinear) -> Tensor:
     if isinstance(layer, nn.Linear):
-        return layer.weight.detach().float().cpu()
+        return weight_of(layer).cpu()
     delta = layer.scale * layer.lora_B.detach().float() @ layer.lora_A.detach().float()
-    return (layer.base.weight.detach().float() + delta).cpu()
+    return (weight_of(layer.base) + delta).cpu()
 
 
 def _place(

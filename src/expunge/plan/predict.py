@@ -118,11 +118,10 @@ def demands_of(recipe: Recipe, data: Encoded) -> dict[str, Demand]:
     if recipe.tune is not None:
         items = [*data.forget, *data.retain]
         found["target"] = tune_demand(recipe.tune, items, data.neutral)
+    held = {"weights": recipe.model.dtype, "quantized": recipe.model.quantize is not None}
     for name, branch in recipe.branches.items():
         halves = data.halves(name, Path())
-        found[name] = branch_demand(
-            branch, halves, seed=recipe.seeds[0], weights=recipe.model.dtype
-        )
+        found[name] = branch_demand(branch, halves, seed=recipe.seeds[0], **held)
     return found
 
 
@@ -186,7 +185,8 @@ class _Foreteller:
         once = hash((full, demand.kl, work.reference_tokens))
         reference = 0.0 if once in self.referenced else work.reference_tokens * rates.read
         self.referenced.add(once)
-        load = rates.load["float32" if full else self.recipe.model.dtype]
+        how = self.recipe.model
+        load = rates.load["float32" if full else how.quantize or how.dtype]
         return OVERHEAD + load + reference + 4 * trained * rates.written
 
     def _merge(self, config: Merge, name: str) -> tuple[float, int, str]:

@@ -27,6 +27,7 @@ from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
 from expunge.plan.work import Encoded, encoded, step_tokens
+from expunge.quantized import Quantize
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
@@ -88,10 +89,9 @@ def measure(pipeline: Pipeline, wanted: Sequence[str], where: Path) -> tuple[Rat
             if name in wanted:
                 _merging(rates, pipeline, name, model, work)
         del model
-        for name, branch in recipe.branches.items():
+        for name in recipe.branches:
             if name in wanted:
-                how = recipe.seeds[0], base, recipe.model.dtype
-                _branch(rates, name, branch, *how, tokenizer, data, work)
+                _branch(rates, pipeline, name, tokenizer, data, work)
         if recipe.tune is not None and "target" in wanted:
             _tune(rates, recipe.tune, base, data, work)
     release_freed_memory()
@@ -111,11 +111,13 @@ def _disk(rates: Rates, work: Path) -> None:
     (work / "probe").unlink()
 
 
-def _load(rates: Rates, base: Path, dtype: models.Dtype) -> PreTrainedModel:
+def _load(
+    rates: Rates, base: Path, dtype: models.Dtype, quantize: Quantize | None = None
+) -> PreTrainedModel:
     release_freed_memory()
     start = time.monotonic()
-    model = models.load_model(base, dtype=dtype)
-    rates.load[dtype] = time.monotonic() - start
+    model = models.load_model(base, dtype=dtype, quantize=quantize)
+    rates.load[quantize or dtype] = time.monotonic() - start
     return model
 
 
@@ -184,23 +186,23 @@ def _merging(
 
 def _branch(
     rates: Rates,
+    pipeline: Pipeline,
     name: str,
-    config: Branch,
-    seed: int,
-    base: Path,
-    dtype: models.Dtype,
     tokenizer: PreTrainedTokenizerBase,
     data: Encoded,
     work: Path,
 ) -> None:
-    model = _load(rates, base, "float32" if config.training == "full" else dtype)
+    base, recipe = pipeline.original.base, pipeline.recipe
+    config, how, seed = recipe.branches[name], recipe.model, recipe.seeds[0]
+    model = _load(rates, base, "float32" if config.training == "full" else how.dtype, how.quantize)
     phase, halves = _first(config, data.halves(name, work / name), seed)
     forget_peak()
     plain = tuple(term.model_copy(update={"weighting": None}) for term in config.terms)
     short = config.model_copy(update={"terms": plain})
     made = prepared(model, halves, short, seed=seed, made=[phase])
     tokens = step_tokens(config, halves, [phase])
-    demand = branch_demand(config, halves, seed=seed, weights=dtype, made=[phase])
+    held = {"weights": how.dtype, "quantized": how.quantize is not None}
+    demand = branch_demand(config, halves, seed=seed, made=[phase], **held)
     model.train()
     parts = made.parameters, made.gradient, tokens
     _time(rates, name, *parts, config.optimizer, demand, work)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expunge import lora, models, parallel, sharding
 from expunge.errors import TrainingError
 from expunge.progress import say
+from expunge.quantized import is_quantized
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
@@ -42,7 +43,8 @@ def train_branch(
     numbers of an evaluation during training, where `watch` reads more than losses.
     """
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
-    demand = branch_demand(config, halves, seed=seed, weights=weights)
+    held = any(map(is_quantized, model.modules()))
+    demand = branch_demand(config, halves, seed=seed, weights=weights, quantized=held)
     with readable_out_of_memory(label, model, demand):
         made = prepared(model, halves, config, seed=seed, tokenizer=tokenizer, folder=folder)
         start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}

@@ -72,7 +72,7 @@ def readable_out_of_memory(label: str, model: PreTrainedModel, demand: Demand) -
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not full and not any(words in str(error) for words in _SAYS_FULL):
             raise
-        count = sum(p.numel() for p in model.parameters())
+        count = model.num_parameters()  # of four bits too
         shape = Shape.of(model.config.to_dict(), count)
         raise TrainingError(_advice(label, shape, demand, room)) from None
 

@@ -14,6 +14,7 @@ from expunge import runs
 from expunge.errors import ModelError
 from expunge.heads import BLOCK
 from expunge.models import Dtype
+from expunge.quantized import BYTES_A_WEIGHT
 from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask
 from expunge.unlearn.passes import filled
 from expunge.unlearn.trainer import Optimizer
@@ -60,10 +61,15 @@ class Shape:
         d, k, m = self.width, self.keys, self.between
         return self.layers * rank * (4 * d + 2 * (d + k) + 3 * (d + m))
 
+    def matrices(self) -> int:
+        """Parameters of the linear layers of the blocks."""
+        d, k, m = self.width, self.keys, self.between
+        return self.layers * (2 * d * (d + k) + 3 * d * m)
+
     def movable(self, mask: Mask | None) -> int:
         """Parameters of the tensors that a mask lets move, at most."""
-        d, k, m = self.width, self.keys, self.between
-        block = 2 * d * (d + k) + 3 * d * m + 4 * d
+        d, m = self.width, self.between
+        block = self.matrices() // self.layers + 4 * d
         if isinstance(mask, LastBlocks):
             return mask.count * block
         if isinstance(mask, Layers):
@@ -94,6 +100,8 @@ class Demand:
     """Whether a loss reads the KL to the reference."""
     kept: int = 0
     """Tokens whose reference states are held."""
+    quantized: bool = False
+    """Whether the blocks' matrices are held in 4 bits, and unpacked one by one."""
     buffers: int = 0
     """Float32 copies of what is trained, beside the weights, one gradient and two moments."""
 
@@ -146,7 +154,7 @@ def memory_of(shape: Shape, demand: Demand, *, scale: float = 1.0) -> int:
 
 def lasting(shape: Shape, demand: Demand) -> int:
     """Weights, gradient, moments and references: there for the whole stage."""
-    held = shape.parameters * BYTES[demand.weights]
+    held = weight_bytes(shape, demand)
     trained, narrow = shape.movable(demand.mask), 0
     if demand.rank is not None:
         trained = demand.trained or shape.adapter(demand.rank)
@@ -156,6 +164,13 @@ def lasting(shape: Shape, demand: Demand) -> int:
     states = demand.kept * shape.width * BYTES[demand.weights]
     moments = 2 if demand.optimizer.kind == "adamw" else 0
     return held + narrow + states + 4 * trained * (1 + moments + demand.buffers)
+
+
+def weight_bytes(shape: Shape, demand: Demand) -> int:
+    """The model as it is held: with `quantized` the blocks' matrices in codes and scales."""
+    narrow = min(shape.matrices(), shape.parameters) if demand.quantized else 0
+    wide = shape.parameters - narrow
+    return int(narrow * BYTES_A_WEIGHT) + wide * BYTES[demand.weights]
 
 
 def passing(shape: Shape, demand: Demand) -> float:
@@ -168,6 +183,8 @@ def passing(shape: Shape, demand: Demand) -> float:
     wide = tokens * (3 * shape.between + 4 * shape.width) * _product(demand)
     block = min(BLOCK, tokens) * shape.vocabulary
     logits = block * (4 * (4 if demand.kl else 2) + _product(demand))
+    if demand.quantized:  # the largest matrix, unpacked for its product
+        wide += shape.between * shape.width * BYTES[demand.weights]
     if demand.rank is None:  # the head has a gradient of its own, of each pack and of the sum
         logits += shape.vocabulary * shape.width * (8 + 2 * _product(demand))
     return kept + wide + logits

@@ -103,9 +103,11 @@ def branch_demand(
     *,
     seed: int,
     weights: models.Dtype,
+    quantized: bool = False,
     made: list[Phase] | None = None,
 ) -> Demand:
-    """The memory that training a branch asks for, with the model held in the type `weights`.
+    """The memory that training a branch asks for, with the model held in the type `weights`, or its
+    linear layers `quantized`.
 
     `made` are phases over `halves` in place of the schedule's.
     """
@@ -130,6 +132,7 @@ def branch_demand(
     return Demand(
         optimizer=config.optimizer,
         weights="float32" if full else weights,
+        quantized=quantized and not full,
         passes=tuple(sorted(passes)),
         piece=piece,
         longest=max(max(found) for found in lengths.values()),
