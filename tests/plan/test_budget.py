@@ -61,21 +61,33 @@ def with_epochs(recipe, epochs):
     return load_recipe(recipe, branches=branches, unscored=("target", "strong"), tune=None)
 
 
+def affordable(recipe, out) -> tuple[int, list[dict], float]:
+    """A run within 15 s, or within more where the machine is too busy for that; what it took."""
+    for budget in (15, 50):
+        start = time.monotonic()
+        try:
+            rows = run_as_planned(recipe, out, float(budget), start)[1]
+        except RecipeError as error:
+            assert "is too little" in str(error)
+        else:
+            return budget, rows, time.monotonic() - start
+    raise AssertionError("not even one step fits into 50 s")
+
+
 def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_path):
-    out, start = tmp_path / "run", time.monotonic()
-    long = with_epochs(recipe, 5000)
-    _, rows = run_as_planned(long, out, 15.0, start)
-    assert time.monotonic() - start < 20  # all but the end of a run is counted; others may be busy
+    out, long = tmp_path / "run", with_epochs(recipe, 5000)
+    budget, rows, took = affordable(long, out)
+    assert took < 1.4 * budget  # all but the end of a run is counted
     (cut,) = (out / "stages").glob("strong-*")
     did = json.loads((cut / trainer.SHORTENED).read_text())
     assert 0 < did["steps"] < did["of"]
     assert len((cut / trainer.LOG).read_text().splitlines()) == did["steps"]
     row = next(row for row in rows if row["stage"] == "strong")
     assert row["steps done %"] < 100
-    assert runs.read_json(cut / runs.PROVENANCE)["inputs"]["budget"] == "15 s"
+    assert runs.read_json(cut / runs.PROVENANCE)["inputs"]["budget"] == f"{budget} s"
     (merged,) = (out / "stages").glob("merged-*")
 
-    run_in_time(long, out, 15.0, time.monotonic())  # finds what it had shortened
+    run_in_time(long, out, budget, time.monotonic())  # finds what it had shortened
     assert list((out / "stages").glob("strong-*")) == [cut]
     assert list((out / "stages").glob("merged-*")) == [merged]
     short = with_epochs(recipe, 1)  # control: enough time for all steps
