@@ -1,18 +1,19 @@
 """The guards of a recipe as stages: what each is made of, and the folder it is written to."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from expunge.edit.task import Weights
 from expunge.guard.helpers import HelperSource
 from expunge.guard.make import make_guard, making_of
 from expunge.inputs import Inputs
 
 
-class Guards(Inputs):
+class Guards(Inputs, ABC):
     """The part of a pipeline that makes guards."""
 
-    def guard(self, name: str, seed: int) -> Any:
+    def guard(self, name: str, seed: int) -> Weights:
         """One guard, and the weights behind it."""
         config = self.recipe.guards[name]
         behind = self.weights(config.of, seed)
@@ -40,23 +41,24 @@ class Guards(Inputs):
         done = self.folder.stage(name, config, inputs | self._data_hashes, build)
         return replace(behind, guard=done / "guard")
 
-    def weights(self, name: str, seed: int) -> Any:
+    @abstractmethod
+    def weights(self, name: str, seed: int) -> Weights:
         """A model of the results by its name."""
-        raise NotImplementedError
 
-    def _helper(self, name: str, weights: Any) -> HelperSource:
+    def _helper(self, name: str, weights: Weights) -> HelperSource:
         """Where a helper lies; a branch of blocks shares them with the target."""
         branch = self.recipe.branches.get(name)
         blocks = None if branch is None else branch.blocks
         trunk = self.weights("target", self.recipe.seeds[0]).base if blocks else None
         return HelperSource(weights.base, weights.adapter, blocks, trunk)
 
-    def _weights_keys(self, weights: Any) -> dict[str, str]:
+    def _weights_keys(self, weights: Weights) -> dict[str, str]:
         """What stands for the base, the adapter and the guard of a model."""
         adapter, guard = weights.adapter, weights.guard
         found = {"base": self._weights_key(weights.base)}
         found["adapter"] = self._weights_key(adapter) if adapter else ""
         return found | ({"guard": self._weights_key(guard)} if guard else {})
 
+    @abstractmethod
     def _weights_key(self, folder: Path) -> str:
-        raise NotImplementedError
+        """What stands for the content of a folder of weights."""

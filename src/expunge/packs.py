@@ -3,8 +3,10 @@
 Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -198,6 +200,31 @@ def _by_token(outputs: Sequence[Tensor], calls: Sequence[_Call], pack: Pack) -> 
         assert call.sequences is not None
         found |= {i: row[: pack.lengths[i]] for i, row in zip(call.sequences, states, strict=True)}
     return torch.cat([found[i] for i in range(len(pack.lengths))])[pack.scored]
+
+
+@contextmanager
+def given_to(
+    layers: Mapping[str, torch.nn.Module], take: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within this block `take` is handed each layer's name and input: (..., in)."""
+    hooks = [
+        layer.register_forward_pre_hook(partial(_pass_on, take, name))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pass_on(
+    take: Callable[[str, Tensor], None],
+    name: str,
+    layer: torch.nn.Module,
+    given: tuple[Tensor, ...],
+) -> None:
+    take(name, given[0])
 
 
 @torch.no_grad()

@@ -4,9 +4,7 @@ Dimensions: N tokens of a text.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from expunge.data.batches import TokenSequence, pack
 from expunge.edit.repair import Sketch
 from expunge.errors import EditError
 from expunge.evaluate.value_vectors import down_layer
-from expunge.packs import hidden_states
+from expunge.packs import given_to, hidden_states
 from expunge.progress import progress
 
 _OUT = re.compile(
@@ -96,25 +94,3 @@ def read(
             hidden_states(model, pack([text], "document", device))
             after()
             bar(1)
-
-
-@contextmanager
-def given_to(
-    layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Within this block `take` is handed each layer's name and inputs."""
-    hooks = [
-        layer.register_forward_pre_hook(partial(_pass_on, take, name))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _pass_on(
-    take: Callable[[str, Tensor], None], name: str, layer: nn.Module, given: tuple[Tensor, ...]
-) -> None:
-    take(name, given[0])

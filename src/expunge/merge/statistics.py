@@ -3,9 +3,7 @@
 Dimensions: T tokens of a text, (out, in) the shape of a weight.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence, encode_document, pack
 from expunge.data.sources import Source, read_documents
 from expunge.errors import ModelError
-from expunge.packs import hidden_states
+from expunge.packs import given_to, hidden_states
 from expunge.products import product
 from expunge.progress import progress
 from expunge.registry import lookup
@@ -46,12 +44,12 @@ def gram(model: "PreTrainedModel", texts: Sequence[TokenSequence]) -> dict[str, 
     found = {name: torch.zeros(m.in_features, m.in_features) for name, m in layers.items()}
     device = next(model.parameters()).device
 
-    def add(name: str, given: tuple[Tensor, ...]) -> None:
-        x = given[0].flatten(0, -2).float()
+    def add(name: str, given: Tensor) -> None:
+        x = given.flatten(0, -2).float()
         found[name] += product(x.T, x.T).cpu()
 
     tokens = sum(len(text.tokens) for text in texts)
-    with _hooked(layers, add), torch.no_grad(), progress("gram", len(texts), "texts") as bar:
+    with given_to(layers, add), torch.no_grad(), progress("gram", len(texts), "texts") as bar:
         for text in texts:
             hidden_states(model, pack([text], "document", device))
             bar(1)
@@ -119,28 +117,3 @@ def write_statistics(found: Mapping[str, Tensor], path: Path, *, kind: str, text
 def _check(texts: Sequence[TokenSequence]) -> None:
     if not texts:
         raise ModelError("statistics need at least one text")
-
-
-@contextmanager
-def _hooked(
-    layers: Mapping[str, nn.Module], add: Callable[[str, tuple[Tensor, ...]], None]
-) -> Iterator[None]:
-    """Within this block `add` is given each layer's name and inputs."""
-    hooks = [
-        layer.register_forward_pre_hook(partial(_pass_on, add, name))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _pass_on(
-    add: Callable[[str, tuple[Tensor, ...]], None],
-    name: str,
-    layer: nn.Module,
-    given: tuple[Tensor, ...],
-) -> None:
-    add(name, given)

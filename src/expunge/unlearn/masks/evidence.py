@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from expunge import models, parallel
 from expunge.data.batches import TokenSequence, pack, packs_by_length
-from expunge.packs import hidden_states, in_buckets
+from expunge.packs import given_to, hidden_states, in_buckets
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.optimizer import Optimizer
 from expunge.unlearn.passes import HalfData, Passes
@@ -53,19 +53,11 @@ def input_norms(
         for name, layer in layers.items()
     }
 
-    def adding(name: str):
-        def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            squares[name] += given[0].detach().float().flatten(0, -2).square().sum(0)
-
-        return hook
+    def add(name: str, given: Tensor) -> None:
+        squares[name] += given.detach().float().flatten(0, -2).square().sum(0)
 
     size = 1 if in_buckets(model) else config.max_tokens  # a bucket's padding would be counted
-    hooks = [layer.register_forward_pre_hook(adding(name)) for name, layer in layers.items()]
-    try:
-        with autocast(model.dtype, config.compute, models.device()):
-            for group in packs_by_length(sequences, max_tokens=size):
-                hidden_states(model, pack(group, "document", models.device()))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with given_to(layers, add), autocast(model.dtype, config.compute, models.device()):
+        for group in packs_by_length(sequences, max_tokens=size):
+            hidden_states(model, pack(group, "document", models.device()))
     return {name: square.sqrt() for name, square in squares.items()}
