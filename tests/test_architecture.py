@@ -44,6 +44,7 @@ ORDER = [
         "doctor",
         "inputs",
         "guarding",
+        "training",
         "pipeline",
         "runner",
         "leaderboard",

@@ -100,7 +100,7 @@ def test_finished_stages_are_not_done_again(fields, tmp_path, monkeypatch):
     out = tmp_path / "run"
     expunge.merge(fields, out)
     before = {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("*") if p.is_file()}
-    monkeypatch.setattr("expunge.pipeline.train_branch", None)  # would fail if it were called
+    monkeypatch.setattr("expunge.training.train_branch", None)  # would fail if it were called
     expunge.merge(fields, out)
     assert {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("*") if p.is_file()} == before
     monkeypatch.undo()
@@ -251,3 +251,25 @@ def test_what_the_model_lacks_is_said_before_anything_is_computed(fields, tmp_pa
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "run" / "stages").iterdir())
+
+
+def test_a_run_folder_is_opened_by_the_recipe_it_holds(fields, tmp_path):
+    """Also where its stages lie in a store that several runs share."""
+    from expunge.pipeline import Pipeline
+    from expunge.runner import run_recipes
+
+    fields["evaluate"]["resamples"] = 5
+    lone = {**fields, "branches": {}, "merges": {}}
+    run_recipes([lone, {**lone, "name": "other"}], tmp_path / "both")
+    before = sorted((tmp_path / "both" / "stages").iterdir())
+    opened = Pipeline.of_run(tmp_path / "both" / "other")
+    assert opened.recipe.name == "other"
+    opened.report(42)
+    assert sorted((tmp_path / "both" / "stages").iterdir()) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    from expunge.pipeline import Pipeline
+
+    with pytest.raises(RunError, match="is no run folder"):
+        Pipeline.of_run(tmp_path)

@@ -3,18 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, model_validator
 
+from expunge import runs
 from expunge.config import Section, parse_section, read_yaml
 from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, RunError
 from expunge.evaluate.suite import Evaluate
 from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.models import Model
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune
+
+KEPT = "recipe.yaml"
+"""A run folder's recipe, as it was given."""
 
 
 class Recipe(Section):
@@ -171,6 +176,27 @@ def load_recipe(recipe: "Recipe | Path | str | dict[str, Any]", **changes: Any) 
     fields.update(changes)
     origin = "recipe" if isinstance(recipe, Recipe | dict) else str(recipe)
     return parse_section(fields, Recipe, origin=origin)
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe into its run folder, so that what looks at the run later needs no other."""
+    text = recipe_text(recipe, given=True)
+    path = folder / KEPT
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        runs.write_text(path, text)
+
+
+def kept_recipe(folder: Path) -> Recipe:
+    """The recipe of a run folder; a folder without one is a `RunError`."""
+    if not (folder / KEPT).is_file():
+        raise RunError(f"{folder} is no run folder: it holds no {KEPT}; expunge run writes it")
+    return load_recipe(folder / KEPT)
+
+
+def recipe_text(recipe: Recipe, *, given: bool = False) -> str:
+    """A recipe as YAML: every field of it, or only what was `given`."""
+    fields = recipe.model_dump(mode="json", exclude_unset=given)
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
 def with_model(recipe: Recipe, path: str) -> Recipe:

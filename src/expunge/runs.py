@@ -57,7 +57,8 @@ class Run:
                         "choose another --out"
                     )
             else:
-                write_json(mark, {"recipe": owner})
+                apart = {} if store is None else {"store": os.path.relpath(store, self.root)}
+                write_json(mark, {"recipe": owner, **apart})
 
     def stage(
         self,
@@ -112,6 +113,12 @@ class Run:
         """What every stage that was asked for says of itself, in the order they ended."""
         found = [read_json(self.store / "stages" / name / PROVENANCE) for name in self._asked]
         return sorted(found, key=lambda stage: stage["finished"])
+
+
+def store_of(root: Path) -> Path | None:
+    """Where a run folder's stages are, if not in itself."""
+    store = read_json(root / "run.json").get("store")
+    return None if store is None else root / store
 
 
 def _build(build: Callable[[Path], Any], folder: Path, together: bool) -> None:

@@ -141,7 +141,7 @@ def test_they_are_written_once_for_all_branches_and_seeds(fields, tmp_path, monk
     assert len(found) == len(forget)
     pairs = zip(forget, found, strict=True)
     assert not any(same(text, example.answer) for example, mine in pairs for text in mine)
-    monkeypatch.setattr("expunge.pipeline.write_alternates", None)  # would fail if it were called
+    monkeypatch.setattr("expunge.training.write_alternates", None)  # would fail if it were called
     again = Pipeline(fields, tmp_path)
     assert again.alternates(again.recipe.branches["both"]) == folder
     said = json.loads((again.branch("altpo", 7).folder.parent / "stage.json").read_text())
