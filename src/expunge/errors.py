@@ -18,6 +18,11 @@ class ExpungeError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        """What a hostile file put into the message cannot break the line or command a terminal."""
+        shown = (c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        super().__init__("".join(shown))
+
 
 class RecipeError(ExpungeError):
     """A recipe or an option says something that cannot be."""
