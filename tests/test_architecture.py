@@ -45,6 +45,7 @@ ORDER = [
         "inputs",
         "guarding",
         "training",
+        "calibrating",
         "pipeline",
         "runner",
         "leaderboard",

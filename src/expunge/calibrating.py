@@ -1,5 +1,6 @@
 """Calibrations as stages: which documents choose and which judge, and the merge that is chosen."""
 
+import tempfile
 from abc import ABC
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,11 +10,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge import models, runs
+from expunge.calibrate.candidate import Candidate
 from expunge.calibrate.outcome import CALIBRATION, candidate_of
 from expunge.calibrate.reading import Material, material
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
+from expunge.config import parse_section
 from expunge.data.batches import encode_all
 from expunge.data.folds import Folds, assigned, groups_of, part, test_documents
 from expunge.data.sets import Sets
@@ -44,17 +47,11 @@ class Calibrating(Training, ABC):
         return test_documents(self.sets, self.folds)
 
     def calibrated(self, name: str, seed: int) -> Weights:
-        """The merge that a calibration chose; none that meets the floors is a `CalibrationError`."""
+        """The merge that a calibration chose; none within the floors is a `CalibrationError`."""
         done = self.calibration(name, self.recipe.calibrate[name], seed)
-        found = runs.read_json(done / CALIBRATION)
-        if found["chosen"] is None:
-            near = found["nearest"]
-            raise CalibrationError(
-                f"{name} (seed {seed}): no candidate meets the floors; the nearest is point "
-                f"{near['point']} ({found['points'][near['point']]['label']}), which lacks "
-                f"{near['lacks']}. Lower calibrate.floors, try more trials, or take it as it is: "
-                f"expunge pick {self.folder.root} --point {near['point']}"
-            )
+        error = _unmet(runs.read_json(done / CALIBRATION), name, seed, self.folder.root)
+        if error is not None:
+            raise error
         return Weights(self.target.base, done / ADAPTER)
 
     def calibration(self, name: str, config: Calibrate, seed: int) -> Path:
@@ -88,32 +85,28 @@ class Calibrating(Training, ABC):
         inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
         return self.folder.stage(name, config, inputs, build)
 
-    def pick(
-        self, name: str, config: Calibrate, seed: int, number: int, out: Path, *, output: str
-    ) -> Path:
-        """Write a point of a calibration as an adapter or a whole model into the folder `out`."""
-        found = runs.read_json(self.calibration(name, config, seed) / CALIBRATION)
-        candidate = candidate_of(found, number)
+    def write_point(
+        self, config: Calibrate, seed: int, candidate: Candidate, out: Path, *, output: str
+    ) -> None:
+        """Write a candidate as an adapter or a whole model into the folder `out`."""
         if not candidate.parts:
-            raise CalibrationError(f"point {number} is the target itself, which has no update")
-        if out.exists() and any(out.iterdir()):
+            raise CalibrationError("that point is the target itself, which has no update to write")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CalibrationError(f"{out} exists and is not empty; choose another folder")
         tokenizer = models.load_tokenizer(self.target.base)
         _, folders, hashes = ends_of(self._chosen_among(config, seed), config)
         resident = self._resident(tokenizer, folders, hashes)
-        adapter = out if output == "adapter" else out.with_name(f".{out.name}.adapter")
-        resident.write(candidate, adapter)
-        if output == "model":
+        if output == "adapter":
+            return resident.write(candidate, out)
+        with tempfile.TemporaryDirectory() as folder:
+            resident.write(candidate, Path(folder) / ADAPTER)
             plain = Merge(method="linear", space="delta", output="model")
-            merge_adapters([adapter], plain, out, base=self.target.base)
-            runs.remove(adapter)
-        return out
+            merge_adapters([Path(folder) / ADAPTER], plain, out, base=self.target.base)
+        return None
 
     def _chosen_among(self, config: Calibrate, seed: int) -> dict[str, Path]:
         """The stage folders of the branches that a calibration chooses among."""
-        names = config.of or tuple(
-            n for n, b in self.recipe.branches.items() if b.training == "lora" and b.blocks is None
-        )
+        names = self.recipe.calibrated_branches(config)
         made = {name: self.branch(name, seed).adapter for name in names}
         return {name: adapter.parent for name, adapter in made.items() if adapter is not None}
 
@@ -153,3 +146,49 @@ class Calibrating(Training, ABC):
             dealt.__getitem__,
             count,
         )
+
+
+def calibrate_run(
+    pipeline: Calibrating, name: str, config: Calibrate, seed: int
+) -> tuple[dict[str, Any], CalibrationError | None]:
+    """Calibrate the branches of a run and keep what was found in RUN/calibration/; where no
+    candidate meets the floors, also the error that says so."""
+    done = pipeline.calibration(name, config, seed)
+    found = runs.read_json(done / CALIBRATION)
+    root = pipeline.folder.root
+    runs.write_json(_kept(root, name, seed), {**found, "stage": done.name})
+    return found, _unmet(found, name, seed, root)
+
+
+def pick_point(
+    pipeline: Calibrating, name: str, seed: int, number: int, out: Path, *, output: str
+) -> str:
+    """Write a point of a run's last calibration into `out`; returns its label."""
+    path = _kept(pipeline.folder.root, name, seed)
+    if not path.is_file():
+        raise CalibrationError(
+            f"{pipeline.folder.root} holds no calibration '{name}' of seed {seed}; expunge "
+            "calibrate makes it"
+        )
+    found = runs.read_json(path)
+    candidate = candidate_of(found, number)
+    config = parse_section(found["settings"], Calibrate, origin=str(path))
+    pipeline.write_point(config, seed, candidate, out, output=output)
+    return candidate.label
+
+
+def _kept(root: Path, name: str, seed: int) -> Path:
+    return root / "calibration" / f"{name}-seed-{seed}.json"
+
+
+def _unmet(found: Mapping[str, Any], name: str, seed: int, root: Path) -> CalibrationError | None:
+    """What to say where no candidate met the floors."""
+    if found["chosen"] is not None:
+        return None
+    near = found["nearest"]
+    return CalibrationError(
+        f"{name} (seed {seed}): no candidate meets the floors; the nearest is point "
+        f"{near['point']} ({found['points'][near['point']]['label']}), which lacks "
+        f"{near['lacks']}. Lower the floors, try more trials, or take it as it is: "
+        f"expunge pick {root} --point {near['point']} --out DIR"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import parallel, provenance, runs
+from expunge.calibrating import Calibrating
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
@@ -20,12 +21,11 @@ from expunge.recipe import Recipe, keep_recipe, kept_recipe, load_recipe, recipe
 from expunge.registry import lookup
 from expunge.report.page import write_report
 from expunge.report.results import Results
-from expunge.training import Training
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
 
-class Pipeline(Training):
+class Pipeline(Calibrating):
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
     def __init__(
@@ -105,6 +105,8 @@ class Pipeline(Training):
             return self.edit(name, seed)
         if name in self.recipe.guards:
             return self.guard(name, seed)
+        if name in self.recipe.calibrate:
+            return self.calibrated(name, seed)
         make = self.branch if name in self.recipe.branches else self.merge
         return make(name, seed)
 

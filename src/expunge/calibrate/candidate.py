@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -110,7 +111,7 @@ def plain(method: str, over: End, under: End, density: float) -> Candidate:
     )
 
 
-def space_of(method: str) -> str:
+def space_of(method: str) -> Literal["factors", "delta"]:
     """Where a method merges branches: a plain sum is exact on ΔW, and stays low-rank there; what
     trims does so on the factors, as the published system."""
     how = lookup(METHODS, "task_arithmetic" if method == "linear" else method, "merge method").how

@@ -126,9 +126,7 @@ def _tested(
         return screen(reader, given, config.attacks, resamples=RESAMPLES)
 
 
-def _line(
-    resident: Resident, candidate: Candidate, given: Material, config: Calibrate
-) -> Line:
+def _line(resident: Resident, candidate: Candidate, given: Material, config: Calibrate) -> Line:
     """What the attacks say of all documents about the chosen point of its line."""
     points, found = around(candidate.t), []
     for t in points:
