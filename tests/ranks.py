@@ -37,7 +37,7 @@ BRANCH = {
     "optimizer": OPTIMIZER,
 }
 BRANCHES = {
-    "joint": BRANCH,
+    "joint": {**BRANCH, "keep": {"at": [1], "epochs": True}},
     "normalized": {**BRANCH, "step": {"rule": "normalized"}},
     # The last step of the epoch has one micro-batch of one item, whose loss cannot be divided.
     "lone": {

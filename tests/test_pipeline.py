@@ -13,6 +13,7 @@ import yaml
 
 import expunge
 from expunge.errors import DataError, RecipeError, RunError, TrainingError
+from expunge.unlearn.snapshots import snapshots
 
 TERMS = [
     {"half": "forget", "loss": "npo"},
@@ -127,6 +128,38 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe, fields, tmp_p
     assert done.returncode == 0, done.stderr
     assert {k: v for k, v in weights(broken).items() if "evaluate" not in k} == weights(whole)
     assert not list(broken.glob("stages/*.partial"))
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_run_killed_beside_a_snapshot_ends_with_the_same_bytes(recipe, fields, tmp_path, step):
+    strong = fields["branches"]["strong"]
+    fields["branches"] = {"strong": {**strong, "keep": {"every": 1}}}
+    strong["schedule"]["epochs"], strong["optimizer"] = 8, {"lr": 1e-3, "compute": "float32"}
+    recipe.write_text(yaml.safe_dump(fields | {"merges": {}}))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    (folder,) = expunge.unlearn(fields | {"merges": {}}, whole).values()
+    made = snapshots(folder.parent)
+    assert len(made) > 6 and (folder / "adapter_model.safetensors").is_file()
+    words = command("unlearn", recipe, "--out", broken)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    pattern = f"stages/strong-*.partial/snapshots/*step-{step:05d}*"  # begun or whole
+    while not list(broken.glob(pattern)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL  # it was killed, not over
+    (partial,) = broken.glob("stages/strong-*.partial")
+    before = {p.name: p.stat().st_mtime_ns for p in snapshots(partial).values()}
+    assert len(before) < len(made)  # control
+    done = run_command("unlearn", recipe, "--out", broken)
+    assert done.returncode == 0, done.stderr
+    assert weights(broken) == weights(whole)
+    (stage,) = broken.glob("stages/strong-*")
+    after = {p.name: p.stat().st_mtime_ns for p in (stage / "snapshots").iterdir()}
+    assert len(after) == len(made) and before.items() <= after.items()
 
 
 def test_another_recipes_folder_is_refused(fields, tmp_path):

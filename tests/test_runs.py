@@ -43,13 +43,17 @@ def test_a_stage_that_broke_off_is_not_taken_for_whole_and_keeps_what_it_had(tmp
     def breaks(folder):
         (folder / "half").write_text("x")
         (folder / ".model.99.tmp").mkdir()
+        (folder / "inner" / ".model.99.tmp").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.stage("s", Dial(), {}, breaks)
     seen = []
-    done = run.stage("s", Dial(), {}, lambda folder: seen.extend(p.name for p in folder.iterdir()))
-    assert seen == ["half"]  # its checkpoint is found again, its half-written file is gone
+    done = run.stage("s", Dial(), {}, lambda folder: seen.extend(p.name for p in folder.rglob("*")))
+    assert sorted(seen) == [
+        "half",
+        "inner",
+    ]  # its checkpoint is found again, its half-written file is gone
     assert not done.name.endswith(".partial")
 
 

@@ -88,7 +88,7 @@ class Run:
                 return done
             if parallel.is_main():
                 partial.mkdir(exist_ok=True)
-                for leftover in partial.glob(".*.tmp"):  # of a killed process
+                for leftover in list(partial.rglob(".*.tmp")):  # of a killed process
                     _remove(leftover)
             parallel.barrier()
             start = time.monotonic()

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.optimizer import Optimizer, Span
 from expunge.unlearn.preparing import prepared
-from expunge.unlearn.schedule import SCHEDULES, Pairing, Schedule, phases, steps
+from expunge.unlearn.schedule import SCHEDULES, Pairing, Schedule, epoch_ends, phases, steps
 from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import train
 
@@ -61,6 +62,19 @@ class TestEverySchedule:
             assert sorted(seen.values()) == 4 * [2] + 3 * [4] + 3 * [6]
         else:
             assert seen == dict.fromkeys(range(10), 2)
+
+    def test_says_where_its_epochs_end(self, kind):
+        found = made(kind)
+        ends = [0, *epoch_ends(found)]
+        assert len(ends) - 1 == sum(phase.epochs for phase in found) > 1
+        every = [step for phase in found for step in phase.steps]
+        assert ends[-1] == len(every)
+        epochs = [every[a:b] for a, b in pairwise(ends)]
+        for phase in found:
+            of_phase = [epochs.pop(0) for _ in range(phase.epochs)]
+            assert [step for epoch in of_phase for step in epoch] == phase.steps
+            seen = [sorted(i for s in epoch for b in s for i in b.forget) for epoch in of_phase]
+            assert all(one == seen[0] and len(set(one)) == len(one) for one in seen)
 
     def test_is_a_function_of_the_seed(self, kind):
         assert made(kind) == made(kind)

@@ -15,6 +15,7 @@ from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
 from expunge.unlearn.section import Branch
+from expunge.unlearn.snapshots import Keeper
 from expunge.unlearn.trainer import (
     autocast,
     finish,
@@ -45,6 +46,10 @@ def train_branch(
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
     held = any(map(is_quantized, model.modules()))
     demand = branch_demand(config, halves, seed=seed, weights=weights, quantized=held)
+
+    def write(place: Path) -> None:
+        lora.save_adapter(model, config.lora, place, base=base)
+
     with readable_out_of_memory(label, model, demand):
         made = prepared(model, halves, config, seed=seed, tokenizer=tokenizer, folder=folder)
         start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}
@@ -61,6 +66,7 @@ def train_branch(
         if config.unguarded:
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
         watched = config.watch and Watcher(config.watch, evaluated, made.parameters, folder)
+        keeper = config.keep and Keeper(config.keep, write, made.ends, folder)
         model.train()
         train(
             made.parameters,
@@ -72,6 +78,7 @@ def train_branch(
             label=label,
             deadline=deadline,
             watcher=watched,
+            keeper=keeper,
             spans=made.spans,
             masks=made.masks,
             state=made.state,
@@ -80,7 +87,7 @@ def train_branch(
     moved = {n: p for n, p in made.parameters.items() if n not in made.masks}
     _check_moved(moved, start, label, some=config.rule.selective)
     if config.training == "lora":
-        lora.save_adapter(model, config.lora, folder / "adapter", base=base)
+        write(folder / "adapter")
     else:
         models.save_model(model, tokenizer, folder / "model")
     finish(folder)

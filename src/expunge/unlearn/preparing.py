@@ -20,7 +20,7 @@ from expunge.unlearn.optimizer import Span
 from expunge.unlearn.passes import Passes
 from expunge.unlearn.readings import HalfData, weights_of
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
-from expunge.unlearn.schedule import Phase
+from expunge.unlearn.schedule import Phase, epoch_ends
 from expunge.unlearn.section import Branch
 from expunge.unlearn.sets import SIDES, Side, units
 from expunge.unlearn.steps import State
@@ -40,6 +40,8 @@ class Prepared:
     """Leaves the gradient of a step in them."""
     spans: list[Span]
     """The phases, as the optimiser sees them."""
+    ends: tuple[int, ...]
+    """Steps after which an epoch of a phase ends."""
     passes: Passes
     masks: dict[str, torch.Tensor]
     """Which weights of a parameter may move, where not all may."""
@@ -94,7 +96,7 @@ def prepared(
     given = passes, parameters, steps, config.step, config.optimizer
     gradient, state = step_gradient(*given, seed=seed, note=note)
     spans = [Span(len(phase.steps), phase.lr) for phase in made]
-    return Prepared(parameters, gradient, spans, passes, masks, state)
+    return Prepared(parameters, gradient, spans, epoch_ends(made), passes, masks, state)
 
 
 def branch_demand(

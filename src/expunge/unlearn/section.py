@@ -13,6 +13,7 @@ from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.objectives import filled_in
 from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
 from expunge.unlearn.sets import SETS
+from expunge.unlearn.snapshots import Keep
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
 from expunge.unlearn.trainer import (
     Optimizer,
@@ -58,6 +59,9 @@ class Branch(Section):
     watch: Watch | None = None
     """Evaluation during training; null evaluates when it has ended."""
 
+    keep: Keep | None = None
+    """Adapters kept on the way, where training is `lora`; null keeps the one at the end alone."""
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, fields: Any) -> Any:
@@ -78,6 +82,10 @@ class Branch(Section):
             raise ValueError(
                 "a mask needs training: full; an adapter is confined by lora.layers and "
                 "lora.targets"
+            )
+        if self.keep is not None and self.training == "full":
+            raise ValueError(
+                "keep needs training: lora; with full, each snapshot would be a whole model"
             )
         if "retain" in self.rule.needs and "retain" not in sides:
             raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")

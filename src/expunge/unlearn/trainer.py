@@ -33,6 +33,7 @@ from expunge.unlearn.checkpoints import (
     save,
 )
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
+from expunge.unlearn.snapshots import Keeper
 from expunge.unlearn.watch import Watcher
 
 RELEASE_EVERY = 8
@@ -55,6 +56,7 @@ def train(
     stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
     deadline: float | None = None,
     watcher: Watcher | None = None,
+    keeper: Keeper | None = None,
     spans: Sequence[Span] = (),
     masks: Mapping[str, Tensor] | None = None,
     state: dict[str, float] | None = None,
@@ -64,10 +66,10 @@ def train(
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
     `time.monotonic`) the schedule is shortened to the steps that the time allows, and
     `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
-    best weights. The optimiser starts anew with each of the `spans`, the last of which a deadline
-    leaves out first. `masks` says which weights of a parameter may move, where not all may. `state`
-    is what the gradient carries from step to step; its `rate`, where it has one, is the learning
-    rate of the step that set it.
+    best weights. A `keeper` writes snapshots of those on the way. The optimiser starts anew with
+    each of the `spans`, the last of which a deadline leaves out first. `masks` says which weights
+    of a parameter may move, where not all may. `state` is what the gradient carries from step to
+    step; its `rate`, where it has one, is the learning rate of the step that set it.
     """
     state = {} if state is None else state
     stepper = Stepper(parameters, config, spans or [Span(steps)], masks)
@@ -76,6 +78,11 @@ def train(
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
+    if keeper is not None:
+        keeper.check(steps)
+        keeper.start(len(log))
+        if keeper.due(len(log)):  # it was killed between this step and its snapshot
+            keeper.take(len(log))
     if watcher is not None:
         watcher.start(len(log))
         if watcher.due(len(log)):  # it was killed between this step and its evaluation
@@ -117,9 +124,12 @@ def train(
             if len(log) % RELEASE_EVERY == 0:
                 release_freed_memory()
             looks = watcher is not None and watcher.due(len(log))
-            if looks or parallel.from_main(saver.due()):
+            keeps = keeper is not None and keeper.due(len(log))
+            if looks or keeps or parallel.from_main(saver.due()):
                 with saver:
                     save(parameters, stepper.torch, log, folder, state)
+            if keeper is not None and keeps:
+                keeper.take(len(log))
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:

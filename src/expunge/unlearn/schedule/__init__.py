@@ -18,7 +18,7 @@ from expunge.unlearn.schedule.pairing import (
     pairing,
     sequential,
 )
-from expunge.unlearn.schedule.phases import MicroBatch, Phase
+from expunge.unlearn.schedule.phases import MicroBatch, Phase, epoch_ends
 from expunge.unlearn.schedule.turns import Agad, Alternate, Sugd, agad, alternate, sugd
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Phase",
     "Schedule",
     "check_schedule",
+    "epoch_ends",
     "phases",
     "row_of",
     "steps",

@@ -88,7 +88,7 @@ def pairing(config: Pairing, forget: Sequence[str], retain: int, *, seed: int) -
             )
         ]
         steps.extend(chunks(batches, config.accumulation))
-    return [Phase(steps)]
+    return [Phase(steps, epochs=config.epochs)]
 
 
 def layered(config: Layered, forget: Sequence[str], retain: int, *, seed: int) -> list[Phase]:
@@ -111,7 +111,8 @@ def layered(config: Layered, forget: Sequence[str], retain: int, *, seed: int) -
     for stage in range(1, config.folds + 1):
         chosen = [item for fold in folds[:stage] for item in fold]
         later = Cycle([retain + item for fold in folds[stage:] for item in fold])
-        phases.append(Phase(_beside(chosen, config, kept_beside, later, f"{seed}:{stage}")))
+        steps = _beside(chosen, config, kept_beside, later, f"{seed}:{stage}")
+        phases.append(Phase(steps, epochs=config.epochs))
     return phases
 
 
@@ -129,7 +130,8 @@ def sequential(config: Sequential, forget: Sequence[str], retain: int, *, seed: 
     for number in range(len(requests)):
         first = 0 if config.again else number
         chosen = [item for request in requests[first : number + 1] for item in request]
-        phases.append(Phase(_beside(chosen, config, drawn, Cycle([]), f"{seed}:{number}")))
+        steps = _beside(chosen, config, drawn, Cycle([]), f"{seed}:{number}")
+        phases.append(Phase(steps, epochs=config.epochs))
     return phases
 
 

@@ -39,6 +39,8 @@ class Phase:
     steps: list[list[MicroBatch]]
     lr: float = 1.0
     """Factor of the recipe's learning rate."""
+    epochs: int = 1
+    """Passes that the steps are, all of one length."""
 
 
 class Paired(Section):
@@ -55,6 +57,16 @@ class Paired(Section):
 
     retain_per_forget: int = Field(default=1, ge=1)
     """Retain items beside each forget item."""
+
+
+def epoch_ends(phases: Iterable[Phase]) -> tuple[int, ...]:
+    """The steps, counted from 1, after which an epoch of a phase ends."""
+    ends, start = [], 0
+    for phase in phases:
+        length = len(phase.steps)
+        ends += [start + length * k // phase.epochs for k in range(1, phase.epochs + 1)]
+        start += length
+    return tuple(ends)
 
 
 def chunks(items: Sequence[Item], size: int) -> list[list[Item]]:

@@ -91,7 +91,8 @@ def sugd(config: Sugd, forget: Sequence[str], retain: int, *, seed: int) -> list
         for item in chunk:
             order.append(MicroBatch(forget=(item,)))
             order += [MicroBatch(retain=(r,)) for r in drawn.take(config.retain_per_forget)]
-        phases.append(Phase(config.epochs * chunks(order, config.batch)))
+        steps = config.epochs * chunks(order, config.batch)
+        phases.append(Phase(steps, epochs=config.epochs))
     return phases
 
 
@@ -110,13 +111,13 @@ def agad(config: Agad, forget: Sequence[str], retain: int, *, seed: int) -> list
         chunks(shuffled(range(len(forget)), f"{seed}:forget"), config.chunk)
     ):
         ascent = _epochs("forget", chunk, config.epochs, config.batch, f"{seed}:f{number}")
-        phases.append(Phase(ascent))
+        phases.append(Phase(ascent, epochs=config.epochs))
         beside = drawn.take(share)
         descent = _epochs("retain", beside, config.anneal_epochs, config.batch, f"{seed}:r{number}")
-        phases.append(Phase(descent, config.anneal_lr))
+        phases.append(Phase(descent, config.anneal_lr, config.anneal_epochs))
     if config.final_epochs:
         last = _epochs("retain", range(retain), config.final_epochs, config.batch, f"{seed}:last")
-        phases.append(Phase(last, config.anneal_lr))
+        phases.append(Phase(last, config.anneal_lr, config.final_epochs))
     return phases
 
 
@@ -132,7 +133,7 @@ def alternate(config: Alternate, forget: Sequence[str], retain: int, *, seed: in
             key = f"{seed}:{epoch}:{half}"
             batches = _epochs(half, range(count), 1, config.micro_batch, key)
             steps += chunks([batch for (batch,) in batches], config.accumulation)
-    return [Phase(steps)]
+    return [Phase(steps, epochs=config.epochs)]
 
 
 def _epochs(
