@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,16 @@ def adapter_scales(
             raise ModelError(f"{folder}: lora_alpha must be a positive number, not {alpha!r}")
         scales[name] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return scales
+
+
+def block_of(name: str) -> int | None:
+    """The block that a layer lies in, counted from 0, by its name; None outside any."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def blocks_of(names: Iterable[str]) -> int:
+    """How many blocks there are up to the last that a layer of these names lies in."""
+    return 1 + max((block for name in names if (block := block_of(name)) is not None), default=-1)
 
 
 def by_pattern(patterns: Any, name: str, default: Any) -> Any:

@@ -89,7 +89,7 @@ class Run:
             if parallel.is_main():
                 partial.mkdir(exist_ok=True)
                 for leftover in list(partial.rglob(".*.tmp")):  # of a killed process
-                    remove(leftover)
+                    _remove(leftover)
             parallel.barrier()
             start = time.monotonic()
             release_freed_memory()  # what the stage before left would count as this one's
@@ -193,7 +193,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        remove(temporary)
+        _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -214,8 +214,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def remove(path: Path) -> None:
-    """Take a file or a folder away, if it is there."""
+def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -8,18 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from expunge.adapter_files import adapter_scales, read_adapter
+from expunge.adapter_files import adapter_config, adapter_scales, read_adapter, write_adapter
 from expunge.config import parse_section
 from expunge.errors import MergeError, ModelError, RecipeError
 from expunge.lora import LoraLinear, load_adapter
 from expunge.merge.adapters import apply_deltas, merge_adapters, merged_deltas
-from expunge.merge.families import Elect
+from expunge.merge.families import Elect, Matrix
 from expunge.merge.methods import METHODS
 from expunge.merge.section import Merge
 
 every_method = pytest.mark.parametrize(
     "method", [n for n, m in METHODS.items() if isinstance(m.how, Elect) and n != "sce"]
 )
+
+
+PLACES = [("factors", "adapter"), ("factors", "model"), ("delta", "adapter"), ("delta", "model")]
+NEEDY = [n for n, m in METHODS.items() if isinstance(m.how, Matrix) and m.how.statistics]
 
 
 def delta_of(folder):
@@ -194,6 +198,13 @@ def test_branches_of_unlike_rank_merge_in_delta_space_alone(branches, make_branc
         ({"density": 1.2}, "density: Input should be less than or equal to 1"),
         ({"weights": [0, 0]}, "weights must be finite and not all zero"),
         ({"weights": [1, float("nan")]}, "weights must be finite"),
+        ({"groups": []}, "groups: Tuple should have at least 1 item"),
+        ({"groups": [0, 0]}, "groups must be finite and not all zero"),
+        ({"groups": [1, float("inf")]}, "groups must be finite"),
+        ({"groups": [1, 2], "method": "sce"}, "groups is not for sce"),
+        ({"groups": [1, 2], "method": "model_stock", "space": "delta"}, "groups is not for model"),
+        ({"groups": [1, 2], "options": {"divide": "weights"}}, "groups cannot be normalized"),
+        ({"groups": [1], "normalize": True, "space": "delta"}, "groups cannot be normalized"),
         ({"normalize": True}, "normalize needs space: delta"),
         ({"rank": 8}, "rank needs space: delta and output: adapter"),
     ],
@@ -201,6 +212,115 @@ def test_branches_of_unlike_rank_merge_in_delta_space_alone(branches, make_branc
 def test_a_recipe_that_cannot_be_is_refused(fields, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         parse_section(fields, Merge, origin="recipe.yaml")
+
+
+SUMMED = [
+    n for n, m in METHODS.items() if isinstance(m.how, Elect | Matrix) and n not in (*NEEDY, "sce")
+]
+
+
+def by_hand(folder, a, b, *, scale=1.0, layers=("layers.0.q", "layers.1.q", "score")):
+    """An adapter of one A and B at every layer."""
+    tensors = {}
+    for layer in layers:
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = torch.tensor(a)
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = torch.tensor(b)
+    write_adapter(tensors, adapter_config(list(layers), "x", rank=1, alpha=scale), folder)
+    return folder
+
+
+@pytest.fixture
+def pair_by_hand(tmp_path):
+    """Rank 1, ΔW = [[2, 4]] and [[3, -1]] (the second of scale 4 in A = [¾, -¼])."""
+    one = by_hand(tmp_path / "one", [[1.0, 2.0]], [[2.0]])
+    return [one, by_hand(tmp_path / "two", [[0.75, -0.25]], [[1.0]], scale=4.0)]
+
+
+def test_groups_multiply_the_weights_of_their_blocks_in_delta_space(pair_by_hand, tmp_path):
+    config = Merge(method="linear", space="delta", weights=(1.0, 2.0), groups=(0.5, -3.0))
+    whole = torch.tensor([[2.0 + 2 * 3.0, 4.0 - 2 * 1.0]])
+    expected = {"layers.0.q": 0.5 * whole, "layers.1.q": -3 * whole, "score": whole}
+    assert_close(dict(merged_deltas(pair_by_hand, config)), expected)
+    merge_adapters(pair_by_hand, config, tmp_path / "out")
+    assert_close(delta_of(tmp_path / "out"), expected)
+
+
+def test_groups_multiply_the_weights_of_their_blocks_in_factor_space(pair_by_hand, tmp_path):
+    # roots: √(1·1) and √(1·4) at factor 1; at factor 4 twice those; at -1 those of A turn
+    config = Merge(method="linear", groups=(4.0, -1.0))
+    merge_adapters(pair_by_hand, config, tmp_path / "out")
+    factors, _ = read_adapter(tmp_path / "out")
+    a, b = torch.tensor([[1 + 2 * 0.75, 2 - 2 * 0.25]]), torch.tensor([[2.0 + 2 * 1.0]])
+    for layer, (left, right) in {
+        "layers.0.q": (2, 2),
+        "layers.1.q": (-1, 1),
+        "score": (1, 1),
+    }.items():
+        torch.testing.assert_close(factors[layer][0], left * a)
+        torch.testing.assert_close(factors[layer][1], right * b)
+    assert_close(
+        dict(merged_deltas(pair_by_hand, config)),
+        {"layers.0.q": 4 * b @ a, "layers.1.q": -b @ a, "score": b @ a},
+    )
+
+
+def test_blocks_are_shared_out_equally_from_the_first_to_the_last(tmp_path):
+    layers = [f"layers.{n}.q" for n in range(5)]
+    branch = by_hand(tmp_path / "b", [[1.0]], [[1.0]], layers=layers)
+
+    def found(*groups):
+        return [float(d) for _, d in merged_deltas([branch], Merge(method="linear", groups=groups))]
+
+    assert found(4.0) == [4.0] * 5
+    assert found(1.0, 4.0) == [1.0, 1.0, 1.0, 4.0, 4.0]
+    assert found(1.0, 4.0, 9.0) == [1.0, 1.0, 4.0, 4.0, 9.0]
+    assert found(1.0, 4.0, 9.0, 16.0, 25.0) == [1.0, 4.0, 9.0, 16.0, 25.0]
+    with pytest.raises(MergeError, match="6 groups were given, and the branches adapt 5 blocks"):
+        found(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("space", "output"), PLACES)
+def test_groups_of_one_change_no_byte(branches, tiny_folder, tmp_path, space, output):
+    written = []
+    for groups in (None, (1.0, 1.0), (1.0, 2.0)):
+        out = tmp_path / f"{groups}"
+        config = Merge(space=space, output=output, weights=(0.7, -0.4), groups=groups)
+        merge_adapters(branches, config, out, base=tiny_folder)
+        (weights,) = out.glob("*model.safetensors")
+        written.append(weights.read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(("space", "output"), PLACES)
+def test_what_is_written_by_groups_is_what_was_merged(
+    branches, tiny_folder, tmp_path, space, output
+):
+    plain = Merge(method="linear", space=space, output=output)
+    config = plain.model_copy(update={"groups": (1.0, 0.25)})
+    merge_adapters(branches, config, tmp_path / "out", base=tiny_folder)
+    whole = dict(merged_deltas(branches, plain))
+    expected = {n: d * (0.25 if "layers.1" in n else 1) for n, d in whole.items()}
+    assert_close(dict(merged_deltas(branches, config)), expected)
+    if output == "adapter":
+        assert_close(delta_of(tmp_path / "out"), expected)
+        return
+    old, new = (load_file(f / "model.safetensors") for f in (tiny_folder, tmp_path / "out"))
+    for name, delta in expected.items():
+        change = new[f"{name}.weight"] - old[f"{name}.weight"]
+        torch.testing.assert_close(change, delta, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", SUMMED)
+@pytest.mark.parametrize("factor", [0.0, 0.25, -2.0])
+def test_a_group_multiplies_what_its_blocks_get_by_every_method(branches, method, factor):
+    plain = Merge(method=method, density=0.6, space="delta", weights=(1.0, 0.7))
+    config = plain.model_copy(update={"groups": (1.0, factor)})
+    whole, ours = (dict(merged_deltas(branches, c)) for c in (plain, config))
+    for name in whole:
+        if "layers.0" in name:
+            assert torch.equal(ours[name], whole[name])
+        else:
+            torch.testing.assert_close(ours[name], factor * whole[name], rtol=1e-3, atol=1e-5)
 
 
 def one_name(tensors):

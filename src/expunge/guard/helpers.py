@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from expunge import lora, models, sharding
-from expunge.adapter_files import read_adapter
+from expunge.adapter_files import blocks_of, read_adapter
 from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.packs import output_head
@@ -127,8 +127,7 @@ def open_helpers(
 def adapted_blocks(adapter: Path) -> int:
     """How many blocks an adapter reaches, by the layers that it names."""
     factors, _ = read_adapter(adapter)
-    numbers = [int(part) for name in factors for part in name.split(".") if part.isdigit()]
-    return max(numbers, default=-1) + 1
+    return blocks_of(factors)
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

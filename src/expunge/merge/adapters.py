@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.adapter_files import adapter_config, write_adapter
+from expunge.adapter_files import PREFIX, adapter_config, block_of, write_adapter
 from expunge.errors import MergeError
 from expunge.lora import LoraLinear
 from expunge.merge.branches import Branch, read_branches, same_ranks
@@ -69,6 +69,12 @@ def merged_deltas(branches: Sequence[Path], config: Merge) -> Iterator[tuple[str
         yield layer, _delta(read, config, layer)
 
 
+def merged_factors(branches: Sequence[Path], config: Merge) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (layer name, A (r, in), B (out, r)) of each layer as the merged adapter is written: of
+    scale 1, truncated where it would be."""
+    return _written(_read(branches, config), config)
+
+
 @contextmanager
 def apply_deltas(model: nn.Module, deltas: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
     """Within this block the linear layers of `model` hold W + ΔW; afterwards W, bit for bit.
@@ -93,13 +99,20 @@ def _read(folders: Sequence[Path], config: Merge) -> list[Branch]:
         raise MergeError(
             f"{len(config.weights)} weights were given for {len(branches)} branches; give one each"
         )
+    if len(config.groups or ()) > branches[0].blocks:
+        raise MergeError(
+            f"{len(config.groups or ())} groups were given, and the branches adapt "
+            f"{branches[0].blocks} blocks; give at most one each"
+        )
     if config.space == "factors":
         same_ranks(branches)
     return branches
 
 
-def _weights(branches: Sequence[Branch], config: Merge) -> tuple[float, ...]:
-    return config.weights or (1.0,) * len(branches)
+def _weights(branches: Sequence[Branch], config: Merge, layer: str) -> tuple[float, ...]:
+    """One weight a branch, times the factor of the layer's group."""
+    factor = config.factor(block_of(layer), branches[0].blocks)
+    return tuple(weight * factor for weight in config.weights or (1.0,) * len(branches))
 
 
 def _operand(branches: Sequence[Branch], layer: str, base: Whole | None = None) -> Operand:
@@ -116,7 +129,7 @@ def _delta(branches: Sequence[Branch], config: Merge, layer: str) -> Tensor:
     if config.space == "factors":
         a, b = _merged_factors(branches, config, layer)
         return b @ a
-    settings = config.settings(layer, _weights(branches, config))
+    settings = config.settings(layer, _weights(branches, config, layer))
     operand = _operand(branches, layer)
     return torch.from_numpy(merged_float32(operand, config.row, settings))
 
@@ -132,7 +145,7 @@ def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pa
     """
     roots = [
         math.copysign(math.sqrt(abs(weight) * branch.scales[layer]), weight)
-        for weight, branch in zip(_weights(branches, config), branches, strict=True)
+        for weight, branch in zip(_weights(branches, config, layer), branches, strict=True)
     ]
 
     def merge(which: int, letter: str, weights: Sequence[float]) -> Tensor:
@@ -150,14 +163,15 @@ def _write_model(
     branches: Sequence[Branch], config: Merge, out: Path, base: Checkpoint
 ) -> float | None:
     """Write the base with the merged deltas added; what storing kept of them."""
-    weights, plain = _weights(branches, config), Merge(method="linear", space="delta")
+    plain = Merge(method="linear", space="delta")
 
     def job(name: str) -> Job:
         stored, layer = base[name], name.removesuffix(".weight")
         if layer == name or layer not in branches[0].factors:
             return Job(name, stored.dtype, stored.shape, carried=base.raw(name))
         whole = Whole(base.raw(name), stored.dtype)
-        method, settings = config.row, config.settings(layer, weights)
+        method = config.row
+        settings = config.settings(layer, _weights(branches, config, layer))
         operand = _operand(branches, layer, whole)
         if config.space == "factors":
             a, b = _merged_factors(branches, config, layer)
@@ -176,15 +190,10 @@ def _write_merged_adapter(
 ) -> None:
     """Write a peft folder with scale 1 at every layer (α = r)."""
     tensors, ranks = {}, {}
-    for layer in branches[0].factors:
-        if config.space == "factors":
-            a, b = _merged_factors(branches, config, layer)
-            tally.count(layer, b @ a)
-        else:
-            a, b = _low_rank(branches, config, layer, tally)
+    for layer, a, b in _written(branches, config, tally):
         ranks[layer] = len(a)
-        tensors[f"base_model.model.{layer}.lora_A.weight"] = a.contiguous()
-        tensors[f"base_model.model.{layer}.lora_B.weight"] = b.contiguous()
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = b
         bar()
     rank = max(ranks.values())
     fields = adapter_config(list(ranks), base, rank=rank, alpha=rank)
@@ -193,26 +202,43 @@ def _write_merged_adapter(
     write_adapter(tensors, fields, out)
 
 
-def _low_rank(branches: Sequence[Branch], config: Merge, layer: str, tally: Tally) -> Pair:
+def _written(
+    branches: Sequence[Branch], config: Merge, tally: Tally | None = None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The factors of each layer, told to the `tally`."""
+    for layer in branches[0].factors:
+        if config.space == "delta":
+            a, b = _low_rank(branches, config, layer, tally)
+        else:
+            a, b = _merged_factors(branches, config, layer)
+            if tally is not None:
+                tally.count(layer, b @ a)
+        yield layer, a.contiguous(), b.contiguous()
+
+
+def _low_rank(branches: Sequence[Branch], config: Merge, layer: str, tally: Tally | None) -> Pair:
     """Factors of the merged ΔW of one layer: exact for a sum that fits the rank, else truncated."""
-    delta = _delta(branches, config, layer)
-    tally.count(layer, delta)
     exact = sum(branch.rank(layer) for branch in branches)
-    rank = min(config.rank or exact, *delta.shape)
+    rank = min(config.rank or exact, *branches[0].shape(layer))
     if config.row.how == Elect():
         a, b = _concatenated(branches, config, layer)
-        if rank >= exact:
-            return a, b
-        a, b = truncated_product(a, b, rank)
+        cut = rank < exact
+        if cut:
+            a, b = truncated_product(a, b, rank)
+        delta = None if tally is None else _delta(branches, config, layer)
     else:
+        delta, cut = _delta(branches, config, layer), True
         a, b = truncated(delta, rank)
-    tally.cut(delta, b @ a)
+    if tally is not None and delta is not None:
+        tally.count(layer, delta)
+        if cut:
+            tally.cut(delta, b @ a)
     return a, b
 
 
 def _concatenated(branches: Sequence[Branch], config: Merge, layer: str) -> Pair:
     """Factors side by side, whose product is the weighted sum of the deltas exactly."""
-    weights = _weights(branches, config)
+    weights = _weights(branches, config, layer)
     total = sum(map(abs, weights)) if config.normalize else 1.0
     pairs = [branch.factors[layer] for branch in branches]
     scales = [w / total * b.scales[layer] for w, b in zip(weights, branches, strict=True)]

@@ -5,12 +5,13 @@ Dimensions: M branches, r rank, (out, in) the shape of a linear layer, A (r, in)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from expunge.adapter_files import adapter_scales, read_adapter
+from expunge.adapter_files import adapter_scales, blocks_of, read_adapter
 from expunge.errors import MergeError
 
 
@@ -27,6 +28,11 @@ class Branch:
         """ΔW = scale · B A of one layer, in float32: (out, in)."""
         a, b = self.factors[layer]
         return (self.scales[layer] * b) @ a
+
+    @cached_property
+    def blocks(self) -> int:
+        """How many blocks the model has, up to the last that is adapted."""
+        return blocks_of(self.factors)
 
     def rank(self, layer: str) -> int:
         """r of one layer."""

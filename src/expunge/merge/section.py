@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from expunge.config import Section
 from expunge.merge.families import Elect, Matrix, Method, Span, Vote
@@ -29,6 +29,10 @@ class Merge(Section):
     weights: tuple[float, ...] | None = None
     """One weight a branch; null means 1 each."""
 
+    groups: tuple[float, ...] | None = Field(default=None, min_length=1)
+    """Factors of all weights in equal groups of blocks, from the first block to the last that the
+    branches adapt; a layer outside any block has factor 1. Null means 1 everywhere."""
+
     vote: Vote = "unweighted"
     """Elect signs before weighting (peft) or after (mergekit)."""
 
@@ -51,12 +55,14 @@ class Merge(Section):
     seed: int = Field(default=42, ge=0)
     """Seeds what the methods drop at random."""
 
-    @field_validator("weights")
+    @field_validator("weights", "groups")
     @classmethod
-    def _usable(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if weights is not None and not (any(weights) and all(map(math.isfinite, weights))):
-            raise ValueError("weights must be finite and not all zero")
-        return weights
+    def _usable(
+        cls, given: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        if given is not None and not (any(given) and all(map(math.isfinite, given))):
+            raise ValueError(f"{info.field_name} must be finite and not all zero")
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> "Merge":
@@ -71,14 +77,33 @@ class Merge(Section):
             raise ValueError(f"{self.method} needs space: delta")
         if self.normalize and self.space == "factors":
             raise ValueError("normalize needs space: delta, since factors carry roots of weights")
+        if self.groups is not None:
+            self._check_groups()
         if self.rank is not None and (self.space, self.output) != ("delta", "adapter"):
             raise ValueError("rank needs space: delta and output: adapter; elsewhere it is given")
         return self
+
+    def _check_groups(self) -> None:
+        """Refuse groups where the result does not grow with the weights."""
+        how = self.row.how
+        if not (isinstance(how, Matrix) or (isinstance(how, Elect) and not how.by_energy)):
+            raise ValueError(
+                f"groups is not for {self.method}: methods that sum or elect weighted updates take "
+                "it, knots and tsv too"
+            )
+        if self.normalize or self.options.get("divide") == "weights":
+            raise ValueError("groups cannot be normalized: dividing by the weights would undo it")
 
     @property
     def row(self) -> Method:
         """The method's row; a weighted sum of branches is one of their updates."""
         return METHODS["task_arithmetic" if self.method == "linear" else self.method]
+
+    def factor(self, block: int | None, blocks: int) -> float:
+        """What all weights are multiplied by in one of so many blocks, counted from 0."""
+        if self.groups is None or block is None:
+            return 1.0
+        return self.groups[block * len(self.groups) // blocks]
 
     def settings(self, name: str, weights: Sequence[float]) -> Settings:
         """What the method is told about one tensor."""
