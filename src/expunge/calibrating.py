@@ -18,7 +18,7 @@ from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
 from expunge.config import parse_section
 from expunge.data.batches import encode_all
-from expunge.data.folds import Folds, assigned, groups_of, part, test_documents
+from expunge.data.folds import Folds, dealt, part, test_documents
 from expunge.data.sets import Sets
 from expunge.edit.task import Weights
 from expunge.errors import CalibrationError
@@ -137,13 +137,13 @@ class Calibrating(Training, ABC):
             return material(sets, tokenizer, seed=config.seed, **how, **limits)
 
         count = self.folds.cross
-        dealt = assigned(groups_of(self.sets), [1 / count] * count, seed=self.folds.seed)
+        fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
         documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
         return Given(
             read(side, per_term=config.per_term, documents=config.documents),
             read(part(self.sets, self.judged_by, inside=True)),
             read(documents),
-            dealt.__getitem__,
+            fold.__getitem__,
             count,
         )
 

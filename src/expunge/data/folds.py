@@ -64,25 +64,36 @@ def assigned(groups: Members, shares: Sequence[float], *, seed: int) -> dict[str
 
 
 def groups_of(sets: Sets) -> dict[str, dict[str, str]]:
-    """The documents of a run's sets by group: members first, for they are fewest."""
-    found: dict[str, dict[str, str]] = {
-        "members": {document.id: document.text for document in sets.members},
-        "nonmembers": {document.id: document.text for document in sets.nonmembers},
-    }
+    """The documents of a run's sets by group: items by half and task, members, non-members."""
+    found: dict[str, dict[str, str]] = {}
     for half in ("forget", "retain"):
         examples: list[Example] = getattr(sets, half)
         for example in examples:
             told = found.setdefault(f"{half}/{example.task}", {})
             told[example.document] = f"{told.get(example.document, '')}\n{example.prompt}"
+    for side in ("members", "nonmembers"):
+        documents: list[Document] = getattr(sets, side)
+        found[side] = {document.id: document.text for document in documents}
     return found
+
+
+def dealt(sets: Sets, shares: Sequence[float], *, seed: int) -> dict[str, int]:
+    """The fold of every document of a run's sets; members of a task are dealt out apart from the
+    rest of it, so that both are spread."""
+    groups = groups_of(sets)
+    members, strata = groups.pop("members"), {}
+    for name, documents in groups.items():
+        for inside in (True, False):
+            some = {id: text for id, text in documents.items() if (id in members) == inside}
+            strata[f"{name} {'members' if inside else ''}"] = some
+    return assigned({**strata, "members": members}, shares, seed=seed)
 
 
 def test_documents(sets: Sets, config: Folds) -> frozenset[str]:
     """The ids of the documents that only judge; what cannot be split so is a `DataError`."""
     groups = groups_of(sets)
     if config.test_ids is None:
-        shares = (1 - config.test, config.test)
-        found = assigned(groups, shares, seed=config.seed)
+        found = dealt(sets, (1 - config.test, config.test), seed=config.seed)
         chosen = frozenset(id for id, fold in found.items() if fold == 1)
     else:
         chosen = _named(locate(config.test_ids), groups)
