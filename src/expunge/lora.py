@@ -6,10 +6,10 @@ Dimensions: r rank, (out, in) the shape of a linear layer. ΔW = scale · B A, A
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from expunge.adapter_files import (
     PREFIX,
     adapter_config,
     adapter_scales,
+    block_of,
     read_adapter,
     write_adapter,
 )
@@ -211,20 +212,41 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     scales = adapter_scales(folder, factors, config)
     model.requires_grad_(False)
     for name, (a, b) in factors.items():
-        try:
-            base = model.get_submodule(name)
-        except AttributeError:
-            raise ModelError(f"{folder} adapts {name}, which the model does not have") from None
-        if not isinstance(base, nn.Linear) or (base.in_features, base.out_features) != (
-            a.shape[1],
-            b.shape[0],
-        ):
-            raise ModelError(f"{folder}: {name} does not have the shape of the model's layer")
+        base = _fitting(_submodule(model, name, str(folder)), name, a, b, str(folder))
         rank = a.shape[0]
         layer = LoraLinear(base, Lora(rank=rank, alpha=scales[name] * rank, dropout=0.0))
         layer.lora_A.detach().copy_(a)
         layer.lora_B.detach().copy_(b)
         _replace(model, name, layer)
+
+
+def swap_factors(model: nn.Module, factors: Iterable[tuple[str, Tensor, Tensor]]) -> None:
+    """Make (layer name, A (r, in), B (out, r)) of scale 1 the adapter on `model`, for scoring.
+
+    What is adapted keeps its place in memory where the rank stays; layers that are not named lose
+    their adapter. Factors that do not fit leave the model as it was.
+    """
+    given = {name: (a, b) for name, a, b in factors}
+    for name, (a, b) in given.items():
+        layer = _submodule(model, name, "the merge")
+        base = layer.base if isinstance(layer, LoraLinear) else layer
+        _fitting(base, name, a, b, "the merge")
+    model.requires_grad_(False)
+    for name, layer in adapters_of(model).items():
+        if name not in given:
+            _replace(model, name, layer.base)
+    for name, (a, b) in given.items():
+        layer, rank = model.get_submodule(name), len(a)
+        if not isinstance(layer, LoraLinear):
+            layer = LoraLinear(cast(nn.Linear, layer), Lora(rank=rank, alpha=rank))
+            _replace(model, name, layer)
+        layer.scale, layer.dropout, layer.enabled = 1.0, 0.0, True
+        if len(layer.lora_A) != rank:
+            layer.lora_A = nn.Parameter(layer.lora_A.new_empty(a.shape))
+            layer.lora_B = nn.Parameter(layer.lora_B.new_empty(b.shape))
+        layer.requires_grad_(False)
+        layer.lora_A.copy_(a)
+        layer.lora_B.copy_(b)
 
 
 def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
@@ -247,11 +269,25 @@ def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
         name
         for name, last in linear.items()
         if (lora.targets is None or last in lora.targets)
-        and (blocks is None or blocks & {int(part) for part in name.split(".") if part.isdigit()})
+        and (blocks is None or block_of(name) in blocks)
     ]
     if not chosen:
         raise ModelError(f"no linear layer lies in blocks {sorted(blocks or ())}")
     return sorted(chosen)
+
+
+def _submodule(model: nn.Module, name: str, origin: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ModelError(f"{origin} adapts {name}, which the model does not have") from None
+
+
+def _fitting(base: nn.Module, name: str, a: Tensor, b: Tensor, origin: str) -> nn.Linear:
+    shape = (a.shape[1], b.shape[0])
+    if not isinstance(base, nn.Linear) or (base.in_features, base.out_features) != shape:
+        raise ModelError(f"{origin}: {name} does not have the shape of the model's layer")
+    return base
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
