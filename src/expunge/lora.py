@@ -212,8 +212,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     scales = adapter_scales(folder, factors, config)
     model.requires_grad_(False)
     for name, (a, b) in factors.items():
-        base = _submodule(model, name, str(folder))
-        _check_shape(base, name, a, b, str(folder))
+        base = _fitting(_submodule(model, name, str(folder)), name, a, b, str(folder))
         rank = a.shape[0]
         layer = LoraLinear(base, Lora(rank=rank, alpha=scales[name] * rank, dropout=0.0))
         layer.lora_A.detach().copy_(a)
@@ -231,7 +230,7 @@ def swap_factors(model: nn.Module, factors: Iterable[tuple[str, Tensor, Tensor]]
     for name, (a, b) in given.items():
         layer = _submodule(model, name, "the merge")
         base = layer.base if isinstance(layer, LoraLinear) else layer
-        _check_shape(base, name, a, b, "the merge")
+        _fitting(base, name, a, b, "the merge")
     model.requires_grad_(False)
     for name, layer in adapters_of(model).items():
         if name not in given:
@@ -284,10 +283,11 @@ def _submodule(model: nn.Module, name: str, origin: str) -> nn.Module:
         raise ModelError(f"{origin} adapts {name}, which the model does not have") from None
 
 
-def _check_shape(base: nn.Module, name: str, a: Tensor, b: Tensor, origin: str) -> None:
+def _fitting(base: nn.Module, name: str, a: Tensor, b: Tensor, origin: str) -> nn.Linear:
     shape = (a.shape[1], b.shape[0])
     if not isinstance(base, nn.Linear) or (base.in_features, base.out_features) != shape:
         raise ModelError(f"{origin}: {name} does not have the shape of the model's layer")
+    return base
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
