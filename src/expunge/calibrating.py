@@ -2,7 +2,7 @@
 
 import tempfile
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge import models, runs
 from expunge.calibrate.candidate import Candidate
 from expunge.calibrate.outcome import CALIBRATION, candidate_of
-from expunge.calibrate.reading import Material, material
+from expunge.calibrate.reading import Material, documents_of, material
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
@@ -22,6 +22,7 @@ from expunge.data.folds import Folds, dealt, part, test_documents
 from expunge.data.sets import Sets
 from expunge.edit.task import Weights
 from expunge.errors import CalibrationError
+from expunge.evaluate.balance import balance
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.memory import release_freed_memory
@@ -104,6 +105,34 @@ class Calibrating(Training, ABC):
             merge_adapters([Path(folder) / ADAPTER], plain, out, base=self.target.base)
         return None
 
+    @property
+    def splits(self) -> bool:
+        """Whether models are scored on each side of the documents, too."""
+        return self.recipe.folds is not None or bool(self.recipe.calibrate)
+
+    def fold_scores(self, reader: Reader, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The scores of each side's documents, of a reader that has been evaluated on both; `items`
+        are the rows of that evaluation."""
+        asked = {(row["half"], row["id"]) for row in items if row["score"] is not None}
+        change = {"partial": True, "generate_limit": None}
+        settings = self.recipe.evaluate.model_copy(update=change)
+        found = {}
+        for side, inside in (("calibration", False), ("test", True)):
+            sets = part(self.sets, self.judged_by, inside=inside)
+            halves = {
+                half: [e for e in getattr(sets, half) if (half, e.id) in asked]
+                for half in ("forget", "retain")
+            }
+            given = {"members": sets.members, "nonmembers": sets.nonmembers, "mmlu": self._mmlu}
+            entry = evaluate(reader, EvaluationData(**halves, **given), settings, **self._reading)
+            found[side] = {"semeval": entry[0]["semeval"], "membership": {}}
+            if sets.members:
+                documents = Sets([], [], sets.members, sets.nonmembers, [])
+                read = self._material(documents, reader.tokenizer, seed=0)
+                scores = documents_of(reader, read, Calibrate().attacks)
+                found[side]["membership"] = balance(scores, resamples=settings.resamples)
+        return found
+
     def _chosen_among(self, config: Calibrate, seed: int) -> dict[str, Path]:
         """The stage folders of the branches that a calibration chooses among."""
         names = self.recipe.calibrated_branches(config)
@@ -133,8 +162,7 @@ class Calibrating(Training, ABC):
         """The documents of a calibration, encoded."""
 
         def read(sets: Sets, **limits: Any) -> Material:
-            how = {"how": self._reading, "document_tokens": self.recipe.evaluate.document_tokens}
-            return material(sets, tokenizer, seed=config.seed, **how, **limits)
+            return self._material(sets, tokenizer, seed=config.seed, **limits)
 
         count = self.folds.cross
         fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
@@ -146,6 +174,10 @@ class Calibrating(Training, ABC):
             fold.__getitem__,
             count,
         )
+
+    def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
+        longest = self.recipe.evaluate.document_tokens
+        return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
 
 
 def calibrate_run(

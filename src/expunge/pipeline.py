@@ -133,6 +133,8 @@ class Pipeline(Calibrating):
                 guard=weights.guard,
             )
             entry, items = evaluate(reader, self._evaluated, config, **self._reading)
+            if self.splits:
+                entry["folds"] = self.fold_scores(reader, items)
             runs.write_json(work / "scores.json", entry)
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             runs.write_text(work / "items.jsonl", "".join(lines))
@@ -142,6 +144,8 @@ class Pipeline(Calibrating):
             "model": self.recipe.model.told(),
             **self._data_hashes,
         }
+        if self.splits:
+            inputs["folds"] = self.folds.model_dump_json()
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
         lines = (done / "items.jsonl").read_text(encoding="utf-8").splitlines()
         return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]

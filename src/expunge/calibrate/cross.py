@@ -65,7 +65,10 @@ def cross_calibrated(
     m, n = np.asarray(members), np.asarray(nonmembers)
     found = []
     for fold in range(folds):
-        if (m == fold).sum() < 2 or (n == fold).sum() < 2:
+        sides = [
+            side for whose in (m, n) for side in ((whose == fold).sum(), (whose != fold).sum())
+        ]
+        if min(sides) < 2:
             continue
         t = balanced_at(line, m != fold, n != fold)
         kept = {a: (x[m == fold], y[n == fold]) for a, (x, y) in line.at(t).items()}

@@ -85,8 +85,10 @@ class Search:
         return self.points
 
     def finals(self, judge: Judge) -> int | None:
-        """The number of the best candidate once the best few were generated from and scored
-        officially; None where none of them meets the floors. Only trials and ends stand."""
+        """The number of the best trial, once the best few were generated from and scored.
+
+        Where those fail then, as many again are judged twice over; None where all do.
+        """
         config = self.config
         able = [n for n, p in enumerate(self.points) if p.role == "trial" and not p.short]
         able.sort(key=lambda n: -self.value(self.points[n].reading))
@@ -94,7 +96,9 @@ class Search:
             return None
         before = self._official(alone(End(branch=TARGET)), self.target, judge)
         best: tuple[float, int] | None = None
-        for number in able[: config.finalists]:
+        for place, number in enumerate(able[: 3 * config.finalists]):
+            if best is not None and place >= config.finalists:
+                break
             point = self.points[number]
             official = self._official(point.candidate, point.reading, judge)
             refused = _refusal(official, before, self.config)
@@ -110,11 +114,12 @@ class Search:
 
         def lack(number: int) -> float:
             point = self.points[number]
-            return sum(point.short.values()) + (0.001 if point.refused else 0)
+            return sum(point.short.values()) + (0.0 if point.refused else 1e-6)
 
         number = min(trials, key=lack)
         point = self.points[number]
-        return number, point.refused or said(point.reading, self.target, self.config.floors)
+        lacks = point.refused or said(point.reading, self.target, self.config.floors)
+        return number, lacks or "what its official scores, which were not taken, may show"
 
     def _screened(self, candidate: Candidate, role: str, target: Reading | None) -> Point:
         with self.resident.reader(candidate) as reader:
