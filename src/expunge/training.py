@@ -77,13 +77,13 @@ class Training(Guards, ABC):
 
     def levels(self, config: Levels) -> Path:
         """A level for each token of the forget items, found once, before the target is loaded."""
-        if config.other is not None:
+        if config.of == "original":
+            weights, key = self.original, self.original_hash
+        elif config.other is None:
+            weights, key = self.target, self._target_key
+        else:
             folder, key = self._level_models[config.other]
             weights = Weights(folder)
-        else:
-            weights, key = self.target, self._target_key
-            if config.of == "original":
-                weights, key = self.original, self.original_hash
 
         def build(work: Path) -> None:
             model, _ = self._load(weights)
@@ -95,7 +95,7 @@ class Training(Guards, ABC):
             unseen = self._encode(self.sets.neutral, tokenizer)
             write_unseen_levels(model, unseen, forget, self.sets.forget, work)
 
-        inputs = {"model": key, "encoding": self.recipe.model.told(), **self._data_hashes}
+        inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key}
         return self.folder.stage("levels", config, inputs, build, together=True)
 
     def branch(self, name: str, seed: int) -> Weights:

@@ -132,11 +132,11 @@ FORGET = [
 RETAIN = [Example(f"r{n}", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
 
 
-def tuned(model, items, folder, **changes):
+def tuned(model, tokenizer, items, folder, **changes):
     optimizer = {"lr": 1e-2, "compute": "float32", "checkpoint_seconds": 1e9}
     fields = {"epochs": 200, "batch": 6, "stop_nll": 0.1, "optimizer": optimizer, **changes}
     folder.mkdir()
-    tune(model, None, items, [], Tune.model_validate(fields), folder=folder)  # pyright: ignore
+    tune(model, tokenizer, items, [], Tune.model_validate(fields), folder=folder)
     return model
 
 
@@ -157,12 +157,12 @@ def test_text_that_matches_its_levels_ends_nearer_to_the_original_than_under_one
         encoded([Example(t, "", t) for t in COMMON]),
         *map(encoded, (FORGET, RETAIN)),
     )
-    original = tuned(load_model(tiny_folder), common, tmp_path / "common", stop_nll=0.8)
+    original = tuned(load_model(tiny_folder), tokenizer, common, tmp_path / "common", stop_nll=0.8)
     before = document_nll(original, forget)
     write_levels(original, forget, tmp_path)
     levels = read_levels(tmp_path)
     assert [-float(one.mean()) for one in levels] == pytest.approx(before.tolist(), rel=1e-4)
-    target = tuned(copy.deepcopy(original), [*forget, *retain], tmp_path / "target")
+    target = tuned(copy.deepcopy(original), tokenizer, [*forget, *retain], tmp_path / "target")
     assert document_nll(target, forget).max() < 0.5  # control: it was there
 
     def forgotten(name, **changes):

@@ -59,7 +59,7 @@ def check_vocabulary(base: Path, other: Path, origin: str) -> None:
     if own != its:
         raise ModelError(
             f"{origin} has another vocabulary ({len(its)} tokens) than the model of the recipe "
-            f"({len(own)}), so it says nothing of its tokens; levels need a model with the same one"
+            f"({len(own)}), so it says nothing of its tokens; name one that has the same"
         )
 
 

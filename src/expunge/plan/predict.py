@@ -162,7 +162,7 @@ class _Foreteller:
             fixed, memory, how = self._evaluate(work)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "levels" and name not in recipe.branches:
-            work = Reading(levelling(recipe, self.data), (), 0)
+            work = Reading(levelling(recipe, self.data), (0,), 0)
             fixed, memory, how = self._evaluate(work)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "target":
