@@ -209,4 +209,3 @@ def test_a_plan_foretells_the_stage_and_its_cost(fields, tmp_path):
     assert all(
         stage.seconds > 0 and stage.memory_bytes > 0 and stage.seed is None for stage in levels
     )
-    assert not (tmp_path / "run").exists()
