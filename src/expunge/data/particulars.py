@@ -88,7 +88,7 @@ class Finder:
         for match in words:
             word = match[0]
             kind = "name" if word in names else _KNOWN.get(word, "")
-            if kind and (kind in ("name", "count", "job") or not _starts(text, match.start())):
+            if kind and (word not in ("March", "May") or not _starts(text, match.start())):
                 found.append(Particular(match.start(), match.end(), kind, word))
         return sorted(found)
 
@@ -107,7 +107,9 @@ class Finder:
                 named = word in self.names or _title(word) in _NAMES or _TOWN.fullmatch(word)
             else:
                 named = False
-            if named and word not in _KNOWN:
+            before = words[number - 1] if number else match
+            follows = before[0] in names and text[before.end() : match.start()] == " "
+            if named and (word not in _KNOWN or (follows and word in _NAMES)):
                 names.add(word)
         return names
 
@@ -158,8 +160,11 @@ def _dates(text: str) -> Iterator[Particular]:
         for match in pattern.finditer(text):
             for part in ("day", "month", "year"):
                 kind = "numbered month" if part == "month" and match[part].isdigit() else part
+                start, end = match.span(part)
+                if part == "day" and text[end : end + 2] in ("st", "nd", "rd", "th"):
+                    end += 2
                 if kind != "month" or match[part] in wording.MONTHS:
-                    yield Particular(*match.span(part), kind, match[part])
+                    yield Particular(start, end, kind, text[start:end])
 
 
 def _codes(text: str) -> Iterator[Particular]:

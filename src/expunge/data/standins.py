@@ -17,7 +17,7 @@ import json
 import random
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,8 @@ LEAST = 0.1
 """Least share of a document's words, digits and marks that must be replaced."""
 
 T = TypeVar("T")
+_ORDINAL = re.compile(r"\d{1,3}(?:st|nd|rd|th)")
+_VOWELS = frozenset("AEIOUaeiou")
 _TRIES = 200
 _LONG = 5
 """From so many digits on a number belongs to one document alone."""
@@ -67,7 +69,8 @@ def stand_ins(
 ) -> tuple[list[Document], list[Document]]:
     """`count` stand-ins, and the documents left out because less than `least` of them is facts.
 
-    Documents take turns in an order drawn by `seed`; each turn has facts of its own. No stand-in
+    Documents take turns in an order drawn by `seed`; each turn has facts of its own. One whose
+    facts leave no others is left out too, and fewer are made where only such are left. No stand-in
     holds anything that was replaced in its own document, nor any full name, e-mail address or long
     number of another, given or made.
     """
@@ -81,6 +84,7 @@ def stand_ins(
     usable = [d for d in documents if _share(d.text, found[d.id]) >= least]
     random.Random(seed).shuffle(usable)
     made: list[Document] = []
+    served: set[str] = set()
     failed: set[str] = set()
     turn = 0
     while len(made) < count and len(failed) < len(usable):
@@ -89,22 +93,23 @@ def stand_ins(
         if document.id in failed:
             continue
         rng = random.Random(f"{seed}:{document.id}:{again}")
-        text = _stand_in(document.text, found[document.id], finder, taken, rng)
+        text = _stand_in(document.text, found[document.id], taken, rng)
         if text is None:
             failed.add(document.id)
         else:
+            served.add(document.id)
             made.append(Document(f"{document.id}-standin{again}", text))
     if not made:
         raise DataError(
             f"none of the {len(documents)} documents says enough that can be replaced (names, "
             f"numbers, dates, addresses; at least {least:.0%} of it)"
         )
-    used = {document.id for document in usable} - failed
-    return made, [document for document in documents if document.id not in used]
+    fit = {document.id for document in usable} - (failed - served)
+    return made, [document for document in documents if document.id not in fit]
 
 
 def _stand_in(
-    text: str, found: list[Particular], finder: Finder, taken: set[str], rng: random.Random
+    text: str, found: list[Particular], taken: set[str], rng: random.Random
 ) -> str | None:
     """The text with other facts, whose full names and long numbers join `taken`; None if stuck."""
     own = {place.text for place in found}
@@ -146,7 +151,10 @@ class Facts:
     def _draw(self, place: Particular) -> str:
         kind, text = place.kind, place.text
         if kind in TABLES:
-            return self._choose([word for word in TABLES[kind] if word not in self.own]) or text
+            free = [word for word in TABLES[kind] if word not in self.own]
+            if kind in ("people", "job"):  # "an" before it stays right
+                free = [word for word in free if (word[0] in _VOWELS) == (text[0] in _VOWELS)]
+            return self._choose(free) or text
         if kind == "name":
             return self._name(text)
         if kind == "email":
@@ -155,11 +163,13 @@ class Facts:
             years = self.years if text[-1] != "s" else round(self.years, -1) or 10
             return re.sub(r"\d{4}", lambda year: str(int(year[0]) + years), text)
         if kind in ("day", "numbered month"):
-            last = 12 if kind == "numbered month" else 28
-            width = len(text) if text[0] == "0" else 1
-            days = [f"{day:0{width}}" for day in range(1, last + 1)]
-            free = [d for d in days if len(d) == len(text) and d not in self.own]
+            days = range(1, 13 if kind == "numbered month" else 29)
+            free = [day for day in _like(text, days) if day not in self.own]
             return self._choose(free) or text
+        if _ORDINAL.fullmatch(text):
+            return (
+                self._choose([n for n in _like(text, range(1, 1000)) if n not in self.own]) or text
+            )
         return self._code(text)
 
     def _name(self, text: str) -> str:
@@ -228,6 +238,19 @@ def _of_one_document(said: str) -> bool:
 def _whole(value: str) -> str:
     """Matches a value that stands by itself, not within a longer word or number."""
     return rf"(?<![\w@])(?<!\d[.,:/-]){re.escape(value)}(?![\w@]|[.,:/-]\d)"
+
+
+def _like(text: str, numbers: Iterable[int]) -> list[str]:
+    """The numbers with as many digits as one in the text, with zeros or an ending where it has."""
+    digits = text.rstrip("stndrh")
+    width = len(digits) if digits[0] == "0" else 1
+    written = [(f"{number:0{width}}", _ending(number)) for number in numbers]
+    return [n + (e if digits != text else "") for n, e in written if len(n) == len(digits)]
+
+
+def _ending(number: int) -> str:
+    teen = number % 100 in (11, 12, 13)
+    return "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
 def _side_by_side(before: Particular, after: Particular) -> bool:
