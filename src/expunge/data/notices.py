@@ -19,7 +19,7 @@ SENTENCES = 3
 
 
 PIECES = range(34, 57)
-"""Words, digits and marks of a notice; with SmolLM2's tokenizer that is 38 to 72 tokens."""
+"""Words, digits and marks of a notice; with SmolLM2's tokenizer that is 38 to 76 tokens."""
 
 
 def notice(words: Words, prompt_share: float) -> Invented:
