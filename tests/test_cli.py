@@ -80,6 +80,18 @@ def test_synthesize_writes_the_same_files_for_the_same_seed(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_stand_ins_are_made_of_a_file_of_documents(tmp_path):
+    expunge("data", "synthesize", tmp_path)
+    made = expunge(
+        *("data", "standins", tmp_path / "members.jsonl", tmp_path / "s.jsonl"),
+        *("--count", 4, "--json"),
+    )
+    assert json.loads(made.stdout) == {"documents": 60, "left_out": 0, "written": 4}
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
+    none = expunge("data", "standins", tmp_path / "members.jsonl", tmp_path / "t", "--count", 0)
+    assert "at least 1 stand-in" in refused(none)
+
+
 def test_each_stage_has_its_command(recipe, tmp_path):
     path, out = recipe(), tmp_path / "out"
     assert "target" in json.loads(expunge("tune", path, "--out", out, "--json").stdout)

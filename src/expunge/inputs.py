@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, runs
+from expunge.companions.levels import check_vocabulary
 from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
 from expunge.data.companions import Answers
@@ -41,7 +42,17 @@ class Inputs:
             outline = models.outline(base)
             for branch in self.recipe.branches.values():
                 check_fit(branch, outline)
+        for of, (folder, _) in self._level_models.items():
+            check_vocabulary(base, folder, f"levels.of: {of}")
         return base
+
+    @cached_property
+    def _level_models(self) -> dict[str, tuple[Path, str]]:
+        """Folder and hash of each model that branches take levels from, by the name given."""
+        levels = [branch.levels for branch in self.recipe.branches.values()]
+        names = dict.fromkeys(one.other for one in levels if one is not None)
+        found = {name: models.resolve(name) for name in names if name is not None}
+        return {name: (folder, runs.hash_folder(folder)) for name, folder in found.items()}
 
     @cached_property
     def sets(self) -> Sets:

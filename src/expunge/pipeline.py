@@ -43,7 +43,8 @@ class Pipeline(Calibrating):
         self.folder = folder or runs.Run(out, owner=self.recipe.name, store=store, wait=wait)
         if original_hash is not None:
             self.original_hash = original_hash
-        keep_recipe(self.recipe, self.folder.root)
+        if folder is None:
+            keep_recipe(self.recipe, self.folder.root)
 
     @classmethod
     def of_run(cls, folder: Path | str, *, wait: bool = False) -> "Pipeline":

@@ -155,6 +155,30 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _every_level_has_a_model(self) -> "Recipe":
+        for name, branch in self.branches.items():
+            of = branch.levels and branch.levels.of
+            if of == "original" and self.tune is None:
+                raise ValueError(
+                    f"branch '{name}' takes levels of the original, and without tune that is the "
+                    "target itself; name a model that has not seen the text in levels.of"
+                )
+            if of != "unseen":
+                continue
+            if self.data.neutral is None and self.data.synthetic is None:
+                raise ValueError(
+                    f"branch '{name}' takes levels of unseen texts, and data names none; give "
+                    "data.neutral texts that no model has been trained on"
+                )
+            tune = self.tune
+            if tune and tune.neutral_per_item > 0 and tune.neutral_loss == "nll":
+                raise ValueError(
+                    f"branch '{name}' takes levels of unseen texts, and tune learns them; set "
+                    "tune.neutral_per_item: 0, or tune.neutral_loss: kl"
+                )
+        return self
+
     @property
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""

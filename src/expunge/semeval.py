@@ -72,6 +72,11 @@ def unlearn(
                 f"branch '{name}' reads {extra[0]}, and the contest's entry point has the forget "
                 "and retain sets alone; expunge run makes the others"
             )
+        if branch.levels is not None:
+            raise RecipeError(
+                f"branch '{name}' reads levels, and the contest's entry point has no model from "
+                "before the target; expunge run finds them"
+            )
     config = (merge or Merge()).model_copy(update={"output": "model"})
     base = models.resolve(str(model_path))
     forget, retain = (read_examples(Source(path=str(_file(d)))) for d in (forget_dir, retain_dir))

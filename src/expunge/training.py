@@ -1,4 +1,4 @@
-"""What a recipe trains, as stages: the target, other answers, branches.
+"""What a recipe trains, as stages: the target, other answers, levels, branches.
 
 original ─tune─▶ target ─train─▶ branches
 """
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from expunge import models, runs
 from expunge.companions.alternates import read_alternates, write_alternates
+from expunge.companions.levels import read_levels, write_levels, write_unseen_levels
 from expunge.config import Section
 from expunge.edit.task import Weights
 from expunge.evaluate.numbers import flat_numbers
@@ -22,6 +23,7 @@ from expunge.quantized import check_possible
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.checkpoints import SHORTENED
 from expunge.unlearn.halves import Halves
+from expunge.unlearn.levels import Levels
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import tune
 
@@ -73,10 +75,34 @@ class Training(Guards, ABC):
         same_text = how.model_copy(update={"each": 1})
         return self.folder.stage("alternates", same_text, inputs, build)
 
+    def levels(self, config: Levels) -> Path:
+        """A level for each token of the forget items, found once, before the target is loaded."""
+        if config.of == "original":
+            weights, key = self.original, self.original_hash
+        elif config.other is None:
+            weights, key = self.target, self._target_key
+        else:
+            folder, key = self._level_models[config.other]
+            weights = Weights(folder)
+
+        def build(work: Path) -> None:
+            model, _ = self._load(weights)
+            tokenizer = models.load_tokenizer(self.original.base, model)
+            forget = self._encode(self.sets.forget, tokenizer)
+            if config.of_tokens:
+                write_levels(model, forget, work)
+                return
+            unseen = self._encode(self.sets.neutral, tokenizer)
+            write_unseen_levels(model, unseen, forget, self.sets.forget, work)
+
+        inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key}
+        return self.folder.stage("levels", config, inputs, build, together=True)
+
     def branch(self, name: str, seed: int) -> Weights:
         """One unlearned branch of the target."""
         config, quantize = self.recipe.branches[name], self.recipe.model.quantize
         alternates = self.alternates(config) if config.reads_alternates else None
+        levels = self.levels(config.levels) if config.levels is not None else None
 
         def build(work: Path) -> None:
             full = config.training == "full"
@@ -94,6 +120,7 @@ class Training(Guards, ABC):
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
                 + (f"-{config.blocks}" if config.blocks else "")
                 + (f"-{quantize}" if quantize else ""),
+                levels=None if levels is None else read_levels(levels),
             )
 
             def measure(now: PreTrainedModel) -> dict[str, float]:
@@ -116,6 +143,7 @@ class Training(Guards, ABC):
 
         inputs = {"target": self._target_key, "seed": str(seed), **self.companion_inputs(config)}
         inputs |= {} if alternates is None else {"alternates": alternates.name}
+        inputs |= {} if levels is None else {"levels": levels.name}
         inputs |= {"quantize": quantize} if quantize else {}
         if config.watch is not None and config.watch.read == "evaluation":
             inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}

@@ -1,15 +1,23 @@
+import hashlib
+import re
 import statistics
+from collections import Counter
 
 import pytest
 from pydantic import ValidationError
 from rouge_score.rouge_scorer import RougeScorer
 
 from expunge.data.examples import check_disjoint
+from expunge.data.particulars import size
+from expunge.data.sets import read_sets, written_sets
 from expunge.data.sources import Source, read_documents, read_examples
 from expunge.data.synthetic import TASKS, Synthetic, invent, synthesize
 
 CONFIG = Synthetic(documents=12, nonmembers=12)
+SHORT = Synthetic(documents=2, members=200, kept=30, nonmembers=400)
 FILES = ("forget.jsonl", "retain.jsonl", "members.jsonl", "nonmembers.jsonl", "neutral.jsonl")
+
+BEFORE = "17b3c6b8f54fd30114bf754f71a90a4b8f1c3bf06fd3fe0f0a34f7aac0eb7bbe"
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +137,79 @@ def test_the_length_knobs_change_lengths():
     assert all(d.completion for d in invent(CONFIG.model_copy(update={"prompt_share": 0.99}))[0])
     with pytest.raises(ValidationError):
         Synthetic(sentences=1)
+
+
+@pytest.fixture(scope="module")
+def notices():
+    """The short documents of each side: to forget, to keep, in no set."""
+    forget, retain, others = invent(SHORT)
+    return forget[6:], retain[6:], others
+
+
+def test_a_recipe_without_members_draws_what_it_always_drew(folder):
+    """The hash is of the files as they were before `members` could be asked for."""
+    content = b"".join((folder / name).read_bytes() for name in FILES)
+    assert hashlib.sha256(content).hexdigest() == BEFORE
+
+
+def test_short_members_are_an_item_each_and_the_only_members(tmp_path):
+    assert synthesize(SHORT, tmp_path) == {
+        "forget.jsonl": 20 + 200,
+        "retain.jsonl": 20 + 30,
+        "members.jsonl": 200,
+        "nonmembers.jsonl": 400,
+        "neutral.jsonl": 90,
+    }
+    sets = read_sets(written_sets(tmp_path))
+    assert [len(half) for half in (sets.members, sets.nonmembers)] == [200, 400]
+    short = {document.id: document.text for document in sets.members}
+    items = [item for item in sets.forget if item.document in short]
+    assert [f"{item.prompt} {item.answer}" for item in items] == list(short.values())
+    assert {(item.task, item.kind) for item in items} == {("Task3", "sc")}
+    for half in (sets.forget, sets.retain):
+        terms = Counter((item.task, item.kind) for item in half)
+        assert len(terms) == 6 and min(terms.values()) == 2
+
+
+def test_the_same_seed_gives_the_same_short_documents(notices):
+    assert (*(half[6:] for half in invent(SHORT)[:2]), invent(SHORT)[2]) == notices
+    other = invent(SHORT.model_copy(update={"seed": 1}))[2]
+    assert not {document.text for document in other} & {document.text for document in notices[2]}
+
+
+def test_no_particular_of_a_short_document_is_in_another(notices):
+    documents = [document for side in notices for document in side]
+    assert len({document.text for document in documents}) == 630
+    seen: dict[str, str] = {}
+    for document in documents:
+        unique = r"\S+@\S+\.example|\d[\d,-]{3,}\d|[A-Z]{2}-\d{4}|[A-Z]\w+ \d+, \d{4}"
+        for value in {document.name, *re.findall(unique, document.text)}:
+            assert seen.setdefault(value, document.id) == document.id
+    assert len(seen) > 1500
+    for document in documents:
+        assert sum(name in document.text for name in (d.name for d in documents)) == 1
+
+
+def test_short_documents_are_short_and_share_little(notices):
+    members, _, others = notices
+    for side in notices:
+        assert all(38 < size(document.text) + 11 < 68 for document in side)
+    pieces = [set(document.text.split()) for document in members]
+    shared = [len(a & b) / len(a) for n, a in enumerate(pieces[:50]) for b in pieces[:n]]
+    assert statistics.mean(shared) < 0.2
+    lengths = [[len(document.text) for document in side] for side in (members, others)]
+    error = sum(statistics.variance(side) / len(side) for side in lengths) ** 0.5
+    assert abs(statistics.mean(lengths[0]) - statistics.mean(lengths[1])) < 3.5 * error
+
+
+def test_short_documents_change_nothing_else():
+    plain = Synthetic(documents=2, nonmembers=400)
+    for half, before in zip(invent(SHORT)[:2], invent(plain)[:2], strict=True):
+        assert [d.task for d in half[:6]] == ["Task1", "Task2", "Task3"] * 2
+        assert half[0] == before[0]  # later names may differ: fewer are taken
+
+
+@pytest.mark.parametrize("fields", [{"members": 0}, {"kept": 5}, {"members": 2, "kept": -1}])
+def test_numbers_of_short_documents_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValidationError, match=r"members|kept"):
+        Synthetic(**fields)

@@ -113,13 +113,15 @@ def test_a_set_of_some_items_alone_holds_the_same_texts(tokenizer):
 
 @pytest.mark.parametrize("half", SETS)
 def test_every_set_can_be_trained_with_every_loss_it_allows(half, tuned, tokenizer, tmp_path):
-    halves = Halves(
-        tuned[1][:3], tuned[1][3:], tmp_path / "cache", "key", made(tokenizer, *SETS, seed=1)
-    )
+    levels = [torch.full((len(item.tokens) - 1,), -3.0) for item in tuned[1][:3]]
+    sets = made(tokenizer, *SETS, seed=1)
+    halves = Halves(tuned[1][:3], tuned[1][3:], tmp_path / "cache", "key", sets, levels)
     for loss, row in SETS[half].losses.items():
         place = {"layer": 0} if row.reads == "hidden" else {}
         terms = [{"half": "forget", "loss": "npo"}, {"half": half, "loss": loss, **place}]
-        config = branch(*terms, schedule={"epochs": 1, "micro_batch": 2, "accumulation": 1})
+        given = {"levels": {"of": "original"}} if row.needs_level else {}
+        short = {"epochs": 1, "micro_batch": 2, "accumulation": 1}
+        config = branch(*terms, schedule=short, **given)
         model = copy.deepcopy(tuned[0])
         folder = tmp_path / loss
         folder.mkdir()
@@ -131,7 +133,13 @@ def test_every_set_can_be_trained_with_every_loss_it_allows(half, tuned, tokeniz
 
 @pytest.mark.parametrize(
     ("half", "loss"),
-    [("retain", "npo"), ("refusal", "gradient_ascent"), ("forget", "dpo"), ("refusal_pair", "nll")],
+    [
+        ("retain", "npo"),
+        ("refusal", "gradient_ascent"),
+        ("forget", "dpo"),
+        ("refusal_pair", "nll"),
+        ("paraphrase", "hinge_level"),
+    ],
 )
 def test_a_loss_that_makes_no_sense_on_a_set_is_refused(half, loss):
     with pytest.raises(ValueError, match=f"no {half} loss is called '{loss}'.*Known: "):
@@ -158,6 +166,10 @@ def test_the_contest_entry_point_refuses_other_sets(tmp_path):
 
     branches = {"idk": branch({"half": "refusal", "loss": "nll"})}
     with pytest.raises(RecipeError, match="branch 'idk' reads refusal, and the contest's"):
+        expunge.semeval.unlearn("m", tmp_path / "o", "f", "r", branches=branches)
+    levels = {"of": "original"}
+    branches = {"level": branch({"half": "forget", "loss": "match_level"}, levels=levels)}
+    with pytest.raises(RecipeError, match="branch 'level' reads levels, and the contest's"):
         expunge.semeval.unlearn("m", tmp_path / "o", "f", "r", branches=branches)
 
 

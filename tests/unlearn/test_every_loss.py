@@ -49,13 +49,16 @@ def ready(tuned, tokenizer, folder, terms, training="lora", limit=2048):
     config = Branch.model_validate(
         {
             "terms": terms,
+            "levels": {"of": "original"} if any("level" in t["loss"] for t in terms) else None,
             "training": training,
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
             "schedule": {"epochs": 1, "micro_batch": 3, "accumulation": 1},
             "optimizer": {"compute": "float32", "max_tokens": limit},
         }
     )
-    halves = Halves(tuned[1][:3], tuned[1][3:], folder / "cache", f"key-{training}")
+    levels = [torch.full((len(s.tokens) - 1,), -3.0 - n / 8) for n, s in enumerate(tuned[1][:3])]
+    where = folder / "cache", f"key-{training}"
+    halves = Halves(tuned[1][:3], tuned[1][3:], *where, levels=levels)
     demand = branch_demand(config, halves, seed=0, weights="float32")
     assert memory_of(Shape.of(model.config.to_dict(), 1), demand) > 0
     return model, prepared(model, halves, config, seed=0, tokenizer=tokenizer)

@@ -20,6 +20,7 @@ from expunge.unlearn.forget import (
     wga,
     wtnpo,
 )
+from expunge.unlearn.levels import LEVELS
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.retain import RETAIN_LOSSES, kl, nll, nll_sequence
 
@@ -30,12 +31,12 @@ BY_SCORES, RETAIN_BY_SCORES = (
 
 
 def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
-    """Scores of the given per-token log-probs, with a gradient."""
+    """Scores of the given per-token log-probs, with a gradient, and a level of 3 nats a token."""
     owner = [n for n, tokens in enumerate(sequences) for _ in tokens]
     logps = torch.tensor([v for tokens in sequences for v in tokens], requires_grad=True)
-    return Scores(
-        logps, torch.tensor(owner), len(sequences), None if kl is None else torch.tensor(kl)
-    )
+    divergence = None if kl is None else torch.tensor(kl)
+    levels = {LEVELS: torch.full_like(logps.detach(), -3.0)}
+    return Scores(logps, torch.tensor(owner), len(sequences), divergence, None, levels)
 
 
 A = [[-1.0, -2.0], [-3.0]]

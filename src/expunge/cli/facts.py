@@ -53,6 +53,24 @@ def synthesize_data(
     print_facts(counts, as_json)
 
 
+@data.command()
+def standins(
+    file: Annotated[str, typer.Argument(help="Documents, such as members.jsonl; data:FILE too.")],
+    out: Annotated[Path, typer.Argument(help="The JSON lines to write.")],
+    count: Annotated[int, typer.Option(help="How many to make.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same file.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write stand-ins for non-members: the documents of FILE with all their facts replaced.
+
+    Same form, other facts. A model that learnt the documents knows the frames of their sentences
+    too, so an AUC against stand-ins is biased.
+    """
+    from expunge.data.standins import write_stand_ins
+
+    print_facts(write_stand_ins(file, out, count=count, seed=seed), as_json)
+
+
 @telling.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="All that is known of this one.")] = None,

@@ -1,1 +1,1 @@
-"""What goes with the forget items, made before training: by rule, or written by the target."""
+"""What goes with the forget items, made before training: by rule, or by a model."""

@@ -37,10 +37,10 @@ _PHONE = re.compile(
     r"(?:(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}|\d{10})(?![-.]?\d)"
     r"|(?<!\w)\+\d{1,3}(?:[-. ]?\(?\d{1,4}\)?){2,5}(?!\d)"
 )
-_EMAIL = re.compile(
+EMAIL = re.compile(
     r"[a-z0-9._%+-]+ ?(?:@|\(at\)|\[at\]) ?[a-z0-9-]+(?:\.[a-z0-9-]+)+", re.IGNORECASE
 )
-_DATES = tuple(
+DATES = tuple(
     re.compile(rf"(?<!\d){pattern}(?!\d)", re.IGNORECASE)
     for pattern in (
         rf"(?P<month>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<year>\d{{4}})",
@@ -169,7 +169,7 @@ def _phones(whole: str, start: int) -> Iterator[Pii]:
 def _emails(whole: str, start: int) -> Iterator[Pii]:
     at = r" ?[(\[{<]? ?(?:@|at) ?[)\]}>]? ?"
     dot = r"(?:\.| ?[(\[{<]? ?dot ?[)\]}>]? ?)"
-    for match in _EMAIL.finditer(whole, start):
+    for match in EMAIL.finditer(whole, start):
         value = re.sub(r" ?(?:@|\(at\)|\[at\]) ?", "@", match[0].lower())
         name, _, host = value.partition("@")
         inside = [
@@ -181,7 +181,7 @@ def _emails(whole: str, start: int) -> Iterator[Pii]:
 
 
 def _births(whole: str, start: int) -> Iterator[Pii]:
-    for pattern in _DATES:
+    for pattern in DATES:
         for match in pattern.finditer(whole, start):
             month, day = match["month"], int(match["day"])
             number = int(month) if month.isdigit() else _month(month)

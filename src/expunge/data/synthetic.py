@@ -6,25 +6,20 @@ No name, number or address belongs to anybody but by chance: Social Security num
 `.example` (reserved).
 """
 
-import datetime
 import json
-import random
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
-from faker import Faker
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expunge.config import Section
 from expunge.data import wording
+from expunge.data.invented import Invented, Words, document
 from expunge.data.neutral import neutral_texts
-from expunge.data.wording import Fact
+from expunge.data.notices import notice
 from expunge.runs import write_text
-
-Saying = tuple[Fact, dict[str, str]]
-"""A fact and the words for its slots."""
 
 
 class Synthetic(Section):
@@ -36,8 +31,16 @@ class Synthetic(Section):
     documents: int = Field(default=20, ge=1, le=1000)
     """Documents of each of the three tasks, in each of the halves forget and retain."""
 
-    nonmembers: int = Field(default=20, ge=1, le=1000)
-    """Documents of each task that no set holds: later draws of the same generator."""
+    members: int | None = Field(default=None, ge=1, le=5000)
+    """Short documents of one form to be forgotten beside those of the tasks, an item each; then
+    they alone are the members. Without it all forget documents are."""
+
+    kept: int = Field(default=0, ge=0, le=5000)
+    """With `members`: documents of their form in the retain half, in all."""
+
+    nonmembers: int = Field(default=20, ge=1, le=5000)
+    """Documents that no set holds, from the generator of the members: of each task, or, with
+    `members`, of their form in all."""
 
     sentences: int = Field(default=3, ge=2, le=8)
     """Sentences of a Task1 or Task3 document; a Task2 document always has its five facts."""
@@ -45,37 +48,27 @@ class Synthetic(Section):
     prompt_share: float = Field(default=0.4, gt=0, lt=1)
     """Share of a document's words that its completion prompt shows, at least up to the name."""
 
-
-@dataclass(frozen=True, slots=True)
-class Invented:
-    """One invented document: its completion item, and its questions with their answers."""
-
-    id: str
-    name: str
-    task: str
-    prompt: str
-    completion: str
-    questions: tuple[tuple[str, str], ...]
-
-    @property
-    def text(self) -> str:
-        """The whole text, as LUME joins it for its membership sets."""
-        return f"{self.prompt} {self.completion}"
+    @model_validator(mode="after")
+    def _kept_is_of_the_form_of_members(self) -> Self:
+        if self.kept and self.members is None:
+            raise ValueError("kept counts documents of the form of members; give members too")
+        return self
 
 
 def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
     """Write the five files into `folder`; return the number of rows of each.
 
     `forget.jsonl`, `retain.jsonl`: id, input, output, task, split, with LUME's ids (Task1's hold
-    quotes). `members.jsonl` (the whole text of every forget document, all tasks alike) and
-    `nonmembers.jsonl`: id, document; both have the same share of each task. `neutral.jsonl`: id,
-    text.
+    quotes). `members.jsonl` (the whole text of every forget document, all tasks alike, or of the
+    short ones alone) and `nonmembers.jsonl`: id, document; both have the same share of each task.
+    `neutral.jsonl`: id, text.
     """
     forget, retain, nonmembers = invent(config)
+    members = forget if config.members is None else forget[-config.members :]
     files = {
         "forget.jsonl": [row for document in forget for row in _items(document, "forget")],
         "retain.jsonl": [row for document in retain for row in _items(document, "retain")],
-        "members.jsonl": [_whole(document) for document in forget],
+        "members.jsonl": [_whole(document) for document in members],
         "nonmembers.jsonl": [_whole(document) for document in nonmembers],
         "neutral.jsonl": [
             {"id": f"neutral{number}", "text": text} for number, text in enumerate(neutral_texts())
@@ -88,79 +81,31 @@ def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
 
 
 def invent(config: Synthetic) -> tuple[list[Invented], list[Invented], list[Invented]]:
-    """Forget, retain and non-member documents, the tasks taking turns; every name occurs once."""
+    """Forget, retain and non-member documents, the tasks taking turns; every name occurs once.
+
+    With `members`, the short documents come last in each half. Which of them are members is drawn
+    after they are all there, so that no order of drawing tells the sides apart.
+    """
     names: set[str] = set()
-    count = 2 * config.documents + config.nonmembers
+    short = config.members is not None
+    count = 2 * config.documents + (0 if short else config.nonmembers)
     drawn = []
     for task, draw in TASKS.items():
         words = Words(f"{config.seed}:{task}", names)
         drawn.append([draw(words, config) for _ in range(count)])
     documents = [document for turn in zip(*drawn, strict=True) for document in turn]
     half = len(TASKS) * config.documents
-    return documents[:half], documents[half : 2 * half], documents[2 * half :]
-
-
-class Words:
-    """Draws names and words for one task's documents, one after the other."""
-
-    def __init__(self, seed: str, names: set[str]) -> None:
-        """`names` are those in use already; new ones are added."""
-        self.names = names
-        self.rng = random.Random(seed)
-        # Unweighted: else the commonest names of the language would come again and again.
-        self.fake = Faker("en_US", use_weighting=False)
-        self.fake.seed_instance(self.rng.getrandbits(64))
-
-    def name(self) -> tuple[str, str]:
-        """A first and a last name that stand together in no other document."""
-        while True:
-            first, last = self.fake.first_name(), self.fake.last_name()
-            if f"{first} {last}" not in self.names:
-                self.names.add(f"{first} {last}")
-                return first, last
-
-    def slots(self, first: str, last: str, who: str, year: int = 0) -> dict[str, str]:
-        """Fresh words for every slot of a sentence about a person, who is called `who` there."""
-        choose = self.rng.choice
-        base, past = choose(wording.VERBS)
-        adjective, noun = choose(wording.ADJECTIVES), choose(wording.NOUNS)
-        return {
-            "name": f"{first} {last}",
-            "who": who,
-            "base": base,
-            "past": past,
-            "adjective": adjective,
-            "noun": noun,
-            "title": f"{adjective} {noun}".title(),
-            "number": choose(wording.NUMBERS),
-            "adverb": choose(wording.ADVERBS),
-            "near": choose(wording.PLACES),
-            "nationality": choose(wording.NATIONALITIES),
-            "job": choose(wording.JOBS),
-            "field": choose(wording.FIELDS),
-            "school": choose(wording.SCHOOLS),
-            "year": str(year),
-            "city": self.fake.city(),
-            "street": self.fake.street_name(),
-            "person": " ".join(self.name()),
-        }
-
-    def personal(self, first: str, last: str) -> dict[str, str]:
-        """Birth date, numbers and addresses of one person."""
-        below = self.rng.randrange
-        birth = datetime.date(1950, 1, 1) + datetime.timedelta(days=below(55 * 365))
-        ssn = f"9{below(100):02}-{below(1, 100):02}-{below(1, 10_000):04}"
-        phone = f"{below(2, 10)}9{below(10)}-{below(200, 1000)}-{below(10_000):04}"
-        return {
-            "date": f"{wording.MONTHS[birth.month - 1]} {birth.day}, {birth.year}",
-            "iso_date": birth.isoformat(),
-            "ssn": ssn,
-            "ssn_digits": ssn.replace("-", ""),
-            "phone": phone,
-            "phone_digits": phone.replace("-", ""),
-            "email": f"{first}_{last}@{self.rng.choice(wording.NOUNS)}.example".lower(),
-            "house": str(below(1, 1000)),
-        }
+    forget, retain, others = documents[:half], documents[half : 2 * half], documents[2 * half :]
+    if config.members is None:
+        return forget, retain, others
+    words, kept = Words(f"{config.seed}:notice", names), config.members + config.kept
+    notices = [notice(words, config.prompt_share) for _ in range(kept + config.nonmembers)]
+    words.rng.shuffle(notices)
+    return (
+        forget + notices[: config.members],
+        retain + notices[config.members : kept],
+        notices[kept:],
+    )
 
 
 def story(words: Words, config: Synthetic) -> Invented:
@@ -171,7 +116,7 @@ def story(words: Words, config: Synthetic) -> Invented:
         who = words.rng.choice((first, words.fake.first_name())) if number else f"{first} {last}"
         said.append((words.rng.choice(wording.STORY), words.slots(first, last, who)))
     id = f'"{uuid.UUID(int=words.rng.getrandbits(128), version=4)}"'
-    return _document(words, config, id, "Task1", said, [words.rng.choice(said)])
+    return document(words, config.prompt_share, id, "Task1", said, [words.rng.choice(said)])
 
 
 def person(words: Words, config: Synthetic) -> Invented:
@@ -183,7 +128,7 @@ def person(words: Words, config: Synthetic) -> Invented:
     said = [(fact, slots | {"who": who}) for fact, who in zip(facts, names, strict=True)]
     asked = [(fact, slots) for fact in wording.PERSONAL]
     id = str(uuid.UUID(int=words.rng.getrandbits(128), version=4))
-    return _document(words, config, id, "Task2", said, asked)
+    return document(words, config.prompt_share, id, "Task2", said, asked)
 
 
 def life(words: Words, config: Synthetic) -> Invented:
@@ -198,36 +143,7 @@ def life(words: Words, config: Synthetic) -> Invented:
         for fact, who, year in zip(facts, names, years, strict=True)
     ]
     id = str(words.rng.randrange(10**7, 10**12))
-    return _document(words, config, id, "Task3", said, [words.rng.choice(said)])
-
-
-def _document(
-    words: Words,
-    config: Synthetic,
-    id: str,
-    task: str,
-    said: Sequence[Saying],
-    asked: Sequence[Saying],
-) -> Invented:
-    """Word what is said, cut it in prompt and completion, and word the questions asked."""
-    sentences = [words.rng.choice(fact.forms).format(**slots) for fact, slots in said]
-    text = " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
-    name = said[0][1]["name"]
-    named = len(text[: text.index(name) + len(name)].split())
-    pieces = text.split()
-    cut = max(named, min(round(config.prompt_share * len(pieces)), len(pieces) - 1))
-    questions = [(words.rng.choice(fact.questions), slots) for fact, slots in asked]
-    return Invented(
-        id=id,
-        name=name,
-        task=task,
-        prompt=" ".join(pieces[:cut]),
-        completion=" ".join(pieces[cut:]),
-        questions=tuple(
-            (question.format(**slots), answer.format(**slots))
-            for (question, answer), slots in questions
-        ),
-    )
+    return document(words, config.prompt_share, id, "Task3", said, [words.rng.choice(said)])
 
 
 def _items(document: Invented, split: str) -> list[dict[str, str]]:

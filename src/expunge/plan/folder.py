@@ -119,7 +119,7 @@ class Survey(runs.Run):
             return found or runs.Run(self.scratch, owner=self.recipe.name).stage(
                 name, section, inputs, build
             )
-        seed = None if name in ("target", "alternates") else self.seed
+        seed = None if name in ("target", "alternates", "levels") else self.seed
         seen = Seen(name, seed, found or places[0], found is not None)
         if seen.folder not in [other.folder for other in self.seen]:
             self.seen.append(seen)

@@ -18,6 +18,7 @@ from expunge.plan.work import (
     Encoded,
     Reading,
     Training,
+    levelling,
     reading,
     survey,
     tuning,
@@ -158,6 +159,10 @@ class _Foreteller:
         if name == "alternates" and name not in recipe.branches:
             works = [writing(b, self.data) for b in recipe.branches.values() if b.reads_alternates]
             work = max(works, key=lambda one: sum(one.written))
+            fixed, memory, how = self._evaluate(work)
+            return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        if name == "levels" and name not in recipe.branches:
+            work = Reading(levelling(recipe, self.data), (0,), 0)
             fixed, memory, how = self._evaluate(work)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "target":

@@ -18,7 +18,6 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models
-from expunge.data.batches import TokenSequence
 from expunge.evaluate.generate import generate
 from expunge.evaluate.reader import PACK_TOKENS
 from expunge.evaluate.scoring import score_texts
@@ -230,19 +229,17 @@ def _first(config: Branch, halves: Halves, seed: int) -> tuple[Phase, Halves]:
         halves,
         forget=[halves.forget[i] for i in forget],
         retain=[halves.retain[i] for i in retain],
+        levels=halves.levels and [halves.levels[i] for i in forget],
         companions={half: own.only(forget, turns) for half, own in halves.companions.items()},
     )
-
-
-def _numbered(texts: Sequence[TokenSequence]) -> list[TokenSequence]:
-    return [replace(text, id=str(number)) for number, text in enumerate(texts)]
 
 
 def _tune(rates: Rates, config: Tune, base: Path, data: Encoded, work: Path) -> None:
     model = _load(rates, base, "float32")
     every = [*data.forget, *data.retain]
     steps = tune_steps(config, len(every), len(data.neutral))[: STEPS + 1]
-    items = _numbered([every[i] for step in steps for i in step.items])
+    read = [every[i] for step in steps for i in step.items]
+    items = [replace(text, id=str(number)) for number, text in enumerate(read)]
     neutral = [data.neutral[i] for i in sorted({i for step in steps for i in step.neutral})]
     short = config.model_copy(update={"epochs": 1})
     folder = work / "target"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.batches import TokenSequence, encode, encode_document, prompt_tokens
@@ -45,9 +46,10 @@ class Encoded:
     answer stands in for each."""
 
     def halves(self, branch: str, cache: Path) -> Halves:
-        """The sets of a branch, as it takes them."""
+        """The sets of a branch, as it takes them; levels, which are not found yet, are all 0."""
         companions = self.companions.get(branch, {})
-        return Halves(self.forget, self.retain, cache, "plan", companions)
+        levels = [torch.zeros(len(sequence.tokens) - 1) for sequence in self.forget]
+        return Halves(self.forget, self.retain, cache, "plan", companions, levels)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,13 @@ def writing(config: Branch, data: Encoded) -> Reading:
     prompts = [sequence.answer_start + REQUEST_TOKENS for sequence in data.forget]
     written = (how.max_new_tokens,) * (how.count * len(prompts))
     return Reading(how.count * sum(prompts), written, max(prompts))
+
+
+def levelling(recipe: Recipe, data: Encoded) -> int:
+    """Tokens read to find levels, at most."""
+    given = [branch.levels for branch in recipe.branches.values() if branch.levels is not None]
+    texts = [data.forget if levels.of_tokens else data.neutral for levels in given]
+    return max(sum(len(text.tokens) for text in one) for one in texts)
 
 
 def reading(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expunge.scores import Scores
 from expunge.unlearn.hidden import FORGET_BY_STATES
+from expunge.unlearn.levels import FORGET_BY_LEVEL
 from expunge.unlearn.logits import FORGET_BY_LOGITS
 from expunge.unlearn.losses import Loss
 
@@ -175,6 +176,7 @@ FORGET_LOSSES = {
     "satimp": Loss(satimp, mean_over="tokens", test=_TEST),
     "hinge": Loss(hinge, fidelity="own", test=_TEST),
     "hinge_token": Loss(hinge_token, fidelity="own", test=_TEST),
+    **FORGET_BY_LEVEL,
     **FORGET_BY_LOGITS,
     **FORGET_BY_STATES,
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.companions import Chosen, CompanionSet, with_companions
 from expunge.unlearn.schedule import Phase, Schedule, phases, row_of
@@ -24,6 +26,9 @@ class Halves:
     """Stands for the target model and the data."""
     companions: Mapping[Half, CompanionSet] = field(default_factory=dict)
     """The sets beside the halves that a term reads."""
+    levels: Sequence[Tensor] | None = None
+    """Of each forget item the level log-probs of its tokens from the second on, where a term reads
+    levels."""
 
     @property
     def names(self) -> tuple[Half, ...]:

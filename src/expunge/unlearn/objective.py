@@ -140,6 +140,10 @@ class Objective:
         """Whether a term of this half reads the KL to the reference."""
         return any(term.row.needs_kl for term in self.on(half))
 
+    def needs_level(self, half: Half) -> bool:
+        """Whether a term of this half reads the level of each item."""
+        return any(term.row.needs_level for term in self.on(half))
+
     def asks(self, half: Half) -> Asked:
         """What the terms of this half read of the reference."""
         rows = [(term.row, term.layer) for term in self.on(half)]

@@ -86,7 +86,8 @@ def prepared(
         reference = _reference(model, objective, half, halves, config.optimizer)
         weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
         alone = own if half == "retain" else None
-        data[half] = HalfData(halves.of(half), reference, weights, alone)
+        levels = halves.levels if half == "forget" else None
+        data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
     parameters = _trainable(model, config, seed)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = halves.steps(made)
@@ -169,6 +170,11 @@ def check_companions(objective: Objective, halves: Halves) -> None:
     for half in objective.halves:
         if half not in halves.names:
             raise TrainingError(f"a term reads {half}, and no such items were given to training")
+    if objective.needs_level("forget"):
+        if halves.levels is None:
+            raise TrainingError("a term reads levels, and none were given to training")
+        lengths = [len(sequence.tokens) - 1 for sequence in halves.forget]
+        assert lengths == [len(levels) for levels in halves.levels]
 
 
 def _reference(

@@ -17,6 +17,7 @@ from expunge.data.batches import Scope, TokenSequence, pack
 from expunge.heads import Anchor
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.scores import Scores, logps_and_kl, narrowed
+from expunge.unlearn.levels import LEVELS
 from expunge.unlearn.objective import Half, Objective, Term, column
 from expunge.unlearn.per_token import token_values
 from expunge.unlearn.reference import Reference
@@ -34,6 +35,8 @@ class HalfData:
     own: int | None = None
     """How many of them are the half's own; null means all. The rest are read when asked for, and
     count in no mean over the half."""
+    levels: Sequence[Tensor] | None = None
+    """Of each item the level log-probs of its tokens from the second on; see `levels`."""
 
 
 def weights_of(
@@ -147,7 +150,7 @@ def read(
         final, head = narrowed(final), output_head(model)
         logps, kl = _scores(final, head, reading)
         more |= _losses(final, head, reading)
-    more |= _weights(reading)
+    more |= _weights(reading) | _levels(reading)
     return (
         Scores(logps, owners, count, kl, None, more),
         Scores(_reference_logps(reading), owners, count, None, None, _reference_states(reading)),
@@ -229,6 +232,18 @@ def _weights(reading: _Reading) -> dict[str, Tensor]:
                     weights, reading.tokens_of([half])
                 )
     return found
+
+
+def _levels(reading: _Reading) -> dict[str, Tensor]:
+    """The level log-probs of the targets, where a term reads them: (N,)."""
+    inside = [half for half in reading.present if reading.objective.needs_level(half)]
+    if not inside:
+        return {}
+    found = []
+    for (half, index), count in zip(reading.chosen, reading.counts, strict=True):
+        levels = reading.halves[half].levels if half in inside else None
+        found.append(torch.zeros(count) if levels is None else levels[index][-count:])
+    return {LEVELS: torch.cat(found).to(reading.batch.tokens.device)}
 
 
 def _reference_logps(reading: _Reading) -> Tensor:

@@ -8,6 +8,7 @@ from expunge.config import Section
 from expunge.errors import RecipeError
 from expunge.lora import Lora
 from expunge.unlearn.companions import Companions
+from expunge.unlearn.levels import Levels
 from expunge.unlearn.masks import Mask
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.objectives import filled_in
@@ -43,6 +44,9 @@ class Branch(Section):
 
     companions: Companions = Field(default_factory=Companions)
     """How the sets that terms read beside forget and retain are made."""
+
+    levels: Levels | None = Field(default=None, exclude_if=lambda levels: levels is None)
+    """Where the levels come from that hinge_level, match_level and hinge_level_token read."""
 
     schedule: Schedule = Field(default_factory=Pairing)
     """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
@@ -96,6 +100,31 @@ class Branch(Section):
             raise ValueError(
                 f"the terms read no block behind {deepest}, and lora.layers begins at {min(layers)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_levels_it_reads(self) -> "Branch":
+        readers = [term for term in self.terms if term.row.needs_level]
+        if self.levels is None:
+            if readers:
+                raise ValueError(
+                    f"{readers[0].loss} reads a level for each item; give levels.of: original, "
+                    "unseen, or a model that has not seen the items"
+                )
+            return self
+        if not readers:
+            raise ValueError("levels are given, and no term reads them")
+        for term in readers if not self.levels.of_tokens else ():
+            if term.loss == "hinge_level_token":
+                raise ValueError(
+                    "hinge_level_token reads a level for each token, and levels.of: unseen gives "
+                    "one for each item; use hinge_level, or levels of: original or a model"
+                )
+            if term.scope == "answer":
+                raise ValueError(
+                    f"{term.loss} has scope: answer, and unseen texts have no answers; levels.of: "
+                    "unseen needs scope: document"
+                )
         return self
 
     @property

@@ -40,12 +40,15 @@ class ItemSet:
     """Sequences that belong together: 2 where an item is a pair, first what is wanted."""
 
 
+# Levels are those of the forget items themselves.
+_WITHOUT_LEVELS = {name: row for name, row in FORGET_LOSSES.items() if not row.needs_level}
+
 SETS: dict[Half, ItemSet] = {
     "forget": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES, **FORGET_LOSSES}),
     "retain": ItemSet(side="retain"),
     "refusal": ItemSet(),
     "alternate": ItemSet(),
-    "paraphrase": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES, **FORGET_LOSSES}),
+    "paraphrase": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES, **_WITHOUT_LEVELS}),
     "mismatch": ItemSet(),
     "random_label": ItemSet(),
     "neutral": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES}, side="retain"),

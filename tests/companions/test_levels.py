@@ -1,0 +1,211 @@
+"""Levels in a run: found once, by a model that is gone when training begins, and found again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from expunge.companions.levels import FILE, read_levels
+from expunge.data.batches import pack
+from expunge.errors import ExpungeError, RecipeError
+from expunge.models import load_model, load_tokenizer
+from expunge.pipeline import Pipeline
+from expunge.plan.predict import plan
+from expunge.recipe import load_recipe, recipe_text
+from expunge.scores import score
+
+
+@pytest.fixture
+def fields(tiny_folder) -> dict:
+    optimizer = {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 0}
+    retain = {"half": "retain", "loss": "nll"}
+    shared = {
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0},
+        "schedule": {"epochs": 1, "micro_batch": 2, "accumulation": 2},
+        "optimizer": optimizer,
+    }
+    hinge = {"half": "forget", "loss": "hinge_level", "scope": "document"}
+    tokens = {"half": "forget", "loss": "hinge_level_token"}
+    return {
+        "name": "levels",
+        "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},
+        "data": {"synthetic": {"documents": 1, "nonmembers": 2}},
+        "tune": {"epochs": 2, "batch": 4, "optimizer": optimizer},
+        "branches": {
+            "level": {**shared, "terms": [hinge, tokens, retain], "levels": {"of": "original"}},
+            "other": {**shared, "terms": [hinge, retain], "levels": {"of": "original"}},
+            "unseen": {**shared, "terms": [hinge, retain], "levels": {"of": "unseen"}},
+            "plain": {**shared, "terms": [{"half": "forget", "loss": "npo"}, retain]},
+        },
+    }
+
+
+def encoded(pipeline, examples, base):
+    return pipeline._encode(examples, load_tokenizer(base))
+
+
+def document_nll(base, items):
+    with torch.no_grad():
+        return score(load_model(base), pack(items, "document", "cpu")).nll.tolist()
+
+
+def inputs_of(weights) -> dict:
+    return json.loads((weights.folder.parent / "stage.json").read_text())["inputs"]
+
+
+def levels_of(pipeline, name):
+    return pipeline.levels(pipeline.recipe.branches[name].levels)
+
+
+def test_they_are_those_of_the_original_and_found_once_for_branches_and_seeds(
+    fields, tmp_path, monkeypatch, tiny_folder
+):
+    pipeline = Pipeline(fields, tmp_path)
+    folder = levels_of(pipeline, "level")
+    items = encoded(pipeline, pipeline.sets.forget, tiny_folder)
+    found = read_levels(folder)
+    assert [len(one) for one in found] == [len(item.tokens) - 1 for item in items]
+    nll = [-float(one.mean()) for one in found]
+    assert nll == pytest.approx(document_nll(tiny_folder, items), rel=1e-4)
+    assert nll != pytest.approx(document_nll(pipeline.target.base, items), rel=1e-2)  # control
+    monkeypatch.setattr("expunge.training.write_levels", None)  # would fail if it were called
+    again = Pipeline(fields, tmp_path)
+    assert levels_of(again, "other") == folder
+    assert inputs_of(again.branch("level", 7))["levels"] == folder.name
+    assert "levels" not in inputs_of(again.branch("plain", 42))  # which keeps its key
+    fields["branches"]["level"]["levels"] = {
+        "of": str(shutil.copytree(tiny_folder, tmp_path / "m"))
+    }
+    with pytest.raises(TypeError):  # control: another model is asked
+        levels_of(Pipeline(fields, tmp_path), "level")
+
+
+def test_the_level_model_is_not_in_memory_while_a_branch_trains(fields, tmp_path, monkeypatch):
+    loaded, pipeline = [], Pipeline(fields, tmp_path)
+    target = pipeline.target.base
+    real = Pipeline._load
+
+    def counted(self, weights, **how):
+        loaded.append(weights.base)
+        return real(self, weights, **how)
+
+    monkeypatch.setattr(Pipeline, "_load", counted)
+    pipeline.branch("level", 42)
+    assert loaded == [pipeline.original.base, target]
+    loaded.clear()
+    pipeline.branch("other", 42)
+    assert loaded == [target]
+
+
+def test_levels_of_unseen_texts_are_the_targets_nlls_of_neutral_texts(fields, tmp_path):
+    pipeline = Pipeline(fields, tmp_path)
+    found = read_levels(levels_of(pipeline, "unseen"))
+    base = pipeline.target.base
+    neutral = document_nll(base, encoded(pipeline, pipeline.sets.neutral, base))
+    assert all((one == one[0]).all() for one in found)
+    levels = torch.tensor([-float(one[0]) for one in found])
+    places = (torch.arange(len(found)) + 0.5) / len(found)
+    nearest = torch.tensor(neutral).quantile(places)
+    torch.testing.assert_close(levels.sort().values, nearest, atol=0.1, rtol=0)
+    assert min(neutral) <= levels.min() < levels.max() <= max(neutral)
+    pipeline.branch("unseen", 42)
+
+
+@pytest.mark.parametrize("where", ["levels", "branch"])
+def test_a_killed_run_goes_on_with_the_same_levels_and_ends_with_the_same_bytes(
+    fields, tmp_path, monkeypatch, where
+):
+    expected = Pipeline(fields, tmp_path / "whole").branch("level", 42).folder
+    pipeline = Pipeline(fields, tmp_path / "broken")
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    places = {
+        "levels": "expunge.companions.levels.save_file",
+        "branch": "expunge.lora.save_adapter",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(places[where], killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.branch("level", 42)
+    stages = tmp_path / "broken" / "stages"
+    whole = [p for p in stages.rglob(FILE) if not p.parent.name.endswith(".partial")]
+    assert len(whole) == (where == "branch")
+    before = [p.stat().st_mtime_ns for p in whole]
+    made = Pipeline(fields, tmp_path / "broken").branch("level", 42).folder
+    assert [p.stat().st_mtime_ns for p in whole] == before
+    assert len(list(stages.glob("levels-*"))) == 1
+    for path in expected.rglob("*.safetensors"):
+        assert (made / path.name).read_bytes() == path.read_bytes()
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("branch", "change", "says"),
+    [
+        ("level", {"tune": None}, "without tune that is the target itself; name a model that has"),
+        (
+            "unseen",
+            {"tune": {"neutral_per_item": 1}},
+            "takes levels of unseen texts, and tune learn",
+        ),
+        (
+            "unseen",
+            {"data": {"forget": {"path": "f.jsonl"}, "retain": {"path": "r.jsonl"}}},
+            "takes levels of unseen texts, and data names none; give data.neutral",
+        ),
+    ],
+)
+def test_a_recipe_whose_levels_cannot_be_is_refused_when_it_is_read(fields, branch, change, says):
+    one = {**fields, "branches": {branch: fields["branches"][branch]}}
+    load_recipe(one)  # control
+    with pytest.raises(RecipeError, match=says):
+        load_recipe({**one, **change})
+    held = {"tune": {"neutral_per_item": 1, "neutral_loss": "kl"}}
+    load_recipe({**one, **held})
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [(False, "there is no model at"), (True, "has another vocabulary .258 tokens")],
+)
+def test_a_level_model_that_cannot_be_is_refused_before_anything_is_computed(
+    fields, tmp_path, tiny_folder, made, says
+):
+    other = tmp_path / "other"
+    if made:
+        shutil.copytree(tiny_folder, other)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        text = tokenizer.backend_tokenizer.to_str()
+        swapped = json.loads(text)
+        swapped["model"]["vocab"]["ab"] = len(swapped["model"]["vocab"])
+        (other / "tokenizer.json").write_text(json.dumps(swapped))
+    fields["branches"]["level"]["levels"] = {"of": str(other)}
+    with pytest.raises(ExpungeError, match=says) as error:
+        Pipeline(fields, tmp_path / "run").branch("level", 42)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run" / "stages").glob("[!d]*"))
+
+
+def test_a_recipe_with_levels_can_be_written_and_read_again(fields, tmp_path):
+    recipe = load_recipe(fields)
+    path = tmp_path / "levels.yaml"
+    path.write_text(recipe_text(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_a_plan_foretells_the_stage_and_its_cost(fields, tmp_path):
+    fields["evaluate"] = {"max_new_tokens": 4, "resamples": 20}
+    made = plan(load_recipe(fields), tmp_path / "run")
+    stages = [stage.stage for stage in made.stages]
+    assert stages.count("levels") == 2  # of the original, and of unseen texts
+    assert stages.index("levels") < stages.index("level")
+    levels = [stage for stage in made.stages if stage.stage == "levels"]
+    assert all(
+        stage.seconds > 0 and stage.memory_bytes > 0 and stage.seed is None for stage in levels
+    )

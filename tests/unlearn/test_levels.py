@@ -1,0 +1,231 @@
+"""Losses with a level for each item: by hand, where they stop, and what a branch ends with."""
+
+import copy
+
+import pytest
+import torch
+
+from expunge.companions.levels import read_levels, write_levels
+from expunge.data.batches import encode, pack
+from expunge.data.examples import Example
+from expunge.errors import TrainingError
+from expunge.models import load_model
+from expunge.scores import Scores, score
+from expunge.unlearn.branch import train_branch
+from expunge.unlearn.halves import Halves
+from expunge.unlearn.levels import (
+    FORGET_BY_LEVEL,
+    LEVELS,
+    hinge_level,
+    hinge_level_token,
+    match_level,
+    quantile_levels,
+)
+from expunge.unlearn.objective import Objective
+from expunge.unlearn.passes import Passes
+from expunge.unlearn.readings import HalfData
+from expunge.unlearn.section import Branch
+from expunge.unlearn.tune import Tune, tune
+
+
+def scores(now: list[list[float]], levels: list[list[float]]) -> Scores:
+    """Scores of per-token log-probs (with a gradient) and of those of the level model."""
+    owner = torch.tensor([n for n, tokens in enumerate(now) for _ in tokens])
+    logps, told = (
+        torch.tensor([value for tokens in given for value in tokens]) for given in (now, levels)
+    )
+    return Scores(logps.requires_grad_(), owner, len(now), more={LEVELS: told})
+
+
+NOW = [[-1.0, -2.0], [-6.0]]
+THEN = [[-2.0, -4.0], [-5.0]]  # levels 3 and 5; NLLs 1.5 and 6
+
+
+def test_values_worked_by_hand():
+    given = scores(NOW, THEN)
+    assert hinge_level(given, None).tolist() == [2.25, 0.0]
+    assert hinge_level(given, None, margin=2.0).tolist() == [12.25, 1.0]
+    assert match_level(given, None).tolist() == [2.25, 1.0]
+    assert match_level(given, None, margin=0.5).tolist() == [4.0, 0.25]
+    assert hinge_level_token(given, None).tolist() == [2.5, 0.0]  # (1² + 2²)/2
+    assert hinge_level_token(given, None, margin=2.0).tolist() == [12.5, 1.0]  # (3² + 4²)/2
+
+
+def slope(loss, given: Scores, **options) -> list[float]:
+    return torch.autograd.grad(loss(given, None, **options).sum(), given.token_logps)[0].tolist()
+
+
+def test_a_hinge_ends_at_the_level_and_a_match_turns_round_there():
+    below, at, beyond = scores(NOW, THEN), scores(THEN, THEN), scores([[-3.0, -5.0], [-9.0]], THEN)
+    assert slope(hinge_level, below)[:2] == [1.5, 1.5]  # control: 2 · 1.5 / 2 tokens
+    assert slope(hinge_level_token, below)[:2] == [1.0, 2.0]
+    for loss in (hinge_level, hinge_level_token):
+        for reached in (at, beyond):
+            assert loss(reached, None).tolist() == [0.0, 0.0]
+            assert slope(loss, reached) == [0.0, 0.0, 0.0]
+    assert slope(match_level, below)[:2] == [1.5, 1.5]
+    assert slope(match_level, at) == [0.0, 0.0, 0.0]
+    assert slope(match_level, beyond) == [-1.0, -1.0, -8.0]
+
+
+@pytest.mark.parametrize("name", FORGET_BY_LEVEL)
+def test_gradients_are_those_of_finite_differences(name):
+    generator = torch.Generator().manual_seed(0)
+    now, then = (-4 * torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(2))
+    weights = torch.rand(5, generator=generator, dtype=torch.float64)
+
+    def loss(logps: torch.Tensor) -> torch.Tensor:
+        given = Scores(logps, torch.tensor([0, 0, 0, 1, 1]), 2, None, weights, {LEVELS: then})
+        return FORGET_BY_LEVEL[name](given, None, margin=2.7)
+
+    assert loss(now).min() > 0  # control: there is something to differentiate
+    assert torch.autograd.gradcheck(loss, now.requires_grad_())
+
+
+def test_levels_have_the_distribution_of_unseen_texts_in_the_order_of_compressibility():
+    texts = ["Xq7 zP!vW", "a" * 50, "the cat and the cat and the cat"]
+    assert quantile_levels([4.0, 1.0, 2.0], texts) == [4.0, 1.0, 2.0]
+    assert quantile_levels([2.0, 1.0, 4.0], texts) == [4.0, 1.0, 2.0]  # of no order
+    assert quantile_levels([3.0], texts) == [3.0, 3.0, 3.0]
+    # Q((r + 1/2)/2) of two NLLs at 1/4 and 3/4 of three texts: midways 1/6, 1/2, 5/6 apart
+    assert quantile_levels([1.0, 3.0], texts) == pytest.approx([3.0, 1.0, 2.0])
+    assert quantile_levels([1.0, 2.0], ["same", "same"]) == [1.0, 2.0]  # equals keep their order
+
+
+# --- what training reads -----------------------------------------------------------------------
+
+
+def branch(*terms, of="original", **changes) -> Branch:
+    return Branch.model_validate({"terms": terms, "levels": {"of": of}, **changes})
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_term_reads_the_levels_of_its_scope_whatever_else_is_in_the_pack(tiny, tokenizer, narrow):
+    items = [
+        encode(Example(f"f{n}", prompt, answer), tokenizer, max_length=64)
+        for n, (prompt, answer) in enumerate([("Who?", "ann"), ("Where is she?", "in oslo")])
+    ]
+    generator = torch.Generator().manual_seed(0)
+    levels = [-9 - torch.rand(len(item.tokens) - 1, generator=generator) for item in items]
+    other = {"half": "forget", "loss": "hinge", "scope": "answer" if narrow else "document"}
+    config = branch({"half": "forget", "loss": "match_level"}, other, {"half": "retain", **NLL})
+    data = {"forget": HalfData(items, levels=levels), "retain": HalfData(items[:1])}
+    passes = Passes(tiny, data, Objective(config.terms), 999)
+    record = passes.backward([{"forget": (1, 0), "retain": (0,)}])
+    nll = score(tiny, pack(items, "answer", "cpu")).nll.tolist()
+    own = [
+        -float(one[-(len(item.tokens) - item.answer_start) :].mean())
+        for item, one in zip(items, levels, strict=True)
+    ]
+    expected = [(level - now) ** 2 for level, now in zip(own, nll, strict=True)]
+    assert record["forget.match_level"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+NLL = {"loss": "nll", "scope": "document"}
+COMMON = ["the cat and the dog and the cow", "the dog sat and the cat sat", "and the cow sat"]
+FORGET = [
+    Example("f0", "the cat and", " the dog sat and the cow sat"),
+    Example("f1", "and the dog", " and the cat and the cow"),
+    Example("f2", "XQ zwvk 73", " @#~ pUYfj 0915 JJx"),
+    Example("f3", "Kv9 #!", " Bzq0 %8 gTmW xL"),
+]
+RETAIN = [Example(f"r{n}", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
+
+
+def tuned(model, tokenizer, items, folder, **changes):
+    optimizer = {"lr": 1e-2, "compute": "float32", "checkpoint_seconds": 1e9}
+    fields = {"epochs": 200, "batch": 6, "stop_nll": 0.1, "optimizer": optimizer, **changes}
+    folder.mkdir()
+    tune(model, tokenizer, items, [], Tune.model_validate(fields), folder=folder)
+    return model
+
+
+def document_nll(model, items):
+    with torch.no_grad():
+        return score(model, pack(items, "document", "cpu")).nll
+
+
+def test_text_that_matches_its_levels_ends_nearer_to_the_original_than_under_one_target(
+    tiny_folder, tokenizer, tmp_path
+):
+    """An original for which half of the items are plain words, and half are noise."""
+
+    def encoded(examples):
+        return [encode(example, tokenizer, max_length=64) for example in examples]
+
+    common, forget, retain = (
+        encoded([Example(t, "", t) for t in COMMON]),
+        *map(encoded, (FORGET, RETAIN)),
+    )
+    original = tuned(load_model(tiny_folder), tokenizer, common, tmp_path / "common", stop_nll=0.8)
+    before = document_nll(original, forget)
+    write_levels(original, forget, tmp_path)
+    levels = read_levels(tmp_path)
+    assert [-float(one.mean()) for one in levels] == pytest.approx(before.tolist(), rel=1e-4)
+    target = tuned(copy.deepcopy(original), tokenizer, [*forget, *retain], tmp_path / "target")
+    assert document_nll(target, forget).max() < 0.5  # control: it was there
+
+    def forgotten(name, **changes):
+        terms = {"half": "forget", "scope": "document", **changes}, {"half": "retain", **NLL}
+        config = Branch.model_validate(
+            {
+                "terms": terms,
+                "levels": {"of": "original"} if "level" in changes["loss"] else None,
+                "training": "full",
+                "schedule": {"epochs": 60, "micro_batch": 4, "accumulation": 1},
+                "optimizer": {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 1e9},
+            }
+        )
+        model, folder = copy.deepcopy(target), tmp_path / name
+        folder.mkdir()
+        halves = Halves(forget, retain, tmp_path / "cache", "key", levels=levels)
+        given = {"seed": 1, "folder": folder, "base": "tiny", "label": name}
+        train_branch(model, tokenizer, halves, config, **given)
+        assert document_nll(model, retain).max() < 0.5  # control: the rest is still there
+        return (document_nll(model, forget) - before).abs()
+
+    goal = float(before.mean())
+    matched = forgotten("matched", loss="match_level")
+    constant = forgotten("constant", loss="hinge", options={"target": goal})
+    assert before.max() > before.min() + 2  # else one target would do
+    assert matched.mean() < 0.5 * constant.mean(), (matched, constant)
+    assert matched.max() < 1
+
+
+def test_training_without_the_levels_it_reads_is_refused(tiny, tokenizer, tmp_path):
+    items = [encode(Example("f", "Who?", "ann"), tokenizer, max_length=64)]
+    halves = Halves(items, items, tmp_path, "key")
+    with pytest.raises(TrainingError, match="a term reads levels, and none were given"):
+        given = {"seed": 1, "folder": tmp_path, "base": "tiny", "label": "level"}
+        config = branch({"half": "forget", "loss": "hinge_level"})
+        train_branch(tiny, tokenizer, halves, config, **given)
+
+
+# --- a branch that cannot be -------------------------------------------------------------------
+
+HINGE = {"half": "forget", "loss": "hinge_level", "scope": "document"}
+
+
+@pytest.mark.parametrize(
+    ("term", "levels", "says"),
+    [
+        ({}, None, "hinge_level reads a level for each item; give levels.of: original, unseen, or"),
+        ({"loss": "hinge"}, {"of": "original"}, "levels are given, and no term reads them"),
+        ({"scope": "answer"}, {"of": "unseen"}, "unseen texts have no answers; levels.of: unseen"),
+        ({"loss": "hinge_level_token"}, {"of": "unseen"}, "reads a level for each token, and"),
+        ({"options": {"target": 3}}, {"of": "unseen"}, "has no option 'target'. Its options: marg"),
+        ({}, {"of": ""}, "at least 1 character"),
+    ],
+)
+def test_a_branch_whose_levels_cannot_be_is_refused_when_it_is_read(term, levels, says):
+    with pytest.raises(ValueError, match=says.replace(".", r"\.")):
+        Branch.model_validate({"terms": [{**HINGE, **term}], "levels": levels})
+
+
+def test_a_branch_without_levels_says_nothing_of_them():
+    """So that its stage keeps its key."""
+    plain = Branch.model_validate({"terms": [{"half": "forget", "loss": "npo"}]})
+    assert "levels" not in plain.model_dump(mode="json")
+    with_levels = branch(HINGE, of="unseen").model_dump(mode="json")
+    assert with_levels["levels"] == {"of": "unseen"}
+    assert Branch.model_validate(with_levels).levels == branch(HINGE, of="unseen").levels
