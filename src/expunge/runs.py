@@ -29,6 +29,9 @@ from expunge.memory import forget_peak, release_freed_memory
 
 PROVENANCE = "stage.json"
 
+CARD = "README.md"
+"""What is said of a model, beside its weights: written after it was sealed, so never hashed."""
+
 
 class Run:
     """The folder of one recipe's results, and the store of its stages."""
@@ -147,11 +150,16 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """One hash over the names and contents of a folder's files (provenance left out)."""
+    """One hash over the names and contents of a folder's files, provenance and card left out."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != PROVENANCE):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _is_said(p)):
         digest.update(f"{path.relative_to(folder)}:{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _is_said(path: Path) -> bool:
+    """Whether a file only speaks of the others, or is a card that is being written."""
+    return path.name in (PROVENANCE, CARD) or path.name.startswith(f".{CARD}.")
 
 
 def make_folder(folder: Path) -> None:
