@@ -26,6 +26,7 @@ from expunge import parallel, provenance
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.memory import forget_peak, release_freed_memory
+from expunge.progress import kept_in
 
 PROVENANCE = "stage.json"
 
@@ -97,7 +98,8 @@ class Run:
             start = time.monotonic()
             release_freed_memory()  # what the stage before left would count as this one's
             forget_peak()
-            _build(build, partial, together)
+            with kept_in(partial):
+                _build(build, partial, together)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance.provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
             write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
