@@ -23,6 +23,7 @@ ORDER = [
         "zero",
         "sharding",
         "progress",
+        "tracking",
         "cells",
         "on_ray",
         "memory",

@@ -13,6 +13,7 @@ from expunge.cards import Unfinished, card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
+from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import evaluate
 from expunge.memory import release_freed_memory
@@ -22,6 +23,7 @@ from expunge.registry import lookup
 from expunge.report.card import Facts
 from expunge.report.page import write_report
 from expunge.report.results import Results
+from expunge.tracking import tell
 from expunge.training import Training
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
@@ -168,6 +170,7 @@ class Pipeline(Training):
             origin="results",
         )
         write_report(results, items, folder, recipe_text=recipe_text(self.recipe))
+        tell(f"scores of seed {seed}", 0, flat_numbers(entries))
         for name, weights in made.items():
             if has_card(self.recipe, name):
                 facts = self.facts(name, weights, seed)
