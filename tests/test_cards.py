@@ -128,6 +128,17 @@ def test_a_finished_run_is_only_read(run, fields, tmp_path):
         publish.card(begun, "weak")
 
 
+def test_a_branch_that_a_budget_cut_short_has_a_card(fields, tmp_path):
+    run = Pipeline(fields, tmp_path / "run")
+    folder = run.branch("strong", 42).folder.parent
+    said = json.loads((folder / "stage.json").read_text())
+    said["inputs"]["budget"] = "60 s"
+    (folder / "stage.json").write_text(json.dumps(said))
+    folder.rename(folder.with_name("strong-00ff00ff00ff"))
+    _, path = publish.card(tmp_path / "run", "strong")
+    assert path.parts[-3] == "strong-00ff00ff00ff"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
