@@ -97,6 +97,16 @@ def test_fields_that_may_name_what_is_forgotten_are_left_out():
     assert said["schedule"] == {"kind": "sequential", "by": "(left out)"}
 
 
+def test_a_place_on_a_disk_is_left_out_of_a_section(tmp_path):
+    fields = {"terms": [{"half": "forget", "loss": "npo"}], "companions": {}}
+    (tmp_path / "refusals.txt").write_text("I do not know.\n")
+    fields["companions"]["refusal"] = {"file": str(tmp_path / "refusals.txt")}
+    fields["lora"] = {"targets": ["/home/me/x", "owner/model", "q_proj"]}
+    said = yaml.safe_load(section_text(Branch.model_validate(fields)))
+    assert said["companions"] == {"refusal": {"file": "(left out)"}}
+    assert said["lora"]["targets"] == ["(a local path)", "owner/model", "q_proj"]
+
+
 def test_a_card_changes_no_hash_and_no_key(run, fields):
     folder = next(run.glob("stages/pruned-*/model"))
     with_card = runs.hash_folder(folder)

@@ -140,7 +140,14 @@ def section_text(section: Section) -> str:
 def _discreet(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: "(left out)" if k in _MAY_LEAK else _discreet(v) for k, v in value.items()}
-    return [_discreet(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_discreet(v) for v in value]
+    return "(a local path)" if isinstance(value, str) and _is_path(value) else value
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a place on a disk; a Hub id does not."""
+    return text.startswith((".", "~")) or "\\" in text or ("/" in text and hub_id(text) is None)
 
 
 def _called(path: str) -> str:

@@ -97,9 +97,7 @@ def frame(root: Path, now: float | None = None) -> Frame:
 
 def as_json(shown: Frame) -> dict[str, Any]:
     """A frame for a script: numbers that are none are null."""
-    return _finite(
-        {**vars(shown), "stages": [{**vars(stage)} for stage in shown.stages]},
-    )
+    return _finite({**vars(shown), "stages": [vars(stage) for stage in shown.stages]})
 
 
 def _state(stages: tuple[Stage, ...], written: bool) -> RunState:
@@ -134,7 +132,8 @@ def _planned(recipe: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     tuned = recipe.get("tune") is not None
     if (recipe.get("data") or {}).get("synthetic") is not None:
         yield "data", 1
-    yield "alternates", 0  # not every recipe has them; where they are made, they are shown
+    for name in ("alternates", "levels"):  # not every recipe has them; those made are shown
+        yield name, 0
     for name in (*(("original",) if tuned else ()), "target", *made):
         if name in made or (name == "target" and tuned):
             yield name, seeds if name in made else 1
