@@ -8,6 +8,7 @@ import pytest
 
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.progress import PROGRESS
 from expunge.runs import PROVENANCE, Run, hash_folder, read_json, replacing, stage_key, write_json
 
 
@@ -50,10 +51,9 @@ def test_a_stage_that_broke_off_is_not_taken_for_whole_and_keeps_what_it_had(tmp
         run.stage("s", Dial(), {}, breaks)
     seen = []
     done = run.stage("s", Dial(), {}, lambda folder: seen.extend(p.name for p in folder.rglob("*")))
-    assert sorted(seen) == [
-        "half",
-        "inner",
-    ]  # its checkpoint is found again, its half-written file is gone
+    # Its checkpoint is found again, its half-written file is gone.
+    assert sorted(seen) == ["half", "inner", PROGRESS]
+    assert not (done / PROGRESS).exists()
     assert not done.name.endswith(".partial")
 
 

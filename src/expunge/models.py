@@ -94,7 +94,14 @@ def fetch(path: str, revision: str | None) -> Path:
         folder = snapshot_download(
             path,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.txt"],
+            allow_patterns=[
+                "*.json",
+                "*.safetensors",
+                "*.jinja",
+                "tokenizer*",
+                "*.txt",
+                "README.md",
+            ],
         )
     except LocalEntryNotFoundError:
         raise ModelError(

@@ -10,17 +10,21 @@ from typing import Any
 
 from expunge import parallel, provenance, runs
 from expunge.calibrating import Calibrating
+from expunge.cards import Unfinished, card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
+from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import evaluate
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, keep_recipe, kept_recipe, load_recipe, recipe_text
 from expunge.registry import lookup
+from expunge.report.card import Facts
 from expunge.report.page import write_report
 from expunge.report.results import Results
+from expunge.tracking import tell
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
@@ -153,9 +157,9 @@ class Pipeline(Calibrating):
 
     def report(self, seed: int) -> Path:
         """Evaluate every model of one seed and write results.json, report.md and report.html."""
-        entries, items = {}, {}
+        entries, items, made = {}, {}, {}
         for name, weights in self.models(seed):
-            entries[name] = {}
+            entries[name], made[name] = {}, weights
             if name not in self.recipe.unscored:
                 entries[name], items[name] = self.evaluate(name, weights)
         root = self.folder.root
@@ -173,5 +177,29 @@ class Pipeline(Calibrating):
             origin="results",
         )
         write_report(results, items, folder, recipe_text=recipe_text(self.recipe))
+        tell(f"scores of seed {seed}", 0, flat_numbers(entries))
+        for name, weights in made.items():
+            if has_card(self.recipe, name):
+                facts = self.facts(name, weights, seed)
+                write_card(facts, weights, entries[name], entries["target"])
         parallel.barrier()
         return folder
+
+    def card(self, name: str, seed: int) -> str:
+        """The card of one model, with its scores where it has any; see `cards.Finished`."""
+        weights = self.weights(name, seed)
+        now, before = (self.scored(model, seed) for model in (name, "target"))
+        return card_of(self.facts(name, weights, seed), now, before)
+
+    def scored(self, name: str, seed: int) -> dict[str, Any]:
+        """The scores of a model; empty where none were made, or none are to be."""
+        if name in self.recipe.unscored:
+            return {}
+        try:
+            return self.evaluate(name, self.weights(name, seed))[0]
+        except Unfinished:
+            return {}
+
+    def facts(self, name: str, weights: Weights, seed: int) -> Facts:
+        """What a card says of a model before its scores."""
+        return facts_of(self.recipe, name, weights, self.sets, self._data_hashes, seed)

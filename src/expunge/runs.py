@@ -26,8 +26,12 @@ from expunge import parallel, provenance
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.memory import forget_peak, release_freed_memory
+from expunge.progress import kept_in
 
 PROVENANCE = "stage.json"
+
+CARD = "README.md"
+"""What is said of a model, beside its weights: written after it was sealed, so never hashed."""
 
 
 class Run:
@@ -94,7 +98,8 @@ class Run:
             start = time.monotonic()
             release_freed_memory()  # what the stage before left would count as this one's
             forget_peak()
-            _build(build, partial, together)
+            with kept_in(partial):
+                _build(build, partial, together)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance.provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}
             write_json(partial / PROVENANCE, {"stage": name, "key": key, **recipe, **made})
@@ -147,11 +152,16 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """One hash over the names and contents of a folder's files (provenance left out)."""
+    """One hash over the names and contents of a folder's files, provenance and card left out."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != PROVENANCE):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _is_said(p)):
         digest.update(f"{path.relative_to(folder)}:{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _is_said(path: Path) -> bool:
+    """Whether a file only speaks of the others, or is a card that is being written."""
+    return path.name in (PROVENANCE, CARD) or path.name.startswith(f".{CARD}.")
 
 
 def make_folder(folder: Path) -> None:

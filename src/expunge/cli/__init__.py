@@ -10,6 +10,7 @@ from expunge.cli.calibration import choosing
 from expunge.cli.facts import telling
 from expunge.cli.guards import guarding
 from expunge.cli.models import handling
+from expunge.cli.publishing import publishing
 from expunge.cli.recipes import running
 from expunge.errors import ExpungeError
 from expunge.report.commands import reading
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (running, choosing, handling, guarding, telling, reading):
+for commands in (running, choosing, handling, guarding, publishing, telling, reading):
     app.add_typer(commands)
 
 

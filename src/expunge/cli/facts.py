@@ -39,6 +39,19 @@ def print_report(
     print_reports(folders, as_json)
 
 
+@telling.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run folder, whether the run goes or not.")],
+    once: Annotated[bool, typer.Option("--once", help="Print how it stands, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a run while it goes: stages, steps, losses, memory, time left. Ctrl-C leaves."""
+    from expunge.report.dashboard import watch
+    from expunge.report.terminal import console
+
+    watch(run, once=once, json_=as_json, out=console())
+
+
 @data.command(name="synthesize")
 def synthesize_data(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +36,10 @@ Cpus = Annotated[
     int | None,
     typer.Option("--cpus-per-cell", min=1, help="With --ray: CPUs, and threads, of each cell."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option("--track", help="Tell these while it goes: tensorboard, mlflow, wandb, by comma."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
@@ -50,6 +56,15 @@ def pipeline_of(recipe: Path, out: Path, model: str | None, seed: int | None) ->
     from expunge.pipeline import Pipeline
 
     return Pipeline(recipe_of(recipe, model, seed), out)
+
+
+@contextmanager
+def tracking(track: str | None, recipe: Recipe, out: Path) -> Iterator[None]:
+    """Within this block the trackers that an option names are told how the recipe's run goes."""
+    from expunge.tracking import tracked
+
+    with tracked(names_of(track), out, recipe.name, recipe.model_dump(mode="json")):
+        yield
 
 
 def workers_of(ray: str | None, cpus_per_cell: int | None) -> Workers | None:

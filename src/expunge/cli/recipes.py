@@ -19,11 +19,13 @@ from expunge.cli.options import (
     Ray,
     RecipePath,
     Seed,
+    Track,
     names_of,
     numbers_of,
     pipeline_of,
     print_reports,
     recipe_of,
+    tracking,
     workers_of,
 )
 from expunge.errors import RecipeError
@@ -50,6 +52,7 @@ def run(
     ray: Ray = None,
     cpus_per_cell: Cpus = None,
     budget: Budget = None,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Run every stage of RECIPES; what is finished in the run folder is not done again."""
@@ -58,12 +61,15 @@ def run(
 
     start = time.monotonic()
     workers = workers_of(ray, cpus_per_cell)
+    if track and (len(recipes) > 1 or sweep or workers is not None):
+        raise RecipeError("--track is for one recipe, run here: leave out --sweep and --ray")
     read = [recipe_of(path, model, seed) for path in recipes]
     if sweep:
         read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep), say=say)]
     planned = len(read) == 1 and workers is None and (out / "plan.json").exists()
     if budget is None and not planned:
-        made = run_recipes(read, out, workers=workers)
+        with tracking(track, read[0], out):
+            made = run_recipes(read, out, workers=workers)
         folders = [folder for seeds in made.values() for folder in seeds.values()]
         return print_reports(folders, as_json)
     if len(read) > 1 or workers is not None:
@@ -72,7 +78,8 @@ def run(
     from expunge.plan.outcome import run_as_planned
 
     seconds = None if budget is None else parse_budget(budget)
-    folders, errors = run_as_planned(read[0], out, seconds, start)
+    with tracking(track, read[0], out):
+        folders, errors = run_as_planned(read[0], out, seconds, start)
     print_reports(list(folders.values()), as_json)
     if errors and not as_json:
         from expunge.report.terminal import print_rows
@@ -149,9 +156,16 @@ def plan(
 
 
 @running.command()
-def tune(recipe: RecipePath, out: OutDir, model: ModelPath = None, as_json: Json = False) -> None:
+def tune(
+    recipe: RecipePath,
+    out: OutDir,
+    model: ModelPath = None,
+    track: Track = None,
+    as_json: Json = False,
+) -> None:
     """Make the target: the model that has memorised both halves."""
-    target = pipeline_of(recipe, out, model, None).target.base
+    with tracking(track, recipe_of(recipe, model, None), out):
+        target = pipeline_of(recipe, out, model, None).target.base
     print_facts({"target": str(target)}, as_json)
 
 
@@ -162,8 +176,11 @@ def unlearn(
     model: ModelPath = None,
     seed: Seed = None,
     branch: Annotated[str | None, typer.Option(help="Only this branch.")] = None,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Train the branches."""
-    for name, weights in pipeline_of(recipe, out, model, seed).branches(branch).items():
+    with tracking(track, recipe_of(recipe, model, seed), out):
+        made = pipeline_of(recipe, out, model, seed).branches(branch)
+    for name, weights in made.items():
         print_facts({name: str(weights.adapter or weights.base)}, as_json)

@@ -65,7 +65,8 @@ def train_branch(
 
         if config.unguarded:
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
-        watched = config.watch and Watcher(config.watch, evaluated, made.parameters, folder)
+        given = made.parameters, folder, f"{label} watch"
+        watched = config.watch and Watcher(config.watch, evaluated, *given)
         keeper = config.keep and Keeper(config.keep, write, made.ends, folder)
         model.train()
         train(

@@ -23,6 +23,7 @@ from expunge.errors import TrainingError
 from expunge.memory import release_freed_memory
 from expunge.models import Dtype
 from expunge.progress import progress, say
+from expunge.tracking import tell
 from expunge.unlearn.checkpoints import (
     CHECKPOINT,
     LOG,
@@ -120,6 +121,7 @@ def train(
             if parallel.is_main():
                 with (folder / LOG).open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(log[-1]) + "\n")
+                tell(label, number + 1, {n: v for n, v in log[-1].items() if n != "step"})
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
             if len(log) % RELEASE_EVERY == 0:
                 release_freed_memory()

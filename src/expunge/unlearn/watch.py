@@ -21,6 +21,7 @@ from expunge import parallel, runs, sharding
 from expunge.config import Section
 from expunge.errors import TrainingError
 from expunge.registry import did_you_mean
+from expunge.tracking import tell
 
 EVALUATIONS = "evaluations.jsonl"
 _BEST = "best.safetensors"
@@ -112,10 +113,15 @@ class Watcher:
     """The evaluations of one branch so far, and the weights of the best."""
 
     def __init__(
-        self, config: Watch, measure: Measure, parameters: Mapping[str, Parameter], folder: Path
+        self,
+        config: Watch,
+        measure: Measure,
+        parameters: Mapping[str, Parameter],
+        folder: Path,
+        label: str = "watch",
     ) -> None:
         self.config, self.measure, self.parameters = config, measure, parameters
-        self.folder = folder
+        self.folder, self.label = folder, label
         path = folder / EVALUATIONS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.found = [json.loads(line) for line in lines]
@@ -132,6 +138,7 @@ class Watcher:
     def look(self, step: int) -> None:
         """Evaluate, and keep the weights if they are the best so far."""
         numbers = parallel.from_main(self.measure())
+        tell(self.label, step, numbers)
         name = self.config.metric
         if name is not None and not math.isfinite(numbers.get(name, math.nan)):
             known = sorted(n for n, value in numbers.items() if math.isfinite(value))
