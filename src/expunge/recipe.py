@@ -103,8 +103,6 @@ class Recipe(Section):
 
     def _check_calibration(self, who: str, calibration: Calibrate) -> None:
         """Refuse one without branches to choose among, or without documents to balance."""
-        for branch in calibration.of or ():
-            lookup(self.branches, branch, f"branch of this recipe ({who})")
         if not any(self.calibrated_branches(calibration)):
             raise ValueError(f"{who} needs LoRA branches of the whole target; the recipe has none")
         if len(self.calibrated_branches(calibration)) < len(calibration.of or ()):
@@ -118,7 +116,7 @@ class Recipe(Section):
     def calibrated_branches(self, calibration: Calibrate) -> list[str]:
         """The branches that a calibration chooses among."""
         names = calibration.of or tuple(self.branches)
-        read = [(name, self.branches[name]) for name in names]
+        read = [(name, lookup(self.branches, name, "branch of this recipe")) for name in names]
         return [name for name, b in read if b.training == "lora" and b.blocks is None]
 
     def _check_weights(self, who: str, model: str) -> None:

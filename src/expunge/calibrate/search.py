@@ -219,7 +219,7 @@ def _refusal(
 ) -> str | None:
     """Why a finalist does not stand, by its official scores beside the target's."""
     (now, entry), (target, was) = official, before
-    if entry["collapse"]["collapsed"]:
+    if entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]:
         return f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})"
     lacks = said(now, target, config.floors)
     if lacks:
