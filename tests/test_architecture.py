@@ -46,6 +46,7 @@ ORDER = [
         "inputs",
         "guarding",
         "training",
+        "calibrating",
         "cards",
         "pipeline",
         "publish",

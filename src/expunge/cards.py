@@ -53,8 +53,9 @@ class Finished(runs.Run):
 
 
 def has_card(recipe: Recipe, name: str) -> bool:
-    """Whether a model of the results has a card: branches, merges and edits do."""
-    return name in recipe.branches or name in recipe.merges or name in recipe.edits
+    """Whether a model of the results has a card: branches, merges, chosen or not, and edits do."""
+    made = (recipe.branches, recipe.merges, recipe.calibrate, recipe.edits)
+    return any(name in some for some in made)
 
 
 def check_has_card(recipe: Recipe, name: str) -> None:
@@ -83,7 +84,8 @@ def facts_of(
     """All that a card says of a model before its scores."""
     maker = recipe.maker(name)
     assert maker is not None
-    kinds = {"branch": recipe.branches, "merge": recipe.merges, "edit": recipe.edits}
+    merges = {*recipe.merges, *recipe.calibrate}
+    kinds = {"branch": recipe.branches, "merge": merges, "edit": recipe.edits}
     kind = next(kind for kind, made in kinds.items() if name in made)
     base_id = hub_id(recipe.model.path)
     given = base_card(recipe)

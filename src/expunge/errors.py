@@ -8,6 +8,7 @@ ExpungeError
 ├── EditError        the given model cannot be edited as asked
 ├── TrainingError    a loss became NaN or infinite, or nothing moved
 ├── EvaluationError  a metric cannot be computed: an item it cannot place, a score that is NaN
+├── CalibrationError nothing lies between the branches, or no candidate meets the floors
 ├── GateError        a measured number is beyond a limit that --fail-if names
 └── RunError         a run folder cannot be used: another recipe's, read-only, disk full
 """
@@ -50,6 +51,10 @@ class TrainingError(ExpungeError):
 
 class EvaluationError(ExpungeError):
     """A metric cannot be computed: an item it cannot place, a score that is NaN."""
+
+
+class CalibrationError(ExpungeError):
+    """The branches do not bracket the balance, or nothing that was tried meets the floors."""
 
 
 class GateError(ExpungeError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import parallel, provenance, runs
+from expunge.calibrating import Calibrating
 from expunge.cards import Unfinished, card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
@@ -24,12 +25,11 @@ from expunge.report.card import Facts
 from expunge.report.page import write_report
 from expunge.report.results import Results
 from expunge.tracking import tell
-from expunge.training import Training
 
 RecipeLike = Recipe | Path | str | dict[str, Any]
 
 
-class Pipeline(Training):
+class Pipeline(Calibrating):
     """The stages of one recipe in one folder. Each is computed once, with what it needs."""
 
     def __init__(
@@ -47,7 +47,8 @@ class Pipeline(Training):
         self.folder = folder or runs.Run(out, owner=self.recipe.name, store=store, wait=wait)
         if original_hash is not None:
             self.original_hash = original_hash
-        keep_recipe(self.recipe, self.folder.root)
+        if folder is None:
+            keep_recipe(self.recipe, self.folder.root)
 
     @classmethod
     def of_run(cls, folder: Path | str, *, wait: bool = False) -> "Pipeline":
@@ -109,6 +110,8 @@ class Pipeline(Training):
             return self.edit(name, seed)
         if name in self.recipe.guards:
             return self.guard(name, seed)
+        if name in self.recipe.calibrate:
+            return self.calibrated(name, seed)
         make = self.branch if name in self.recipe.branches else self.merge
         return make(name, seed)
 
@@ -135,6 +138,8 @@ class Pipeline(Training):
                 guard=weights.guard,
             )
             entry, items = evaluate(reader, self._evaluated, config, **self._reading)
+            if self.splits:
+                entry["folds"] = self.fold_scores(reader, items)
             runs.write_json(work / "scores.json", entry)
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             runs.write_text(work / "items.jsonl", "".join(lines))
@@ -144,6 +149,8 @@ class Pipeline(Training):
             "model": self.recipe.model.told(),
             **self._data_hashes,
         }
+        if self.splits:
+            inputs["folds"] = self.folds.model_dump_json()
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
         lines = (done / "items.jsonl").read_text(encoding="utf-8").splitlines()
         return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]

@@ -7,7 +7,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from expunge import runs
+from expunge.calibrate.section import Calibrate
 from expunge.config import Section, parse_section, read_yaml
+from expunge.data.folds import Folds
 from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
 from expunge.errors import RecipeError, RunError
@@ -15,6 +17,7 @@ from expunge.evaluate.suite import Evaluate
 from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.models import Model
+from expunge.registry import lookup
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune
 
@@ -43,6 +46,12 @@ class Recipe(Section):
     merges: dict[str, Merge] = Field(default_factory=dict)
     """How branches become one model, by name; each takes `of`, or every branch in order."""
 
+    calibrate: dict[str, Calibrate] = Field(default_factory=dict)
+    """Merges that are chosen, by name: for what is forgotten to look like text never seen."""
+
+    folds: Folds | None = None
+    """Which documents only judge; given, or with calibrate, every model is scored on them too."""
+
     edits: dict[str, Edit] = Field(default_factory=dict)
     """Models made from others without training, by name; each may name those above it."""
     guards: dict[str, GuardSection] = Field(default_factory=dict)
@@ -59,7 +68,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":
-        made = (*self.branches, *self.merges, *self.edits, *self.guards)
+        made = (*self.branches, *self.merges, *self.calibrate, *self.edits, *self.guards)
         names = ["original", "target", *made]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -81,6 +90,8 @@ class Recipe(Section):
                 raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
             if any(b.blocks is not None for b in self.merged_branches(name).values()):
                 raise ValueError(f"merge '{name}' takes branches of the whole target, not blocks")
+        for name, calibration in self.calibrate.items():
+            self._check_calibration(f"calibrate '{name}'", calibration)
         for name, edit in self.edits.items():
             for other in (edit.of, *edit.others):
                 if other in self.guards:
@@ -89,6 +100,24 @@ class Recipe(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
         return self
+
+    def _check_calibration(self, who: str, calibration: Calibrate) -> None:
+        """Refuse one without branches to choose among, or without documents to balance."""
+        if not any(self.calibrated_branches(calibration)):
+            raise ValueError(f"{who} needs LoRA branches of the whole target; the recipe has none")
+        if len(self.calibrated_branches(calibration)) < len(calibration.of or ()):
+            raise ValueError(f"{who} takes LoRA branches of the whole target, and names another")
+        if self.data.members is None and self.data.synthetic is None:
+            raise ValueError(
+                f"{who} needs data.members and data.nonmembers: documents of the forget set, and "
+                "others of their kind that no model has seen"
+            )
+
+    def calibrated_branches(self, calibration: Calibrate) -> list[str]:
+        """The branches that a calibration chooses among."""
+        names = calibration.of or tuple(self.branches)
+        read = [(name, lookup(self.branches, name, "branch of this recipe")) for name in names]
+        return [name for name, b in read if b.training == "lora" and b.blocks is None]
 
     def _check_weights(self, who: str, model: str) -> None:
         """Refuse a model that is none, and one that has no weights of its own."""
@@ -152,7 +181,8 @@ class Recipe(Section):
     def models(self) -> list[str]:
         """The models of the results, in the order they are made."""
         first = ["target"] if self.tune is None else ["original", "target"]
-        return [*first, *self.branches, *self.merges, *self.edits, *self.guards]
+        chosen = (*self.merges, *self.calibrate)
+        return [*first, *self.branches, *chosen, *self.edits, *self.guards]
 
     def made_from(self, model: str) -> tuple[str, ...]:
         """The models that a model is made from, in the order it takes them."""
@@ -160,6 +190,8 @@ class Recipe(Section):
             return ("target",)
         if model in self.merges:
             return tuple(self.merged_branches(model))
+        if model in self.calibrate:
+            return tuple(self.calibrated_branches(self.calibrate[model]))
         if model in self.edits:
             return (self.edits[model].of, *self.edits[model].others)
         if model in self.guards:
@@ -171,7 +203,7 @@ class Recipe(Section):
         """The section that says how a model is made; none where it is given."""
         if model == "target":
             return self.tune
-        made = (self.branches, self.merges, self.edits, self.guards)
+        made = (self.branches, self.merges, self.calibrate, self.edits, self.guards)
         return next((sections[model] for sections in made if model in sections), None)
 
     @property
@@ -179,7 +211,8 @@ class Recipe(Section):
         """Whether each model that is made from the target is an adapter on it."""
         branches = {name: branch.training == "lora" for name, branch in self.branches.items()}
         merges = {name: merge.output == "adapter" for name, merge in self.merges.items()}
-        return check_edits(self.edits, {"target": False, **branches, **merges})
+        chosen = dict.fromkeys(self.calibrate, True)
+        return check_edits(self.edits, {"target": False, **branches, **merges, **chosen})
 
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""

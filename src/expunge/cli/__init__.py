@@ -6,6 +6,7 @@ from typing import NoReturn
 import typer
 
 from expunge import parallel
+from expunge.cli.calibration import choosing
 from expunge.cli.facts import telling
 from expunge.cli.guards import guarding
 from expunge.cli.models import handling
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (running, handling, guarding, publishing, telling, reading):
+for commands in (running, choosing, handling, guarding, publishing, telling, reading):
     app.add_typer(commands)
 
 

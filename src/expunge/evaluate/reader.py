@@ -266,7 +266,7 @@ def open_reader(
             lora.load_adapter(model, adapter)
         return model
 
-    context, vocabulary_size = _sizes(base / "config.json")
+    context, vocabulary_size = sizes_of(base / "config.json")
     tokenizer, writer = models.load_tokenizer(base), None
     guarding = None if guard is None else open_guard(guard, tokenizer)
     if guarding is not None:
@@ -289,7 +289,7 @@ def open_reader(
     )
 
 
-def _sizes(path: Path) -> tuple[int, int]:
+def sizes_of(path: Path) -> tuple[int, int]:
     """The context and the vocabulary that a config.json names, without loading the model."""
     config = runs.read_json(path)
     if isinstance(config, dict):

@@ -55,6 +55,12 @@ class BoardRow(Section):
     mia_high: Share | None = None
     """Upper end of the bootstrap interval of the AUC."""
 
+    two_sided: Share | None = None
+    """The greatest AUC, over the attacks, of one who looks both ways; of a fold only."""
+
+    ks: Share | None = None
+    """The greatest Kolmogorov-Smirnov distance over the attacks; of a fold only."""
+
     mmlu: Share | None = None
     """MMLU accuracy."""
 
@@ -99,11 +105,25 @@ class BoardRow(Section):
 
 
 def rows_of(results: Results, *, board: str | None = None) -> list[dict[str, Any]]:
-    """One row of docs/results.json for each model; the board is the recipe where not named."""
-    return [
-        _row(results, name, model, board or results.recipe).model_dump(mode="json")
-        for name, model in results.ordered_models().items()
-    ]
+    """One row of docs/results.json for each model; the board is the recipe where not named.
+
+    The documents that only judged are a board of their own.
+    """
+    board = board or results.recipe
+    made = []
+    for name, model in results.ordered_models().items():
+        made.append(_row(results, name, model, board))
+        if "test" in model.folds:
+            judged = model.model_copy(update={"semeval": model.folds["test"].semeval})
+            row = _row(results, name, judged, f"{board}, test documents")
+            attacks = model.folds["test"].membership.values()
+            worst = {
+                measure: max((found[measure] for found in attacks), default=None)
+                for measure in ("two_sided", "ks")
+            }
+            nll = {"nll_members": None, "nll_nonmembers": None}  # of all documents
+            made.append(row.model_copy(update=worst | nll))
+    return [row.model_dump(mode="json") for row in made]
 
 
 def read_rows(docs_json: Path) -> list[dict[str, Any]]:

@@ -137,6 +137,16 @@ class Nll(Section):
     """Over the answers of the retain half."""
 
 
+class Fold(Section):
+    """What was measured on one side of the documents."""
+
+    semeval: Semeval = Semeval()
+    """The official scores, over this side's items and documents."""
+
+    membership: dict[str, dict[str, Finite]] = Field(default_factory=dict)
+    """By attack: auc, two_sided (both with _low and _high), ks, ks_p, gap."""
+
+
 class ModelResults(Section):
     """What was measured on one model."""
 
@@ -151,6 +161,9 @@ class ModelResults(Section):
 
     prompts_cut: int | None = None
     """Prompts that were longer than the context, and were cut from the left."""
+
+    folds: dict[str, Fold] = Field(default_factory=dict)
+    """`calibration` and `test`, where the recipe splits its documents."""
 
 
 class Results(Section):

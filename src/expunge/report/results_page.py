@@ -59,8 +59,9 @@ Each figure is the mean over the seeds ± their standard deviation; behind a tas
 AUC stands the 95 % [bootstrap interval], the outermost ends over the seeds. MIA score =
 1 - 2 |AUC - 0.5|; final = mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of
 the final score of a model that no longer writes language, whatever it scored. A partial aggregate
-is over fewer than twelve terms. – means not measured. What was tried on the way, and what follows
-from the figures, is in [lab_notes.md](lab_notes.md).
+is over fewer than twelve terms. A board's test documents are those that no calibration looked at;
+two-sided AUC and KS distance are the worst over the attacks. – means not measured. What was tried
+on the way, and what follows from the figures, is in [lab_notes.md](lab_notes.md).
 """
 
 _MEASURES = ("task_aggregate", "mia_score", "mia_auc", "mmlu", "final")
@@ -78,9 +79,14 @@ def results_page(rows: Sequence[Row], paper_rows: Iterable[PaperRow] = PAPER_ROW
 def _board(board: str, rows: list[Row], papers: list[PaperRow]) -> str:
     header = ["system", "seeds", "forget completion ↓", "forget knowledge ↓"]
     header += ["retain completion ↑", "retain knowledge ↑", "task aggregate ↑", "MIA score ↑"]
-    header += ["MIA AUC → 0.5", "MMLU ↑", "final ↑", "the paper's final", "recipe", "commit"]
+    header += ["MIA AUC → 0.5"]
+    folded = any(row.get("ks") is not None for row in rows)
+    header += ["two-sided AUC → 0.5", "KS distance ↓"] if folded else []
+    header += ["MMLU ↑", "final ↑", "the paper's final", "recipe", "commit"]
     systems = story_order(dict.fromkeys(row["system"] for row in rows))
-    body = [_system(name, [r for r in rows if r["system"] == name], papers) for name in systems]
+    body = [
+        _system(name, [r for r in rows if r["system"] == name], papers, folded) for name in systems
+    ]
     return f"## Board: {board}\n\n{markdown(header, body)}\n{_differences(rows, systems, papers)}"
 
 
@@ -111,7 +117,7 @@ def _mean(rows: list[Row], measure: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
+def _system(name: str, rows: list[Row], papers: list[PaperRow], folded: bool) -> list[str]:
     paper = next((paper.final for paper in papers if name in paper.ours), None)
     return [
         name,
@@ -120,6 +126,7 @@ def _system(name: str, rows: list[Row], papers: list[PaperRow]) -> list[str]:
         _spread(rows, "task_aggregate") + _interval(rows, "task") + _marked(rows, "partial"),
         _spread(rows, "mia_score"),
         _spread(rows, "mia_auc") + _interval(rows, "mia"),
+        *((_spread(rows, "two_sided"), _spread(rows, "ks")) if folded else ()),
         _spread(rows, "mmlu") + _marked(rows, "mmlu_sampled", "sample"),
         _final(rows),
         number(paper),

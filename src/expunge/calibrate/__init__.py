@@ -1,0 +1,1 @@
+"""Calibrated merging: find the merge whose forgotten text looks like text never seen."""

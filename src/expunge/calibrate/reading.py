@@ -1,0 +1,205 @@
+"""What a candidate is screened by: log-probabilities of items and documents, no generation."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from expunge.data.batches import TokenSequence, encode, encode_document
+from expunge.data.examples import Document, Example
+from expunge.data.sets import Sets
+from expunge.evaluate.attacks import Read
+from expunge.evaluate.balance import attacked, balance
+from expunge.evaluate.collapse import NEUTRAL
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.semeval import TERMS, task_aggregate
+from expunge.evaluate.tables import TokenScores
+
+Text = TypeVar("Text", Example, Document)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The texts of one fold as a model reads them."""
+
+    items: Sequence[tuple[str, TokenSequence]]
+    """(term, sequence) of each item."""
+
+    members: Sequence[tuple[str, TokenSequence]]
+    """(text, sequence) of each document."""
+
+    nonmembers: Sequence[tuple[str, TokenSequence]]
+    neutral: Sequence[TokenSequence]
+    end: int | None
+    """The token that ends an answer."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model showed on one fold; membership by attack, as balance() gives it."""
+
+    terms: Mapping[str, float | None]
+    """Teacher-forced: the share of a completion's tokens that are the likeliest, and the share of
+    questions of which all are. A proxy of the generated scores, and named so wherever printed."""
+
+    membership: Mapping[str, Mapping[str, float]]
+    neutral: float
+    """NLL of neutral texts."""
+
+    generated: bool = False
+    """Whether the terms were generated and scored officially."""
+
+    @property
+    def aggregate(self) -> float:
+        """The harmonic mean of the terms that there are."""
+        return task_aggregate(self.terms, partial=True) or 0.0
+
+    @property
+    def forgetting(self) -> float:
+        """1 - the mean of the forget terms."""
+        return 1 - (self._mean("forget/") or 0.0)
+
+    @property
+    def retention(self) -> float:
+        """The mean of the retain terms."""
+        return self._mean("retain/") or 0.0
+
+    @property
+    def auc(self) -> float:
+        """The mean AUC over the attacks."""
+        return fmean(found["auc"] for found in self.membership.values())
+
+    @property
+    def gap(self) -> float:
+        """The mean separation over the attacks, in spreads."""
+        return fmean(found["gap"] for found in self.membership.values())
+
+    @property
+    def mia(self) -> float:
+        """The least MIA score, 1 - 2 |AUC - 1/2|, over the attacks."""
+        return min(1 - 2 * abs(found["auc"] - 0.5) for found in self.membership.values())
+
+    @property
+    def two_sided(self) -> float:
+        """The greatest two-sided AUC over the attacks."""
+        return max(found["two_sided"] for found in self.membership.values())
+
+    @property
+    def ks(self) -> float:
+        """The greatest Kolmogorov-Smirnov distance over the attacks."""
+        return max(found["ks"] for found in self.membership.values())
+
+    @property
+    def membership_balance(self) -> float:
+        """The lesser of the MIA score and what a two-sided attack leaves of it."""
+        return min(self.mia, 1 - 2 * max(0.0, self.two_sided - 0.5))
+
+    def _mean(self, half: str) -> float | None:
+        found = [v for t, v in self.terms.items() if t.startswith(half) and v is not None]
+        return fmean(found) if found else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number of it."""
+        return {
+            "aggregate": self.aggregate,
+            "forgetting": self.forgetting,
+            "retention": self.retention,
+            "mia": self.mia,
+            "auc": self.auc,
+            "two_sided": self.two_sided,
+            "ks": self.ks,
+            "balance": self.membership_balance,
+            "neutral_nll": self.neutral,
+            "generated": self.generated,
+            "terms": dict(self.terms),
+            "membership": {name: dict(found) for name, found in self.membership.items()},
+        }
+
+
+def material(
+    sets: Sets,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    how: Mapping[str, Any],
+    document_tokens: int,
+    seed: int = 0,
+    per_term: int | None = None,
+    documents: int | None = None,
+) -> Material:
+    """The texts of some sets, at most so many of each, the same for the same seed; `how` says how
+    items are cut and joined."""
+    by_term: dict[str, list[Example]] = {term: [] for term in TERMS}
+    for half in ("forget", "retain"):
+        for example in getattr(sets, half):
+            by_term.get(f"{half}/{example.task}/{example.kind}", []).append(example)
+    items = [
+        (term, encode(example, tokenizer, **how))
+        for term, examples in by_term.items()
+        for example in _drawn(examples, per_term, seed)
+    ]
+
+    def read(given: Sequence[Document]) -> list[tuple[str, TokenSequence]]:
+        chosen = _drawn(given, documents, seed)
+        return [(d.text, encode_document(d, tokenizer, max_length=document_tokens)) for d in chosen]
+
+    neutral = [encode_document(d, tokenizer, max_length=document_tokens) for d in NEUTRAL]
+    end = tokenizer.eos_token_id
+    return Material(items, read(sets.members), read(sets.nonmembers), neutral, end)  # pyright: ignore
+
+
+def documents_of(
+    reader: Reader, given: Material, attacks: Sequence[str]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Both sides' scores under each attack."""
+    both = [*given.members, *given.nonmembers]
+    scores = reader.scores([sequence for _, sequence in both], label="screen documents")
+    reads = [
+        Read(found, reader.text(sequence.tokens) if sequence.cut else text)
+        for (text, sequence), found in zip(both, scores, strict=True)
+    ]
+    cut = len(given.members)
+    return attacked(reads[:cut], reads[cut:], attacks)
+
+
+def screen(
+    reader: Reader, given: Material, attacks: Sequence[str], *, resamples: int = 0
+) -> Reading:
+    """Everything that log-probabilities say of a candidate."""
+    membership = balance(documents_of(reader, given, attacks), resamples=resamples)
+    sequences = [sequence for _, sequence in given.items]
+    scores = reader.scores(sequences, label="screen items")
+    by_term: dict[str, list[float]] = {}
+    for (term, sequence), found in zip(given.items, scores, strict=True):
+        by_term.setdefault(term, []).append(recalled(term, sequence, found, given.end))
+    neutral = fmean(found.nll for found in reader.scores(list(given.neutral), label="screen"))
+    terms = {term: fmean(by_term[term]) if term in by_term else None for term in TERMS}
+    return Reading(terms, membership, neutral)
+
+
+def recalled(term: str, sequence: TokenSequence, scores: TokenScores, end: int | None) -> float:
+    """How much of an answer the model would choose, each token after the true ones before it.
+
+    Of a completion the share of tokens, without the end of text; of a question all or nothing.
+    """
+    if term.endswith("/qa"):
+        return float(scores.hit.all())
+    hits = scores.hit[:-1] if sequence.tokens[-1] == end and len(scores.hit) > 1 else scores.hit
+    return float(np.mean(hits))
+
+
+def officially(reading: Reading, entry: Mapping[str, Any]) -> Reading:
+    """The same reading with the terms that an official evaluation generated."""
+    return replace(reading, terms=dict(entry["semeval"]["terms"]), generated=True)
+
+
+def _drawn(given: Sequence[Text], most: int | None, seed: int) -> list[Text]:
+    """At most so many, drawn by id for good, in their order."""
+    if most is None or len(given) <= most:
+        return list(given)
+    ranked = sorted(given, key=lambda one: hashlib.sha256(f"{seed}:{one.id}".encode()).hexdigest())
+    chosen = {one.id for one in ranked[:most]}
+    return [one for one in given if one.id in chosen]

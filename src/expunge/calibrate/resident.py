@@ -1,0 +1,122 @@
+"""The resident model: one target in memory, candidates swapped into it in place.
+
+Dimensions: r rank, (out, in) the shape of a linear layer.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from expunge import lora, models
+from expunge.adapter_files import PREFIX, adapter_config, write_adapter
+from expunge.calibrate.candidate import Candidate, folders_of
+from expunge.data.batches import TokenSequence
+from expunge.edit.observe import sketches
+from expunge.edit.repair import Space, sage
+from expunge.evaluate.reader import Reader, sizes_of
+from expunge.evaluate.tables import key_of
+from expunge.merge.adapters import merged_factors
+from expunge.merge.section import Merge
+
+SKETCH_RANK = 64
+"""Directions of a layer's inputs that a repair knows."""
+
+_AS_IT_IS = Merge(method="linear", space="delta")
+
+Factors = Iterator[tuple[str, Tensor, Tensor]]
+"""(layer, A (r, in), B (out, r)), to be used with scale 1."""
+
+
+class Resident:
+    """The target in memory, and what candidates have said, by content.
+
+    A reader of a candidate is valid within its block only: the next one changes the same weights.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        ends: Mapping[str, Path],
+        *,
+        key: str,
+        hashes: Mapping[str, str],
+        dtype: models.Dtype,
+        folder: Path | None,
+        max_batch: int,
+        kept: Sequence[TokenSequence] = (),
+    ) -> None:
+        """`ends` are adapter folders by their label and `hashes` stand for them, as `key` does for
+        the target; `kept` are texts of the retain half, for repairs."""
+        self.base, self.ends, self.key, self.hashes = base, ends, key, hashes
+        self.dtype: models.Dtype = dtype
+        self.folder, self.max_batch, self.kept = folder, max_batch, kept
+        self.screened, self.seconds = 0, 0.0
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The target, loaded when something is missing from the tables."""
+        return models.load_model(self.base, dtype=self.dtype)
+
+    @cached_property
+    def spaces(self) -> dict[str, Space]:
+        """How the inputs of the adapted layers lie on the retain half, read off the target once."""
+        (folder, *_) = self.ends.values()
+        names = [layer for layer, _, _ in merged_factors([folder], _AS_IT_IS)]
+        lora.swap_factors(self.model, [])
+        with lora.switched_off(self.model):
+            found = sketches(self.model, self.kept, names, SKETCH_RANK)
+        return {name: sketch.space for name, sketch in found.items()}
+
+    @contextmanager
+    def reader(self, candidate: Candidate) -> Iterator[Reader]:
+        """A reader of a candidate; its weights are swapped in once something is not known yet."""
+        start = time.monotonic()
+
+        def load() -> PreTrainedModel:
+            lora.swap_factors(self.model, self.factors(candidate))
+            return self.model
+
+        context, vocabulary_size = sizes_of(self.base / "config.json")
+        made = [self.hashes[end.label] for end, _ in candidate.parts]
+        reader = Reader(
+            load,
+            models.load_tokenizer(self.base),
+            context=context,
+            vocabulary_size=vocabulary_size,
+            key=key_of("candidate", self.key, made, candidate.model_dump_json(), self.dtype),
+            folder=self.folder,
+            max_batch=self.max_batch,
+            dtype=self.dtype,
+        )
+        yield reader
+        if reader.forwards:
+            self.screened += 1
+            self.seconds += time.monotonic() - start
+
+    def factors(self, candidate: Candidate) -> Factors:
+        """The candidate's update, layer by layer."""
+        merge = candidate.merge
+        if merge is None:
+            return
+        for layer, a, b in merged_factors(folders_of(candidate, self.ends), merge):
+            if candidate.repair:
+                a = sage(a, self.spaces[layer], strength=candidate.repair, relative=True)
+            yield layer, a, b
+
+    def write(self, candidate: Candidate, out: Path) -> None:
+        """Write a candidate as a peft folder."""
+        tensors, ranks = {}, {}
+        for layer, a, b in self.factors(candidate):
+            ranks[layer] = len(a)
+            tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.float().contiguous()
+            tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.float().contiguous()
+        rank = max(ranks.values())
+        fields = adapter_config(sorted(ranks), str(self.base), rank=rank, alpha=rank)
+        fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
+        fields["alpha_pattern"] = fields["rank_pattern"]
+        write_adapter(tensors, fields, out)

@@ -1,0 +1,260 @@
+"""The search: which line between two ends is tried is Optuna's, where on it is solved for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
+from expunge.calibrate.floors import said, shortfalls
+from expunge.calibrate.objectives import OBJECTIVES
+from expunge.calibrate.reading import Material, Reading, documents_of, officially, screen
+from expunge.calibrate.resident import Resident
+from expunge.calibrate.section import Calibrate
+from expunge.calibrate.solve import solve_balance
+from expunge.errors import CalibrationError
+from expunge.evaluate.balance import balance
+from expunge.evaluate.reader import Reader
+from expunge.merge.methods import METHODS
+from expunge.progress import progress
+
+BASELINE_DENSITY = 0.8
+"""Of the paper's TIES, which stands in every table."""
+
+Judge = Callable[[Reader], Mapping[str, Any]]
+"""The official evaluation of a model on the calibration fold."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate that was screened whole."""
+
+    candidate: Candidate
+    role: str
+    """`target`, `end`, `baseline` or `trial`."""
+
+    reading: Reading
+    """On the calibration fold."""
+
+    short: Mapping[str, float]
+    """What it lacks to the floors; nothing where it meets them."""
+
+    balanced: bool = True
+    """Whether the balance was bracketed on its line."""
+
+    official: Reading | None = None
+    """Generated and scored on the calibration fold, of a finalist."""
+
+    refused: str | None = None
+    """Why a finalist that met the floors when screened did not when generated."""
+
+
+class Search:
+    """One search over the lines between some ends, on the calibration fold."""
+
+    def __init__(
+        self, resident: Resident, given: Material, config: Calibrate, ends: Sequence[End]
+    ) -> None:
+        """`ends` are the branches first, in order, then their snapshots."""
+        self.resident, self.given, self.config = resident, given, config
+        self.ends = [*ends, End(branch=TARGET)]
+        self.value = OBJECTIVES[config.objective].fn
+        target = self._screened(alone(End(branch=TARGET)), "target", None)
+        self.points = [target]
+
+    @property
+    def target(self) -> Reading:
+        """What the target shows."""
+        return self.points[0].reading
+
+    def run(self, folder: Path, name: str) -> list[Point]:
+        """Every candidate that was screened whole: the target, the ends, the paper's merge, and one
+        for each trial. Ends that do not bracket the balance are a `CalibrationError`."""
+        with progress("calibrate", self.config.trials + len(self.ends), "candidates") as bar:
+            for end in self.ends[:-1]:
+                self.points.append(self._screened(alone(end), "end", self.target))
+                bar()
+            finals = [end for end in self.ends[:-1] if end.step is None]
+            if len(finals) > 1:
+                paper = plain("ties", finals[0], finals[1], BASELINE_DENSITY)
+                self.points.append(self._screened(paper, "baseline", self.target))
+            over, under = self._sides()
+            for candidate, bracketed in self._trials(folder, name, over, under, bar):
+                point = self._screened(candidate, "trial", self.target)
+                self.points.append(replace(point, balanced=bracketed))
+        return self.points
+
+    def finals(self, judge: Judge) -> int | None:
+        """The number of the best trial, once the best few were generated from and scored.
+
+        Where those fail then, as many again are judged twice over; None where all do.
+        """
+        config = self.config
+        able = [n for n, p in enumerate(self.points) if p.role == "trial" and not p.short]
+        able.sort(key=lambda n: -self.value(self.points[n].reading))
+        if not able:
+            return None
+        before = self._official(alone(End(branch=TARGET)), self.target, judge)
+        best: tuple[float, int] | None = None
+        for place, number in enumerate(able[: 3 * config.finalists]):
+            if best is not None and place >= config.finalists:
+                break
+            point = self.points[number]
+            official = self._official(point.candidate, point.reading, judge)
+            refused = _refusal(official, before, self.config)
+            self.points[number] = replace(point, official=official[0], refused=refused)
+            value = self.value(official[0])
+            if refused is None and (best is None or value > best[0]):
+                best = (value, number)
+        return None if best is None else best[1]
+
+    def nearest(self) -> tuple[int, str]:
+        """The trial that lacks least to the floors, and what it lacks."""
+        trials = [n for n, p in enumerate(self.points) if p.role == "trial"]
+
+        def lack(number: int) -> float:
+            point = self.points[number]
+            return sum(point.short.values()) + (0.0 if point.refused else 1e-6)
+
+        number = min(trials, key=lack)
+        point = self.points[number]
+        lacks = point.refused or said(point.reading, self.target, self.config.floors)
+        return number, lacks or "what its official scores, which were not taken, may show"
+
+    def _screened(self, candidate: Candidate, role: str, target: Reading | None) -> Point:
+        with self.resident.reader(candidate) as reader:
+            reading = screen(reader, self.given, self.config.attacks)
+        lacks = {} if target is None else shortfalls(reading, target, self.config.floors)
+        return Point(candidate, role, reading, lacks)
+
+    def _official(
+        self, candidate: Candidate, reading: Reading, judge: Judge
+    ) -> tuple[Reading, Mapping[str, Any]]:
+        with self.resident.reader(candidate) as reader:
+            entry = judge(reader)
+        return officially(reading, entry), entry
+
+    def _sides(self) -> tuple[list[End], list[End]]:
+        """Ends below the balance, alone or as far as the scale goes, and ends above it."""
+        over, under, tried = [], [End(branch=TARGET)], []
+        most = self.config.scale[1]
+        for point in self.points:
+            if point.role != "end":
+                continue
+            end, auc = point.candidate.over, point.reading.auc
+            if auc > 0.5 and most > 1:
+                further = self._membership(alone(end, most)).auc
+                tried.append(f"{end.label} {auc:.2f}, at scale {most:g} {further:.2f}")
+                (over if further < 0.5 else under).append(end)
+            else:
+                tried.append(f"{end.label} {auc:.2f}")
+                (over if auc < 0.5 else under).append(end)
+        if self.target.auc <= 0.5:
+            raise CalibrationError(
+                f"the target's own membership AUC is {self.target.auc:.2f} on the calibration "
+                "fold: it does not know the members, so there is nothing to balance"
+            )
+        if not over:
+            raise CalibrationError(
+                "the branches do not bracket the balance: on the calibration fold every membership "
+                f"AUC is above 1/2 ({'; '.join(tried)}). A branch that forgets whole documents "
+                "further would help: a term with scope: document and a higher target, more steps, "
+                "or a greater calibrate.scale"
+            )
+        return over, under
+
+    def _trials(
+        self, folder: Path, name: str, over: list[End], under: list[End], bar: Callable[[], None]
+    ) -> list[tuple[Candidate, bool]]:
+        """The balanced candidate of each trial, and whether its line was bracketed."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        config = self.config
+        url = config.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
+        study = optuna.create_study(
+            storage=url, study_name=name, direction="maximize", load_if_exists=True
+        )
+        done = [trial for trial in study.trials if trial.state.is_finished()]
+        found = [
+            (Candidate.model_validate(t.user_attrs["candidate"]), t.user_attrs["bracketed"])
+            for t in done[: config.trials]
+        ]
+        study.sampler = _sampler(config, len(done))
+        for _ in range(len(found), config.trials):
+            trial = study.ask()
+            line = _suggested(trial, config, over, under)
+            solved = solve_balance(
+                lambda t, line=line: self._membership(line.at(t)),
+                ends=(self._gap(line.over), self._gap(line.under)),
+                tolerance=config.tolerance,
+                steps=config.steps,
+            )
+            candidate = line.at(solved.t)
+            point = self._screened(candidate, "trial", self.target)
+            trial.set_user_attr("candidate", candidate.model_dump(mode="json"))
+            trial.set_user_attr("bracketed", solved.bracketed)
+            trial.set_constraint("floors", sum(point.short.values()))
+            trial.set_constraint("balance", abs(solved.auc - 0.5) - config.tolerance)
+            study.tell(trial, self.value(point.reading))
+            found.append((candidate, solved.bracketed))
+            bar()
+        return found
+
+    def _gap(self, end: End) -> float | None:
+        known = {p.candidate.over.label: p for p in self.points if p.role in ("end", "target")}
+        return known[end.label].reading.gap
+
+    def _membership(self, candidate: Candidate) -> Reading:
+        """Only what the attacks say of a candidate."""
+        with self.resident.reader(candidate) as reader:
+            scored = documents_of(reader, self.given, self.config.attacks)
+        return Reading({}, balance(scored), 0.0)
+
+
+def _refusal(
+    official: tuple[Reading, Mapping[str, Any]],
+    before: tuple[Reading, Mapping[str, Any]],
+    config: Calibrate,
+) -> str | None:
+    """Why a finalist does not stand, by its official scores beside the target's."""
+    (now, entry), (target, was) = official, before
+    if entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]:
+        return f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})"
+    lacks = said(now, target, config.floors)
+    if lacks:
+        return f"generated: {lacks}"
+    most = config.floors.mmlu
+    if most is not None and entry["semeval"]["mmlu"] and was["semeval"]["mmlu"]:
+        lost = was["semeval"]["mmlu"]["accuracy"] - entry["semeval"]["mmlu"]["accuracy"]
+        if lost > most:
+            return f"MMLU fell by {lost:.3f} (most {most:g})"
+    return None
+
+
+def _sampler(config: Calibrate, done: int) -> Any:
+    """Optuna's sampler; one that goes on draws otherwise than it began."""
+    from optuna.samplers import CmaEsSampler, TPESampler
+
+    if config.sampler == "cmaes":
+        return CmaEsSampler(seed=config.seed + done, warn_independent_sampling=False)
+    return TPESampler(seed=config.seed + done, n_startup_trials=max(4, config.trials // 3))
+
+
+def _suggested(trial: Any, config: Calibrate, over: list[End], under: list[End]) -> Candidate:
+    """A line for a trial to solve; only what is free is asked for."""
+    first = trial.suggest_categorical("over", [end.label for end in over])
+    second = trial.suggest_categorical("under", [end.label for end in under])
+    method = trial.suggest_categorical("method", list(config.methods))
+    named = {end.label: end for end in (*over, *under)}
+    row = METHODS["task_arithmetic" if method == "linear" else method]
+    made: dict[str, Any] = {"scale": trial.suggest_float("scale", *config.scale)}
+    if "density" in row.options:
+        made["density"] = trial.suggest_float("density", *config.density)
+    if config.groups > 1:
+        made["groups"] = tuple(
+            trial.suggest_float(f"group_{n}", *config.spread) for n in range(config.groups)
+        )
+    if config.repair:
+        made["repair"] = trial.suggest_float("repair", 0.0, config.repair)
+    return Candidate(over=named[first], under=named[second], t=0.5, method=method, **made)

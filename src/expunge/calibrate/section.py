@@ -1,0 +1,121 @@
+"""The calibration section of a recipe: what is searched, what for, and within which limits."""
+
+from pydantic import Field, field_validator, model_validator
+
+from expunge.calibrate.candidate import space_of
+from expunge.calibrate.objectives import OBJECTIVES
+from expunge.config import Section
+from expunge.evaluate.balance import CHEAP
+from expunge.merge.section import Merge
+from expunge.registry import lookup
+
+Range = tuple[float, float]
+
+
+class Floors(Section):
+    """What a candidate must keep, against the target; a collapsed one never does."""
+
+    retain: float = Field(default=0.9, ge=0, le=1)
+    """Least share of the target's score that each retain term keeps."""
+
+    neutral: float = Field(default=1.15, ge=1)
+    """Most that the NLL of neutral texts may grow, as a factor."""
+
+    mmlu: float | None = Field(default=None, ge=0)
+    """Most MMLU accuracy that may be lost, judged on the finalists; null asks nothing."""
+
+
+class Calibrate(Section):
+    """A merge of two branches, chosen so that forgotten text looks like text never seen."""
+
+    of: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The branches to choose among; null takes every LoRA branch."""
+
+    objective: str = "balanced"
+    """A name in calibrate.objectives.OBJECTIVES."""
+
+    floors: Floors = Field(default_factory=Floors)
+    """What must be kept."""
+
+    attacks: tuple[str, ...] = ("loss", "min_k_plus_plus", "zlib_total")
+    """The membership attacks that are balanced together."""
+
+    methods: tuple[str, ...] = ("linear", "ties")
+    """Merge methods to choose among; a plain sum is exact, what trims works on the factors."""
+
+    density: Range = (0.5, 1.0)
+    """Shares kept, from and to, for methods that trim."""
+
+    scale: Range = (0.7, 1.3)
+    """Sums of the weights, from and to."""
+
+    groups: int = Field(default=1, ge=1)
+    """Equal groups of blocks that may be weighted apart; 1 weighs all alike."""
+
+    spread: Range = (0.6, 1.4)
+    """Factors of a group's weights, from and to."""
+
+    repair: float = Field(default=0.0, ge=0)
+    """Greatest strength of the retain-aware repair (SAGE) that is tried; 0 tries none."""
+
+    snapshots: int = Field(default=3, ge=0)
+    """Kept snapshots of each branch that are ends too, at most, evenly spread."""
+
+    trials: int = Field(default=12, ge=1)
+    """Lines between two ends that are tried; on each the balance is solved for."""
+
+    steps: int = Field(default=5, ge=2)
+    """Candidates on one line, at most, until it is balanced."""
+
+    tolerance: float = Field(default=0.02, gt=0, lt=0.5)
+    """How near the mean AUC must come to 1/2 on the calibration fold."""
+
+    per_term: int = Field(default=12, ge=2)
+    """Items of each term that are screened, at most."""
+
+    documents: int = Field(default=48, ge=4)
+    """Members, and non-members, that are screened, at most."""
+
+    finalists: int = Field(default=2, ge=1)
+    """Candidates that are generated from and scored officially on the calibration fold."""
+
+    sampler: str = Field(default="tpe", pattern="^(tpe|cmaes)$")
+    """Optuna's sampler of what is not solved for."""
+
+    storage: str | None = None
+    """URL of Optuna's storage, for many workers; null is SQLite in the stage's folder."""
+
+    standins: bool = False
+    """Calibrate against documents made up in the form of the members, not the given non-members,
+    which then only judge."""
+
+    seed: int = 0
+    """Seeds the sampler and the samples."""
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_are_cheap(cls, attacks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in attacks:
+            if name not in CHEAP:
+                raise ValueError(f"attacks: '{name}' is none of {', '.join(CHEAP)}")
+        if not attacks or len(set(attacks)) < len(attacks):
+            raise ValueError("attacks must name at least one, and none twice")
+        return attacks
+
+    @field_validator("density", "scale", "spread")
+    @classmethod
+    def _in_order(cls, given: Range) -> Range:
+        if not 0 < given[0] <= given[1]:
+            raise ValueError("a range is two numbers above 0, the lesser first")
+        return given
+
+    @model_validator(mode="after")
+    def _known(self) -> "Calibrate":
+        lookup(OBJECTIVES, self.objective, "calibration objective")
+        for method in self.methods:
+            Merge(method=method, space=space_of(method))
+        if not self.methods:
+            raise ValueError("methods must name at least one")
+        if self.density[1] > 1:
+            raise ValueError("density is at most 1")
+        return self

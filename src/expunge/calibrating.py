@@ -1,0 +1,226 @@
+"""Calibrations as stages: which documents choose and which judge, and the merge that is chosen."""
+
+import tempfile
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from expunge import models, runs
+from expunge.calibrate.candidate import Candidate
+from expunge.calibrate.outcome import CALIBRATION, candidate_of
+from expunge.calibrate.reading import Material, documents_of, material
+from expunge.calibrate.resident import Resident
+from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
+from expunge.calibrate.section import Calibrate
+from expunge.config import parse_section
+from expunge.data.batches import encode_all
+from expunge.data.folds import Folds, dealt, part, test_documents
+from expunge.data.sets import Sets
+from expunge.edit.task import Weights
+from expunge.errors import CalibrationError
+from expunge.evaluate.balance import balance
+from expunge.evaluate.reader import Reader
+from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.memory import release_freed_memory
+from expunge.merge.adapters import merge_adapters
+from expunge.merge.section import Merge
+from expunge.training import Training
+
+REPAIRED = 32
+"""Retain items whose inputs a repair looks at, at most."""
+
+
+class Calibrating(Training, ABC):
+    """The part of a pipeline that chooses merges."""
+
+    @cached_property
+    def folds(self) -> Folds:
+        """How documents are split."""
+        return self.recipe.folds or Folds()
+
+    @cached_property
+    def judged_by(self) -> frozenset[str]:
+        """The documents that no calibration looks at until it has chosen."""
+        return test_documents(self.sets, self.folds)
+
+    def calibrated(self, name: str, seed: int) -> Weights:
+        """The merge that a calibration chose; none within the floors is a `CalibrationError`."""
+        done = self.calibration(name, self.recipe.calibrate[name], seed)
+        error = _unmet(runs.read_json(done / CALIBRATION), name, seed, self.folder.root)
+        if error is not None:
+            raise error
+        return Weights(self.target.base, done / ADAPTER)
+
+    def calibration(self, name: str, config: Calibrate, seed: int) -> Path:
+        """The folder of a calibration: calibration.json, and the chosen adapter if there is one."""
+        branches = self._chosen_among(config, seed)
+
+        def build(work: Path) -> None:
+            release_freed_memory()
+            tokenizer = models.load_tokenizer(self.target.base)
+            ends, folders, hashes = ends_of(branches, config)
+            resident = self._resident(tokenizer, folders, hashes)
+            side = part(self.sets, self.judged_by, inside=False)
+            if not side.members:
+                raise CalibrationError(
+                    "a calibration needs members and nonmembers in data: whole documents of the "
+                    "forget set, and others of their kind that no model has seen"
+                )
+
+            def judge(reader: Reader) -> Mapping[str, Any]:
+                seen = EvaluationData(
+                    side.forget, side.retain, side.members, side.nonmembers, mmlu=self._mmlu
+                )
+                settings = self.recipe.evaluate.model_copy(update={"partial": True})
+                return evaluate(reader, seen, settings, **self._reading)[0]
+
+            given = self._given(side, config, tokenizer)
+            calibrate(resident, given, config, ends, work, name=name, judge=judge)
+
+        inputs = {"target": self._target_key, "folds": self.folds.model_dump_json()}
+        inputs |= {f"branch-{branch}": folder.name for branch, folder in branches.items()}
+        inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
+        return self.folder.stage(name, config, inputs, build)
+
+    def write_point(
+        self, config: Calibrate, seed: int, candidate: Candidate, out: Path, *, output: str
+    ) -> None:
+        """Write a candidate as an adapter or a whole model into the folder `out`."""
+        if not candidate.parts:
+            raise CalibrationError("that point is the target itself, which has no update to write")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CalibrationError(f"{out} exists and is not empty; choose another folder")
+        tokenizer = models.load_tokenizer(self.target.base)
+        _, folders, hashes = ends_of(self._chosen_among(config, seed), config)
+        resident = self._resident(tokenizer, folders, hashes)
+        if output == "adapter":
+            return resident.write(candidate, out)
+        with tempfile.TemporaryDirectory() as folder:
+            resident.write(candidate, Path(folder) / ADAPTER)
+            plain = Merge(method="linear", space="delta", output="model")
+            merge_adapters([Path(folder) / ADAPTER], plain, out, base=self.target.base)
+        return None
+
+    @property
+    def splits(self) -> bool:
+        """Whether models are scored on each side of the documents, too."""
+        return self.recipe.folds is not None or bool(self.recipe.calibrate)
+
+    def fold_scores(self, reader: Reader, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The scores of each side's documents, of a reader that has been evaluated on both; `items`
+        are the rows of that evaluation."""
+        asked = {(row["half"], row["id"]) for row in items if row["score"] is not None}
+        change = {"partial": True, "generate_limit": None}
+        settings = self.recipe.evaluate.model_copy(update=change)
+        found = {}
+        for side, inside in (("calibration", False), ("test", True)):
+            sets = part(self.sets, self.judged_by, inside=inside)
+            halves = {
+                half: [e for e in getattr(sets, half) if (half, e.id) in asked]
+                for half in ("forget", "retain")
+            }
+            given = {"members": sets.members, "nonmembers": sets.nonmembers, "mmlu": self._mmlu}
+            entry = evaluate(reader, EvaluationData(**halves, **given), settings, **self._reading)
+            found[side] = {"semeval": entry[0]["semeval"], "membership": {}}
+            if sets.members:
+                documents = Sets([], [], sets.members, sets.nonmembers, [])
+                read = self._material(documents, reader.tokenizer, seed=0)
+                scores = documents_of(reader, read, Calibrate().attacks)
+                found[side]["membership"] = balance(scores, resamples=settings.resamples)
+        return found
+
+    def _chosen_among(self, config: Calibrate, seed: int) -> dict[str, Path]:
+        """The stage folders of the branches that a calibration chooses among."""
+        names = self.recipe.calibrated_branches(config)
+        made = {name: self.branch(name, seed).adapter for name in names}
+        return {name: adapter.parent for name, adapter in made.items() if adapter is not None}
+
+    def _resident(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        folders: Mapping[str, Path],
+        hashes: Mapping[str, str],
+    ) -> Resident:
+        side = part(self.sets, self.judged_by, inside=False)
+        every = max(1, len(side.retain) // REPAIRED)
+        return Resident(
+            self.target.base,
+            folders,
+            key=self._target_key,
+            hashes=hashes,
+            dtype=self.recipe.model.dtype,
+            folder=self.folder.store / "cache" / "tables",
+            max_batch=self.recipe.evaluate.max_batch,
+            kept=encode_all(side.retain[::every][:REPAIRED], tokenizer, **self._reading),
+        )
+
+    def _given(self, side: Sets, config: Calibrate, tokenizer: PreTrainedTokenizerBase) -> Given:
+        """The documents of a calibration, encoded."""
+
+        def read(sets: Sets, **limits: Any) -> Material:
+            return self._material(sets, tokenizer, seed=config.seed, **limits)
+
+        count = self.folds.cross
+        fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
+        documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
+        return Given(
+            read(side, per_term=config.per_term, documents=config.documents),
+            read(part(self.sets, self.judged_by, inside=True)),
+            read(documents),
+            fold.__getitem__,
+            count,
+        )
+
+    def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
+        longest = self.recipe.evaluate.document_tokens
+        return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
+
+
+def calibrate_run(
+    pipeline: Calibrating, name: str, config: Calibrate, seed: int
+) -> tuple[dict[str, Any], CalibrationError | None]:
+    """Calibrate the branches of a run and keep what was found in RUN/calibration/; where no
+    candidate meets the floors, also the error that says so."""
+    done = pipeline.calibration(name, config, seed)
+    found = runs.read_json(done / CALIBRATION)
+    root = pipeline.folder.root
+    runs.write_json(_kept(root, name, seed), {**found, "stage": done.name})
+    return found, _unmet(found, name, seed, root)
+
+
+def pick_point(
+    pipeline: Calibrating, name: str, seed: int, number: int, out: Path, *, output: str
+) -> str:
+    """Write a point of a run's last calibration into `out`; returns its label."""
+    path = _kept(pipeline.folder.root, name, seed)
+    if not path.is_file():
+        raise CalibrationError(
+            f"{pipeline.folder.root} holds no calibration '{name}' of seed {seed}; expunge "
+            "calibrate makes it"
+        )
+    found = runs.read_json(path)
+    candidate = candidate_of(found, number)
+    config = parse_section(found["settings"], Calibrate, origin=str(path))
+    pipeline.write_point(config, seed, candidate, out, output=output)
+    return candidate.label
+
+
+def _kept(root: Path, name: str, seed: int) -> Path:
+    return root / "calibration" / f"{name}-seed-{seed}.json"
+
+
+def _unmet(found: Mapping[str, Any], name: str, seed: int, root: Path) -> CalibrationError | None:
+    """What to say where no candidate met the floors."""
+    if found["chosen"] is not None:
+        return None
+    near = found["nearest"]
+    return CalibrationError(
+        f"{name} (seed {seed}): no candidate meets the floors; the nearest is point "
+        f"{near['point']} ({found['points'][near['point']]['label']}), which lacks "
+        f"{near['lacks']}. Lower the floors, try more trials, or take it as it is: "
+        f"expunge pick {root} --point {near['point']} --out DIR"
+    )

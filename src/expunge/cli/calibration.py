@@ -1,0 +1,124 @@
+"""Commands that choose a merge, and take one that was tried.
+
+Each imports what it needs when it is called: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expunge.cli.options import Json, Seed, names_of
+from expunge.errors import RecipeError
+from expunge.report.commands import print_facts
+
+if TYPE_CHECKING:
+    from expunge.calibrate.section import Calibrate
+    from expunge.recipe import Recipe
+
+choosing = typer.Typer()
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with branches.")]
+Name = Annotated[str, typer.Option(help="The recipe's calibration to start from, or a new name.")]
+CALIBRATED = "calibrated"
+
+
+@choosing.command()
+def calibrate(
+    run: RunDir,
+    name: Name = CALIBRATED,
+    objective: Annotated[
+        str | None, typer.Option(help="balanced, final, aggregate, membership, two_sided …")
+    ] = None,
+    floors: Annotated[
+        str | None, typer.Option(help="What must be kept: retain=0.9,neutral=1.15,mmlu=0.01.")
+    ] = None,
+    of: Annotated[str | None, typer.Option(help="Only these branches: deep,shallow.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Merge methods: linear,ties.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Membership attacks to balance.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Lines that are tried.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", help="field=value, as in YAML.")
+    ] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna's storage, for many workers.")] = None,
+    seed: Seed = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every candidate.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
+    from expunge.calibrating import calibrate_run
+    from expunge.pipeline import Pipeline
+    from expunge.report.calibration import calibration_rows, calibration_sentences
+    from expunge.report.terminal import console, print_rows
+
+    pipeline = Pipeline.of_run(run)
+    given = {"objective": objective, "trials": trials, "storage": storage}
+    lists = {"of": of, "methods": methods, "attacks": attacks}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    changes |= {k: tuple(names_of(v)) for k, v in lists.items() if v is not None}
+    changes |= _values(option or [], "--option")
+    if floors is not None:
+        changes["floors"] = _values(floors.split(","), "--floors")
+    config = settings(pipeline.recipe, name, changes)
+    for number in (seed,) if seed is not None else pipeline.recipe.seeds:
+        found, error = calibrate_run(pipeline, name, config, number)
+        if as_json:
+            typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        else:
+            print_rows(calibration_rows(found, every=every), as_json=False)
+            for sentence in calibration_sentences(found):
+                console().print(sentence, markup=False)
+        if error is not None:
+            raise error
+
+
+@choosing.command()
+def pick(
+    run: RunDir,
+    point: Annotated[int, typer.Option(help="Its number, as expunge calibrate lists them.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    name: Name = CALIBRATED,
+    form: Annotated[
+        str, typer.Option("--as", metavar="adapter|model", help="What to write.")
+    ] = "adapter",
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Write a candidate of RUN's last calibration as an adapter or a whole model."""
+    from expunge.calibrating import pick_point
+    from expunge.pipeline import Pipeline
+
+    if form not in ("adapter", "model"):
+        raise RecipeError(f"--as is adapter or model, not '{form}'")
+    pipeline = Pipeline.of_run(run)
+    number = pipeline.recipe.seeds[0] if seed is None else seed
+    label = pick_point(pipeline, name, number, point, out, output=form)
+    print_facts({form: str(out), "point": point, "merge": label}, as_json)
+
+
+def settings(recipe: Recipe, name: str, changes: dict[str, Any]) -> Calibrate:
+    """The recipe's calibration of that name, or a plain one, with what the command line changes."""
+    from expunge.calibrate.section import Calibrate
+    from expunge.config import parse_section
+
+    start = recipe.calibrate.get(name)
+    fields = {} if start is None else start.model_dump(mode="json", exclude_unset=True)
+    floors = {**fields.get("floors", {}), **changes.pop("floors", {})}
+    made = {**fields, **changes, **({"floors": floors} if floors else {})}
+    return parse_section(made, Calibrate, origin="calibrate")
+
+
+def _values(given: list[str], option: str) -> dict[str, Any]:
+    """name=value pairs, values as in YAML."""
+    import yaml
+
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name.strip() or not equals:
+            raise RecipeError(f"{option} takes name=value; '{text}' is not that")
+        found[name.strip()] = yaml.safe_load(value)
+    return found

@@ -1,0 +1,107 @@
+"""A calibration as tables: calibration and test side by side, the front, how sure it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("task", "AUC", "two-sided", "KS", "retain", "neutral")
+"""What is said of each side: the screened task aggregate, the mean AUC, the worst two-sided AUC and
+KS distance over the attacks, the least retain term, the NLL of neutral texts."""
+
+
+def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[dict[str, Any]]:
+    """A row for each point that was judged on the test fold (with `every`, for all): the numbers of
+    the calibration fold, and behind a slash those of the test fold."""
+    shown = found["chosen"] if found["chosen"] is not None else found["nearest"]["point"]
+    made = []
+    for point in found["points"]:
+        if point["test"] is None and not every and not point["front"]:
+            continue
+        sides = [_numbers(point["calibration"]), _numbers(point["test"])]
+        row = {"point": point["point"], "merge": _named(point, found, shown)}
+        for name in COLUMNS:
+            both = [_short(side[name]) for side in sides]
+            row[name] = both[0] if point["test"] is None else " / ".join(both)
+        row["front"] = "★" if point["front"] else ""
+        row["lacks"] = ", ".join(point["short"]) or (point["refused"] or "")
+        made.append(row)
+    return made
+
+
+def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
+    """What came of it, in words, with the intervals of the test fold."""
+    said = []
+    if found["chosen"] is None:
+        near = found["nearest"]
+        said.append(
+            f"No candidate meets the floors; the nearest, point {near['point']}, lacks "
+            f"{near['lacks']}."
+        )
+    shown = found["chosen"] if found["chosen"] is not None else found["nearest"]["point"]
+    test = found["points"][shown]["test"]
+    for attack, numbers in test["membership"].items():
+        said.append(
+            f"{attack} on the test fold: AUC {numbers['auc']:.2f} "
+            f"[{numbers['auc_low']:.2f}, {numbers['auc_high']:.2f}], two-sided "
+            f"{numbers['two_sided']:.2f} [{numbers['two_sided_low']:.2f}, "
+            f"{numbers['two_sided_high']:.2f}], KS {numbers['ks']:.2f} (p {numbers['ks_p']:.2g})."
+        )
+    cross = found["cross"]
+    if cross["auc_mean"] is not None:
+        said.append(
+            f"Cross-calibrated over {len(cross['folds'])} folds: held-out AUC "
+            f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, t ± "
+            f"{cross['t_deviation']:.3f}."
+        )
+    spent = found["screening"]
+    if spent["candidates"]:
+        each = spent["seconds"] / spent["candidates"]
+        said.append(
+            f"{spent['candidates']} candidates were screened in {spent['seconds']:.0f} s "
+            f"({each:.1f} s each; what was known cost nothing), and the finalists generated from "
+            f"in {spent['official_seconds']:.0f} s."
+        )
+    return said
+
+
+def front_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The Pareto front as data: a row for each of its points."""
+    return [
+        {"point": point["point"], "label": point["label"], "role": point["role"]}
+        | {name: point["calibration"][name] for name in ("forgetting", "retention", "balance")}
+        for point in found["points"]
+        if point["front"]
+    ]
+
+
+def _named(point: Mapping[str, Any], found: Mapping[str, Any], shown: int) -> str:
+    if point["point"] == shown:
+        return f"{'chosen' if found['chosen'] is not None else 'nearest'}: {point['label']}"
+    if point["role"] == "baseline":
+        return f"the paper's {point['label']}"
+    return {"target": "target", "end": point["candidate"]["over"]["branch"]}.get(
+        point["role"], point["label"]
+    ) + (f"@{point['candidate']['over']['step']}" if _is_snapshot(point) else "")
+
+
+def _is_snapshot(point: Mapping[str, Any]) -> bool:
+    return point["role"] == "end" and point["candidate"]["over"]["step"] is not None
+
+
+def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
+    if side is None:
+        return dict.fromkeys(COLUMNS)
+    kept: Sequence[float] = [
+        v for t, v in side["terms"].items() if t.startswith("retain/") and v is not None
+    ]
+    return {
+        "task": side["aggregate"],
+        "AUC": side["auc"],
+        "two-sided": side["two_sided"],
+        "KS": side["ks"],
+        "retain": min(kept) if kept else None,
+        "neutral": side["neutral_nll"],
+    }
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,201 @@
+"""Whole calibrations of a tiny model, in real processes: found again, picked, refused, scored."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import expunge
+from expunge import runs
+from expunge.pipeline import Pipeline
+from expunge.report.results import read_results
+
+OPTIMIZER = {"lr": 3e-3, "compute": "float32", "checkpoint_seconds": 0}
+
+
+def branch(target: float, epochs: int) -> dict:
+    return {
+        "terms": [
+            {"half": "forget", "loss": "hinge", "scope": "document", "options": {"target": target}},
+            {"half": "retain", "loss": "nll", "scope": "document"},
+        ],
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0},
+        "schedule": {"epochs": epochs, "micro_batch": 4, "accumulation": 1},
+        "optimizer": {**OPTIMIZER, "lr": 1e-2},
+        "keep": {"epochs": True},
+    }
+
+
+@pytest.fixture(scope="module")
+def fields(tiny_folder) -> dict:
+    return {
+        "name": "tiny",
+        "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},
+        "data": {"synthetic": {"documents": 2, "nonmembers": 16}},
+        "tune": {"epochs": 12, "batch": 4, "optimizer": OPTIMIZER},
+        "branches": {"deep": branch(14.0, 10), "shallow": branch(3.0, 1)},
+        "folds": {"least": 2, "cross": 2},
+        "evaluate": {"max_new_tokens": 4, "resamples": 20},
+    }
+
+
+SEARCH = (
+    *("--trials", "3", "--floors", "retain=0,neutral=9"),
+    *("-o", "tolerance=0.08", "-o", "steps=6", "-o", "snapshots=1"),
+)
+
+
+def calibrate(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "expunge", "calibrate", str(run), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(fields, tmp_path_factory) -> Path:
+    """A run with its branches trained."""
+    out = tmp_path_factory.mktemp("calibrated") / "run"
+    expunge.unlearn(fields, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(run) -> dict:
+    done = calibrate(run, *SEARCH, "--json")
+    assert done.stdout.startswith("{"), done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_target_knows_the_members_and_the_deep_branch_gives_them_away(found):
+    """The control: what is balanced was out of balance on both sides."""
+    sides = {p["label"]: p["calibration"]["auc"] for p in found["points"][:3]}
+    assert found["points"][0]["role"] == "target"
+    assert found["points"][0]["calibration"]["auc"] > 0.6
+    assert sides["linear deep–deep t=0.000"] < 0.5
+
+
+def test_trials_lie_nearer_to_the_balance_than_either_end(found):
+    ends = [p for p in found["points"] if p["role"] in ("end", "target")]
+    trials = [p for p in found["points"] if p["role"] == "trial"]
+    assert len(trials) == 3
+    best = min(abs(p["calibration"]["auc"] - 0.5) for p in trials)
+    assert best <= min(abs(p["calibration"]["auc"] - 0.5) for p in ends)
+    assert all(0 < p["candidate"]["t"] < 1 for p in trials)
+
+
+def test_the_papers_merge_stands_beside_and_all_are_judged_on_the_other_documents(found):
+    judged = [p for p in found["points"] if p["test"] is not None]
+    assert {p["role"] for p in judged} >= {"target", "end", "baseline"}
+    (baseline,) = (p for p in judged if p["role"] == "baseline")
+    assert baseline["candidate"]["weights"] == [1.0, 1.0]
+    for point in judged:
+        numbers = point["test"]["membership"]["loss"]
+        assert numbers["auc_low"] <= numbers["auc"] <= numbers["auc_high"]
+        assert {"two_sided", "ks", "ks_p"} <= numbers.keys()
+    assert found["cross"]["folds"]
+
+
+def test_the_same_again_costs_nothing(found, run):
+    done = calibrate(run, *SEARCH, "--json")
+    assert json.loads(done.stdout) == found
+
+
+def test_another_objective_reads_no_candidate_twice(found, run):
+    """What was screened is known, though the search is another."""
+    done = calibrate(run, *SEARCH, "--objective", "two_sided", "--json")
+    again = json.loads(done.stdout)
+    assert again["screening"]["candidates"] < found["screening"]["candidates"]
+
+
+def test_a_picked_adapter_says_what_its_point_said(found, run, tmp_path):
+    number = next(p["point"] for p in found["points"] if p["role"] == "trial")
+    command = [sys.executable, "-m", "expunge", "pick", str(run), "--point", str(number)]
+    for form in ("adapter", "model"):
+        out = tmp_path / form
+        done = subprocess.run(
+            [*command, "--out", str(out), "--as", form], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (
+            out / ("adapter_model.safetensors" if form == "adapter" else "config.json")
+        ).exists()
+    again = subprocess.run(
+        [*command, "--out", str(tmp_path / "adapter")], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+    from expunge.evaluate.reader import open_reader
+
+    pipeline = Pipeline.of_run(run)
+    reader = open_reader(pipeline.target.base, tmp_path / "adapter", dtype="float32", folder=None)
+    from expunge.calibrate.reading import material, screen
+    from expunge.data.folds import part
+
+    side = part(pipeline.sets, pipeline.judged_by, inside=False)
+    how = pipeline.recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
+    read = material(side, reader.tokenizer, how=how, document_tokens=2048, per_term=12)
+    shown = screen(reader, read, ["loss"])
+    told = found["points"][number]["calibration"]
+    assert shown.membership["loss"]["auc"] == pytest.approx(told["membership"]["loss"]["auc"])
+    assert shown.neutral == pytest.approx(told["neutral_nll"], abs=2e-2)
+
+
+def test_floors_that_nothing_meets_show_the_nearest_and_end_with_2(run):
+    done = calibrate(run, *SEARCH, "--floors", "neutral=1")
+    assert done.returncode == 2
+    assert "no candidate meets the floors; the nearest is point" in done.stderr
+    assert "neutral NLL" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "No candidate meets the floors; the nearest, point" in done.stdout.replace("\n", " ")
+
+
+def test_branches_that_do_not_bracket_the_balance_say_how_far_they_are(run):
+    done = calibrate(run, *SEARCH, "--of", "shallow", "-o", "snapshots=0")
+    assert done.returncode == 2
+    assert "do not bracket the balance" in done.stderr
+    assert "shallow 0." in done.stderr
+    assert "would help" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--objective", "best"), "no calibration objective is called 'best'"),
+        (("--floors", "retain"), "--floors takes name=value"),
+        (("--of", "deeep"), "did you mean 'deep'"),
+        (("-o", "trails=3"), "trails"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_line(run, words, said):
+    done = calibrate(run, *words)
+    assert done.returncode == 2
+    assert said.lower() in done.stderr.lower()
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_recipe_chooses_and_scores_both_sides(fields, run):
+    """The chosen merge is a model of the results, and each is scored on the test documents too."""
+    search = {
+        "trials": 2,
+        "floors": {"retain": 0, "neutral": 9},
+        "tolerance": 0.08,
+        "finalists": 1,
+        "snapshots": 0,
+    }
+    recipe = {**fields, "calibrate": {"calibrated": search}, "merges": {"merged": {}}}
+    pipeline = Pipeline(recipe, run)
+    config = pipeline.recipe.calibrate["calibrated"]
+    done = pipeline.calibration("calibrated", config, 42)
+    if runs.read_json(done / "calibration.json")["chosen"] is None:
+        pytest.fail(str(runs.read_json(done / "calibration.json")["nearest"]))
+    results = read_results(pipeline.report(42) / "results.json")
+    assert list(results.models) == ["original", "target", "deep", "shallow", "merged", "calibrated"]
+    test = results.models["target"].folds["test"]
+    assert test.membership["loss"]["auc"] == test.semeval.mia.auc  # pyright: ignore
+    both = results.models["target"].folds
+    assert (
+        sum(fold.semeval.mia.n for fold in both.values()) == results.models["target"].semeval.mia.n
+    )  # pyright: ignore
+    yaml.safe_load((run / "recipe.yaml").read_text())

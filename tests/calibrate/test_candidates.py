@@ -1,0 +1,120 @@
+"""Candidates, floors, objectives and the front, by hand."""
+
+import pytest
+
+from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
+from expunge.calibrate.floors import said, shortfalls
+from expunge.calibrate.objectives import OBJECTIVES
+from expunge.calibrate.outcome import candidate_of, front
+from expunge.calibrate.reading import Reading
+from expunge.calibrate.section import Calibrate, Floors
+from expunge.config import parse_section
+from expunge.errors import CalibrationError, RecipeError
+
+DEEP, SHALLOW, NONE = End(branch="deep"), End(branch="shallow", step=40), End(branch=TARGET)
+
+
+def reading(forget=0.0, retain=1.0, auc=0.5, two_sided=0.5, ks=0.1, neutral=3.0) -> Reading:
+    terms = {
+        f"{half}/Task{n}/{kind}": value
+        for half, value in (("forget", forget), ("retain", retain))
+        for n in (1, 2, 3)
+        for kind in ("sc", "qa")
+    }
+    found = {"auc": auc, "two_sided": two_sided, "ks": ks, "gap": auc - 0.5}
+    return Reading(terms, {"loss": found}, neutral)
+
+
+def test_a_point_of_a_line_has_its_weights():
+    candidate = Candidate(over=DEEP, under=SHALLOW, t=0.25, scale=2.0)
+    assert candidate.parts == [(DEEP, 1.5), (SHALLOW, 0.5)]
+    assert candidate.merge is not None
+    assert candidate.merge.weights == (1.5, 0.5)
+    assert candidate.merge.space == "delta"  # a plain sum is exact there
+    assert candidate.label == "linear deep–shallow@40 t=0.250"
+
+
+def test_the_target_adds_no_update():
+    candidate = Candidate(over=DEEP, under=NONE, t=0.25)
+    assert candidate.parts == [(DEEP, 0.75)]
+    assert alone(NONE).merge is None
+    assert Candidate(over=DEEP, under=SHALLOW, t=1.0).parts == [(SHALLOW, 1.0)]
+
+
+def test_the_papers_merge_is_that_of_the_factors_with_weights_of_one():
+    merge = plain("ties", DEEP, SHALLOW, 0.8).merge
+    assert merge is not None
+    assert (merge.method, merge.weights, merge.density) == ("ties", (1.0, 1.0), 0.8)
+    assert merge.space == "factors"
+
+
+def test_floors_say_what_is_lacking_and_by_how_much():
+    target, now = reading(), reading(retain=0.63, neutral=3.6)
+    lacks = shortfalls(now, target, Floors(retain=0.9, neutral=1.1))
+    assert lacks["retain/Task1/qa"] == pytest.approx(0.3)
+    assert lacks["neutral NLL"] == pytest.approx(3.6 / 3.3 - 1)
+    assert "retain/Task1/qa 0.63 (floor 0.90)" in said(now, target, Floors())
+    assert not shortfalls(target, target, Floors())
+
+
+def test_a_term_that_the_target_lacks_is_no_floor():
+    assert not shortfalls(reading(retain=0.0), reading(retain=0.0), Floors())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_greatest_where_all_is_well_and_falls_with_what_it_is_named_for(name):
+    best = OBJECTIVES[name].fn(reading(ks=0.0))
+    assert best == 1
+    worse = {
+        "balanced": reading(two_sided=0.9),
+        "final": reading(auc=0.2),
+        "aggregate": reading(retain=0.5),
+        "membership": reading(auc=0.9),
+        "two_sided": reading(two_sided=0.8),
+        "distribution": reading(ks=0.4),
+    }[name]
+    assert OBJECTIVES[name].fn(worse) < best
+
+
+def test_balanced_is_the_harmonic_mean():
+    # aggregate 0.5: six terms at 1, six at 1/3; balance 1 - 2 * 0.125 = 0.75
+    found = OBJECTIVES["balanced"].fn(reading(retain=1 / 3, two_sided=0.625))
+    assert found == pytest.approx(2 * 0.5 * 0.75 / 1.25)
+
+
+def test_an_auc_that_two_sided_attacks_see_through_is_no_balance():
+    assert reading(two_sided=1.0).membership_balance == 0
+    assert reading(two_sided=0.3).membership_balance == 1
+
+
+def test_the_front_holds_what_nothing_beats():
+    readings = [
+        reading(forget=0.1, retain=0.9, auc=0.5),
+        reading(forget=0.0, retain=0.8, auc=0.5),
+        reading(forget=0.1, retain=0.8, auc=0.5),  # beaten by both
+        reading(forget=0.1, retain=0.9, auc=0.5),  # equal to the first: stays
+    ]
+    assert front(readings) == [0, 1, 3]
+
+
+def test_a_point_that_is_not_there_is_refused():
+    found = {"points": [{"candidate": alone(DEEP).model_dump(mode="json")}]}
+    assert candidate_of(found, 0) == alone(DEEP)
+    with pytest.raises(CalibrationError, match=r"there is no point 1; .* 0 to 0"):
+        candidate_of(found, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"objective": "best"}, "no calibration objective is called 'best'"),
+        ({"attacks": ["recall"]}, "'recall' is none of loss"),
+        ({"methods": ["slerp"]}, "slerp"),
+        ({"density": [0.5, 1.5]}, "density is at most 1"),
+        ({"scale": [2, 1]}, "the lesser first"),
+        ({"floors": {"retention": 1}}, "retention"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(fields, said):
+    with pytest.raises(RecipeError, match=said):
+        parse_section(fields, Calibrate, origin="calibrate")

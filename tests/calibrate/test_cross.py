@@ -1,0 +1,54 @@
+"""Cross-calibration on lines whose balance is known by hand."""
+
+import numpy as np
+import pytest
+
+from expunge.calibrate.cross import Line, around, balanced_at, cross_calibrated
+
+POINTS = [0.0, 0.5, 1.0]
+
+
+def rising(offsets, others) -> Line:
+    """Members rise by 10 t from their offsets; non-members stay."""
+    members = np.array([[10 * t + o for o in offsets] for t in POINTS])
+    return Line(POINTS, {"loss": (members, np.array([others] * len(POINTS)))})
+
+
+def test_the_balance_lies_where_members_pass_the_others():
+    line = rising([0.0, 0.0], [3.0, 3.0])
+    everyone = np.array([True, True])
+    assert balanced_at(line, everyone, everyone) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_documents_between_two_points_are_interpolated():
+    found = rising([0.0, 1.0], [5.0, 5.0]).at(0.25)["loss"]
+    assert found[0].tolist() == [2.5, 3.5]
+    assert found[1].tolist() == [5.0, 5.0]
+
+
+def test_folds_that_disagree_show_it_and_folds_that_agree_do_not():
+    agree = cross_calibrated(rising([0.0] * 4, [3.0] * 4), [0, 0, 1, 1], [0, 0, 1, 1], folds=2)
+    assert agree["t_deviation"] == pytest.approx(0, abs=1e-9)
+    apart = rising([0.0, 0.0, 4.0, 4.0], [5.0] * 4)  # balanced at 0.5 and at 0.1
+    found = cross_calibrated(apart, [0, 0, 1, 1], [0, 0, 1, 1], folds=2)
+    assert sorted(f["t"] for f in found["folds"]) == pytest.approx([0.1, 0.5], abs=1e-6)
+    assert found["t_deviation"] == pytest.approx(0.2, abs=1e-6)
+    assert found["auc_mean"] == 0.5  # one fold at 1, the other at 0: luck, as the deviation says
+    assert found["auc_deviation"] == 0.5
+
+
+def test_a_fold_without_a_side_is_left_out():
+    line = rising([0.0] * 4, [3.0] * 6)
+    found = cross_calibrated(line, [0, 0, 1, 1], [0, 0, 1, 1, 2, 2], folds=3)
+    assert [f["fold"] for f in found["folds"]] == [0, 1]
+
+
+def test_a_line_on_one_side_gives_its_nearer_end():
+    everyone = np.array([True, True])
+    assert balanced_at(rising([9.0, 9.0], [1.0, 1.0]), everyone, everyone) == 0.0
+    assert balanced_at(rising([-90.0, -90.0], [1.0, 1.0]), everyone, everyone) == 1.0
+
+
+def test_the_points_about_a_place_stay_within_the_line():
+    assert around(0.5) == pytest.approx([0.38, 0.44, 0.5, 0.56, 0.62])
+    assert around(0.02) == pytest.approx([0.0, 0.02, 0.08, 0.14])
