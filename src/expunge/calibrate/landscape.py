@@ -4,6 +4,7 @@ Dimensions: T places along a line, D values of a dial (density or scale).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -85,7 +86,7 @@ def balance_line(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _crossing(line: Sequence[Mapping[str, Any]]) -> float | None:
     ordered = sorted(line, key=lambda row: row["t"])
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         off = a["auc"] - 0.5, b["auc"] - 0.5
         if off[0] == 0:
             return float(a["t"])
