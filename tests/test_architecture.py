@@ -49,6 +49,7 @@ ORDER = [
         "cards",
         "pipeline",
         "publish",
+        "analysing",
         "runner",
         "leaderboard",
         "plan",

@@ -1,0 +1,66 @@
+"""Analyse what is finished of a run: what `expunge analyse RUN` does.
+
+Nothing is trained. What an analysis finds is a stage of the run, found again while its inputs are
+the same, and is copied into `analysis/` beside the results.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge import parallel, runs
+from expunge.analysing.finished import Looked
+from expunge.analysing.kept import Analysis, Look, folder_of, write
+from expunge.analysing.weights import analyse_weights
+from expunge.errors import UnfinishedError
+from expunge.registry import lookup
+
+
+def analyse_run(
+    run: Path | str,
+    only: Sequence[str] = (),
+    *,
+    seed: int | None = None,
+    generations: bool = False,
+    generate_limit: int | None = None,
+) -> Path:
+    """Analyse what is finished of a run folder, or `only` some of it; returns `analysis/` of it.
+
+    Without `only`, what nothing is there for yet is left out.
+    """
+    for name in only:
+        lookup(ANALYSES, name, "analysis")
+    look = Look(generations=generations, generate_limit=generate_limit)
+    looked = Looked(run)
+    chosen = looked.seed(seed)
+    found, unfinished = [], []
+    for name in only or ANALYSES:
+        try:
+            found.append(ANALYSES[name](looked, chosen, look))
+        except UnfinishedError as error:
+            if only:
+                raise
+            unfinished.append(error)
+    if not found:
+        raise unfinished[0]
+    for analysis in found:
+        write(looked, chosen, analysis)
+    parallel.barrier()
+    return folder_of(looked, chosen)
+
+
+def overview(folder: Path) -> list[dict[str, Any]]:
+    """A row for each table that lies in `folder`: how many rows it has, and in which file."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        for name, table in runs.read_json(path).get("tables", {}).items():
+            if table:
+                file = folder / f"{path.stem}-{name}.csv"
+                row = {"analysis": path.stem, "table": name, "rows": len(table)}
+                rows.append({**row, "file": str(file)})
+    return rows
+
+
+ANALYSES: dict[str, Callable[[Looked, int, Look], Analysis]] = {
+    "weights": analyse_weights,
+}

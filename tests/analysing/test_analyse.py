@@ -1,0 +1,74 @@
+"""Whole analyses of a tiny run: what is written, what is found again, what is refused."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import expunge
+from expunge.errors import RecipeError, RunError, UnfinishedError
+
+
+def table(folder, name):
+    with (folder / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_weights_of_a_run(finished_run):
+    folder = expunge.analyse(finished_run, ["weights"])
+    assert folder == finished_run / "analysis"
+    found = json.loads((folder / "weights.json").read_text())
+    assert found["models"] == ["strong", "weak", "merged"]
+    assert found["unfinished"] == []
+    merge = json.loads(next(finished_run.glob("stages/merged-*/merge.json")).read_text())
+    cosine = {
+        (row["one"], row["two"]): float(row["cosine"])
+        for row in table(folder, "weights-angles")
+        if row["scope"] == "all"
+    }
+    own = [cosine["strong", "merged"], cosine["weak", "merged"]]
+    assert own == pytest.approx(merge["cosine"], rel=1e-3)
+    assert found["summary"]["norm"]["merged"] == pytest.approx(merge["norm"], rel=1e-3)
+    phases = [
+        (row["branch"], row["from"], row["to"])
+        for row in table(folder, "weights-phases")
+        if row["scope"] == "all"
+    ]
+    log = next(finished_run.glob("stages/strong-*/log.jsonl")).read_text().splitlines()
+    half, last = str(len(log) // 2), str(len(log))
+    assert phases[:2] == [("strong", "0", half), ("strong", half, last)]
+    stages = sorted(path.name for path in (finished_run / "stages").iterdir())
+    expunge.analyse(finished_run, ["weights"])
+    assert sorted(path.name for path in (finished_run / "stages").iterdir()) == stages
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    """A run that may be changed."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def test_a_run_that_is_not_done_is_analysed_as_far_as_it_got(run_copy):
+    shutil.rmtree(next(run_copy.glob("stages/merged-*")))
+    weak = next(run_copy.glob("stages/weak-*"))
+    shutil.rmtree(weak / "adapter")
+    weak.rename(weak.with_name(weak.name + ".partial"))
+    folder = expunge.analyse(run_copy, ["weights"])
+    found = json.loads((folder / "weights.json").read_text())
+    assert (found["models"], found["unfinished"]) == (["strong"], ["weak", "merged"])
+    assert {row["branch"] for row in table(folder, "weights-phases")} == {"strong", "weak"}
+    assert not list(run_copy.glob("stages/merged-*"))  # nothing was built
+    shutil.rmtree(next(run_copy.glob("stages/strong-*")))
+    shutil.rmtree(next(run_copy.glob("stages/weak-*")))
+    with pytest.raises(UnfinishedError, match="no branch has kept weights"):
+        expunge.analyse(run_copy, ["weights"])
+
+
+def test_bad_input_is_refused(finished_run, tmp_path):
+    with pytest.raises(RunError, match="is no run folder"):
+        expunge.analyse(tmp_path)
+    with pytest.raises(RecipeError, match="Did you mean 'weights'"):
+        expunge.analyse(finished_run, ["weihgts"])
+    with pytest.raises(RunError, match=r"has no seed 7\. Its seeds: 42"):
+        expunge.analyse(finished_run, seed=7)
