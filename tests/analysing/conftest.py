@@ -17,7 +17,7 @@ def run_fields(tiny_folder) -> dict:
         "optimizer": {"lr": 1e-2, "compute": "float32"},
         "keep": {"epochs": True},
     }
-    watched = {**branch, "watch": {"every": 2}, "schedule": {"epochs": 1, "micro_batch": 4}}
+    watched = {**branch, "watch": {"every": 1}, "schedule": {"epochs": 1, "micro_batch": 4}}
     return {
         "name": "tiny",
         "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},

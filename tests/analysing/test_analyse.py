@@ -72,3 +72,40 @@ def test_bad_input_is_refused(finished_run, tmp_path):
         expunge.analyse(finished_run, ["weihgts"])
     with pytest.raises(RunError, match=r"has no seed 7\. Its seeds: 42"):
         expunge.analyse(finished_run, seed=7)
+
+
+def test_the_trajectories_of_a_run(finished_run):
+    folder = expunge.analyse(finished_run, ["trajectories"])
+    found = json.loads((folder / "trajectories.json").read_text())
+    assert found["models"] == ["strong", "weak"]
+    rows = table(folder, "trajectories-objectives")
+    strong = [row for row in rows if row["branch"] == "strong"]
+    assert [(row["epoch"], row["source"]) for row in strong] == [
+        ("0.0", "snapshot"),
+        ("1.0", "snapshot"),
+        ("2.0", "snapshot"),
+    ]
+    results = json.loads((finished_run / "results.json").read_text())["models"]
+    assert float(strong[0]["forget_nll"]) == results["target"]["nll"]["forget"]
+    assert float(strong[2]["forget_nll"]) == results["strong"]["nll"]["forget"]
+    assert float(strong[0]["kl"]) == 0 < float(strong[1]["kl"])
+    sources = {(row["branch"], row["source"]) for row in rows}
+    assert sources == {("strong", "snapshot"), ("weak", "snapshot"), ("weak", "watch")}
+    log = next(finished_run.glob("stages/weak-*/log.jsonl")).read_text().splitlines()
+    training = [r for r in table(folder, "trajectories-training") if r["branch"] == "weak"]
+    assert len(training) == len(log)
+    assert {row["regurgitation"] for row in table(folder, "trajectories-epochs")} == {""}
+
+
+def test_snapshots_write_where_it_is_asked_for(finished_run):
+    folder = expunge.analyse(finished_run, ["trajectories"], generations=True, generate_limit=1)
+    last = [
+        row
+        for row in table(folder, "trajectories-epochs")
+        if (row["branch"], row["half"], row["epoch"]) == ("strong", "retain", "2.0")
+    ]
+    assert {row["task"] for row in last} == {"all", "Task1", "Task2", "Task3"}
+    assert all(0 <= float(row["regurgitation"]) <= 1 for row in last)
+    assert {
+        row["semeval.counts.retain/Task1/qa"] for row in table(folder, "trajectories-snapshots")
+    } == {"1.0"}

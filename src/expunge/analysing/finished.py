@@ -9,6 +9,7 @@ from expunge import runs
 from expunge.config import Section
 from expunge.edit.task import Weights
 from expunge.errors import RunError, UnfinishedError
+from expunge.evaluate.suite import EvaluationData
 from expunge.pipeline import Pipeline
 from expunge.recipe import kept_recipe
 from expunge.unlearn.checkpoints import LOG
@@ -122,6 +123,26 @@ class Looked(Pipeline):
         whole = (folder / "adapter").is_dir() and last
         chosen = branch.watch is not None and (branch.watch.metric or branch.watch.until)
         return found | ({last: folder / "adapter"} if whole and not chosen else {})
+
+    @property
+    def evaluated(self) -> EvaluationData:
+        """What models are evaluated on."""
+        return self._evaluated
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How items are cut and joined."""
+        return self._reading
+
+    @property
+    def target_key(self) -> str:
+        """What stands for the target, the data and how they are read."""
+        return self._target_key
+
+    @property
+    def data_keys(self) -> dict[str, str]:
+        """What stands for the data, and how they are read, among the inputs of a stage."""
+        return {"reading": self.recipe.model.told(), **self._data_hashes}
 
     def keys(self, models: Mapping[str, Weights]) -> dict[str, str]:
         """What stands for models among the inputs of a stage."""

@@ -11,6 +11,7 @@ from typing import Any
 from expunge import parallel, runs
 from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, folder_of, write
+from expunge.analysing.trajectories import analyse_trajectories
 from expunge.analysing.weights import analyse_weights
 from expunge.errors import UnfinishedError
 from expunge.registry import lookup
@@ -63,4 +64,5 @@ def overview(folder: Path) -> list[dict[str, Any]]:
 
 ANALYSES: dict[str, Callable[[Looked, int, Look], Analysis]] = {
     "weights": analyse_weights,
+    "trajectories": analyse_trajectories,
 }
