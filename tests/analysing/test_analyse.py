@@ -45,8 +45,9 @@ def test_the_weights_of_a_run(finished_run):
 
 @pytest.fixture
 def run_copy(finished_run, tmp_path):
-    """A run that may be changed."""
-    return shutil.copytree(finished_run, tmp_path / "run")
+    """A run that may be changed, and was never analysed."""
+    ours = shutil.ignore_patterns("analysis", "analyse-*", "trajectory-*")
+    return shutil.copytree(finished_run, tmp_path / "run", ignore=ours)
 
 
 def test_a_run_that_is_not_done_is_analysed_as_far_as_it_got(run_copy):
@@ -109,3 +110,22 @@ def test_snapshots_write_where_it_is_asked_for(finished_run):
     assert {
         row["semeval.counts.retain/Task1/qa"] for row in table(folder, "trajectories-snapshots")
     } == {"1.0"}
+
+
+def test_the_failures_of_a_run(finished_run):
+    folder = expunge.analyse(finished_run, ["failures"])
+    found = json.loads((folder / "failures.json").read_text())
+    assert found["models"] == ["target", "strong", "weak", "merged"]
+    # A model that was trained on nothing writes no language: some outputs count as collapsed.
+    assert found["tables"]["clusters"]
+    groups = {(row["model"], row["group"]) for row in table(folder, "failures-collateral")}
+    assert {("merged", "neighbour"), ("merged", "same task"), ("merged", "neutral text")} <= groups
+
+
+def test_each_analysis_that_can_be_made_is_made(run_copy):
+    for path in run_copy.glob("stages/evaluate-*"):
+        shutil.rmtree(path)
+    folder = expunge.analyse(run_copy)
+    assert {path.name for path in folder.glob("*.json")} == {"weights.json", "trajectories.json"}
+    with pytest.raises(UnfinishedError, match="no model has been scored"):
+        expunge.analyse(run_copy, ["failures"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import parallel, runs
+from expunge.analysing.failures import analyse_failures
 from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, folder_of, write
 from expunge.analysing.trajectories import analyse_trajectories
@@ -34,18 +35,17 @@ def analyse_run(
     look = Look(generations=generations, generate_limit=generate_limit)
     looked = Looked(run)
     chosen = looked.seed(seed)
-    found, unfinished = [], []
+    found, unfinished = 0, []
     for name in only or ANALYSES:
         try:
-            found.append(ANALYSES[name](looked, chosen, look))
+            write(looked, chosen, ANALYSES[name](looked, chosen, look))
+            found += 1
         except UnfinishedError as error:
             if only:
                 raise
             unfinished.append(error)
     if not found:
         raise unfinished[0]
-    for analysis in found:
-        write(looked, chosen, analysis)
     parallel.barrier()
     return folder_of(looked, chosen)
 
@@ -65,4 +65,5 @@ def overview(folder: Path) -> list[dict[str, Any]]:
 ANALYSES: dict[str, Callable[[Looked, int, Look], Analysis]] = {
     "weights": analyse_weights,
     "trajectories": analyse_trajectories,
+    "failures": analyse_failures,
 }
