@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from expunge.adapter_files import adapter_config, write_adapter
 from expunge.analyse.angles import angles, norms, phases
-from expunge.analyse.deltas import Dense, LowRank, ModelDeltas, block_of, dot, gram
+from expunge.analyse.deltas import Dense, LowRank, ModelDeltas, dot, gram, layers_of
 from expunge.analyse.signs import conflict_rows, sign_conflicts
 from expunge.analyse.spectra import effective_rank, overlap, spectrum
 from expunge.analyse.storage import storage
@@ -223,6 +223,6 @@ def test_a_model_differs_from_its_base_where_it_was_changed(tiny_folder, tmp_pat
     assert dot(changed, changed) == pytest.approx(4 * 32 * 48, rel=1e-4)
 
 
-def test_blocks_are_read_off_names():
-    assert block_of("model.layers.12.self_attn.q_proj") == 12
-    assert block_of("model.embed_tokens") is None
+def test_layers_come_block_by_block_and_what_lies_outside_last():
+    names = ["model.embed_tokens", "model.layers.10.mlp.up_proj", "model.layers.2.mlp.up_proj"]
+    assert layers_of([dict.fromkeys(names)]) == [names[2], names[1], names[0]]

@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +132,34 @@ def test_each_analysis_that_can_be_made_is_made(run_copy):
     assert {path.name for path in folder.glob("*.json")} == {"weights.json", "trajectories.json"}
     with pytest.raises(UnfinishedError, match="no model has been scored"):
         expunge.analyse(run_copy, ["failures"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "weihgts"], "no analysis is called 'weihgts'. Did you mean 'weights'?"),
+        (["--seed", "7"], "has no seed 7. Its seeds: 42"),
+        ([], "is no run folder: it holds no recipe.yaml; expunge run writes it"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(finished_run, tmp_path, words, message):
+    place = finished_run if words else tmp_path
+    done = command("analyse", place, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert message in line
+
+
+def test_the_command_says_what_it_wrote(finished_run):
+    done = command("analyse", finished_run, "--only", "failures,weights", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["analysis"] for row in rows} == {"weights", "failures"}
+    for row in rows:
+        with Path(row["file"]).open() as file:
+            assert len(list(csv.DictReader(file))) == row["rows"]
+
+
+def command(*words):
+    words = [sys.executable, "-m", "expunge", *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)

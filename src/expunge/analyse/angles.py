@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from expunge.analyse.deltas import block_of, module_of
+from expunge.adapter_files import block_of
+from expunge.analyse.deltas import module_of
 
 Row = dict[str, Any]
 Grams = Mapping[str, np.ndarray]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expunge.adapter_files import block_of
 from expunge.merge.branches import read_branches
 from expunge.merge.checkpoint import FLOATS, Checkpoint
 from expunge.merge.operands import KINDS, decode
@@ -134,11 +135,6 @@ def layers_of(models: Iterable[Deltas]) -> list[str]:
     """Every layer that any of the models changes, block by block."""
     found = {layer for deltas in models for layer in deltas}
     return sorted(found, key=lambda layer: (block_of(layer) is None, block_of(layer) or 0, layer))
-
-
-def block_of(layer: str) -> int | None:
-    """The number of the block that a layer lies in; None of what lies outside of all."""
-    return next((int(part) for part in layer.split(".") if part.isdigit()), None)
 
 
 def module_of(layer: str) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from expunge.adapter_files import block_of
 from expunge.analyse.angles import angles, norms, phases
 from expunge.analyse.deltas import (
     AdapterDeltas,
     Deltas,
     LowRank,
     ModelDeltas,
-    block_of,
     gram,
     layers_of,
     module_of,

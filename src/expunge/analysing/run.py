@@ -50,15 +50,22 @@ def analyse_run(
     return folder_of(looked, chosen)
 
 
-def overview(folder: Path) -> list[dict[str, Any]]:
-    """A row for each table that lies in `folder`: how many rows it has, and in which file."""
+def overview(folder: Path, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for each table that analyses wrote to `folder`: how long it is, and its file."""
     rows = []
-    for path in sorted(folder.glob("*.json")):
-        for name, table in runs.read_json(path).get("tables", {}).items():
-            if table:
-                file = folder / f"{path.stem}-{name}.csv"
-                row = {"analysis": path.stem, "table": name, "rows": len(table)}
-                rows.append({**row, "file": str(file)})
+    for analysis in only or ANALYSES:
+        if (folder / f"{analysis}.json").is_file():
+            tables = runs.read_json(folder / f"{analysis}.json")["tables"]
+            rows += [
+                {
+                    "analysis": analysis,
+                    "table": name,
+                    "rows": len(found),
+                    "file": str(folder / f"{analysis}-{name}.csv"),
+                }
+                for name, found in tables.items()
+                if found
+            ]
     return rows
 
 

@@ -73,7 +73,8 @@ def analyse(
 
     limit = generate_limit
     told = {"seed": seed, "generations": generations, "generate_limit": limit}
-    print_rows(overview(analyse_run(run, names_of(only), **told)), as_json)
+    chosen = names_of(only)
+    print_rows(overview(analyse_run(run, chosen, **told), chosen), as_json)
 
 
 @data.command(name="synthesize")
