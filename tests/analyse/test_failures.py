@@ -36,11 +36,12 @@ def item(id="d-qa0", generation="", truth="Ada", score=0.0, half="forget", **mor
     ],
 )
 def test_kinds_of_collapse(text, kind):
-    assert kind_of(text, "Ada Lovelace") == kind
+    assert kind_of(text, "Ada Lovelace was born in London") == kind
 
 
 def test_numbers_are_a_sound_answer_to_a_question_about_numbers():
     assert kind_of("555 0142", "555-0199") is None
+    assert kind_of("1815-12-11", "10 December 1815") is None  # wrong, and no collapse
 
 
 def test_only_the_beginning_of_a_generation_counts():

@@ -19,6 +19,10 @@ WORDS = 40
 FEWEST_SAME = 3
 """Prompts with other answers that a text must be given to, to count as a constant answer."""
 
+FEWEST_WORDS = 4
+"""Words of a truth from which on an output without any has collapsed: a short answer may be a
+number that is merely wrong."""
+
 LARGEST = 3000
 """Different texts that are grouped, the most frequent first: their distances fill a matrix."""
 
@@ -33,7 +37,8 @@ _OWN = frozenset(" ".join(letter_words(sentence.lower())) for sentence in refusa
 def kind_of(text: str, truth: str = "") -> str | None:
     """How an output has collapsed: a name in DESCRIPTIONS, or None of one that has not.
 
-    Only the first WORDS words count. An output without words is one only where the truth has some.
+    Only the first WORDS words count. An output without words is one only where the truth has
+    FEWEST_WORDS.
     """
     words = opening(text).split()
     if not words:
@@ -41,7 +46,7 @@ def kind_of(text: str, truth: str = "") -> str | None:
     cycle = _cycle(words)
     if cycle:
         return "repeat" if len(set(cycle)) == 1 else "loop"
-    if truth and letter_words(truth) and not letter_words(" ".join(words)):
+    if len(letter_words(truth)) >= FEWEST_WORDS and not letter_words(" ".join(words)):
         return "wordless"
     sentence = " ".join(letter_words(text.strip().lower().split("\n")[0].split(". ")[0]))
     if _REFUSAL.match(text.strip()) or sentence in _OWN:
