@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge import parallel
@@ -83,29 +84,28 @@ def term_likelihoods(
 
 @torch.no_grad()
 def kl_to_target(
-    model: PreTrainedModel, sequences: Sequence[TokenSequence], anchors: Sequence[Anchor]
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], states: Sequence[Tensor]
 ) -> float | None:
     """KL(target ‖ model) over the whole vocabulary, a token of the answers; None of nothing.
 
         mean over answers of (1/L) Σ_t Σ_v q_tv (log q_tv - log p_tv),   q the target's
 
-    `anchors` are what the target says of each sequence's answer (see heads.anchor_of), and the
-    model shares its output head.
+    `states` are the target's final hidden states at the scored tokens of each sequence (N, d), and
+    the model shares its output head. Logits are float32: in bfloat16 their rounding alone would
+    come to more than what a mild branch moves.
     """
     if not sequences:
         return None
     device, total = next(model.parameters()).device, 0.0
+    head = output_head(model).float()
     place = {sequence.id: number for number, sequence in enumerate(sequences)}
     sizes = [len(sequence.tokens) for sequence in sequences]
     mine = parallel.deal(sizes, parallel.world())[parallel.rank()]
     for group in packs_by_length([sequences[i] for i in mine], max_tokens=PACK_TOKENS):
         batch = pack(group, "answer", device)
-        own = [anchors[place[sequence.id]] for sequence in group]
-        entropies = [one.entropies for one in own if one.entropies is not None]
-        anchor = Anchor(
-            torch.cat([one.rows for one in own]).to(device), torch.cat(entropies).to(device)
-        )
-        kl = token_kl(hidden_states(model, batch), output_head(model), anchor)  # (N,)
+        before = torch.cat([states[place[sequence.id]] for sequence in group]).to(device).float()
+        anchor = Anchor(before, head=head)
+        kl = token_kl(hidden_states(model, batch).float(), head, anchor)  # (N,)
         for number in range(len(group)):
             total += float(kl[batch.sequence == number].mean())
     return parallel.total({"kl": total})["kl"] / len(sequences)

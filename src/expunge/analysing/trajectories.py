@@ -116,14 +116,14 @@ def _kl(looked: Looked, reader: Reader) -> float | None:
     if has_logits_of_its_own(model):
         return None
     sequences = [encode(e, reader.tokenizer, **looked.reading) for e in looked.sets.retain]
-    asked = Asked(logps=True, kl=True)
+    asked = Asked(states=True)
     name = f"{looked.target_key}-{looked.recipe.model.dtype}-retain-answer{asked.label(False)}"
     file = looked.folder.store / "cache" / f"{name}.safetensors"
     reference = cached_reference(
         model, sequences, "answer", file=file, max_tokens=PACK_TOKENS, asked=asked
     )
-    assert reference.anchors is not None
-    return kl_to_target(model, sequences, reference.anchors)
+    assert reference.states is not None
+    return kl_to_target(model, sequences, reference.states)
 
 
 def _measure(looked: Looked, look: Look, *, kl: bool) -> Measure:
