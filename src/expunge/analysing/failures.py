@@ -12,7 +12,7 @@ from expunge.analysing.kept import Analysis, Look, kept
 def analyse_failures(looked: Looked, seed: int, look: Look) -> Analysis:
     """Collapsed outputs, collateral damage and returning documents of what was scored."""
     recipe, models = looked.recipe, looked.done(seed)
-    scored, config = looked.scored(models), LookAtFailures()
+    scored, config = looked.evaluated_models(models), LookAtFailures()
     if not scored:
         raise looked.nothing("no model has been scored")
 

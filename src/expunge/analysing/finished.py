@@ -89,7 +89,7 @@ class Looked(Pipeline):
         found = {n: found_or_none(lambda n=n: self.weights(n, seed)) for n in self.recipe.models}
         return {name: weights for name, weights in found.items() if weights is not None}
 
-    def scored(
+    def evaluated_models(
         self, models: Mapping[str, Weights]
     ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Scores and items of those models that have been evaluated."""
