@@ -50,6 +50,7 @@ ORDER = [
         "cards",
         "pipeline",
         "publish",
+        "analysing",
         "runner",
         "leaderboard",
         "plan",

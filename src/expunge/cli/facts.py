@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.options import Json, print_reports
+from expunge.cli.options import Json, Seed, names_of, print_reports
 from expunge.report.commands import print_facts
 
 telling = typer.Typer()
@@ -50,6 +50,31 @@ def watch(
     from expunge.report.terminal import console
 
     watch(run, once=once, json_=as_json, out=console())
+
+
+@telling.command()
+def analyse(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    only: Annotated[
+        str | None, typer.Option(help="Only these, by comma: weights,trajectories,failures.")
+    ] = None,
+    seed: Seed = None,
+    generations: Annotated[
+        bool, typer.Option(help="Let snapshots write too, beside scoring given answers.")
+    ] = False,
+    generate_limit: Annotated[
+        int | None, typer.Option(min=1, help="Items that a snapshot writes for each term.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Analyse what is finished of a run: weights, trajectories, failures. Nothing is trained."""
+    from expunge.analysing.run import analyse_run, overview
+    from expunge.report.terminal import print_rows
+
+    limit = generate_limit
+    told = {"seed": seed, "generations": generations, "generate_limit": limit}
+    chosen = names_of(only)
+    print_rows(overview(analyse_run(run, chosen, **told), chosen), as_json)
 
 
 @data.command(name="synthesize")
