@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from expunge import runs
 from expunge.config import Section
 from expunge.edit.task import Weights
-from expunge.errors import RunError, UnfinishedError
+from expunge.errors import CalibrationError, RunError, UnfinishedError
 from expunge.evaluate.suite import EvaluationData
 from expunge.pipeline import Pipeline
 from expunge.recipe import kept_recipe
@@ -169,5 +169,5 @@ def found_or_none(find: Callable[[], Found]) -> Found | None:
     """What is found; None where it is not finished."""
     try:
         return find()
-    except UnfinishedError:
+    except (UnfinishedError, CalibrationError):  # one that chose nothing made no model
         return None

@@ -12,6 +12,7 @@ from expunge import parallel, runs
 from expunge.analysing.failures import analyse_failures
 from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, folder_of, write
+from expunge.analysing.landscape import analyse_landscape
 from expunge.analysing.trajectories import analyse_trajectories
 from expunge.analysing.weights import analyse_weights
 from expunge.errors import UnfinishedError
@@ -28,7 +29,7 @@ def analyse_run(
 ) -> Path:
     """Analyse what is finished of a run folder, or `only` some of it; returns `analysis/` of it.
 
-    Without `only`, what nothing is there for yet is left out.
+    Without `only`, what nothing is there for yet is left out, and so is what is COSTLY.
     """
     for name in only:
         lookup(ANALYSES, name, "analysis")
@@ -36,7 +37,7 @@ def analyse_run(
     looked = Looked(run)
     chosen = looked.seed(seed)
     found, unfinished = 0, []
-    for name in only or ANALYSES:
+    for name in only or [name for name in ANALYSES if name not in COSTLY]:
         try:
             write(looked, chosen, ANALYSES[name](looked, chosen, look))
             found += 1
@@ -73,4 +74,8 @@ ANALYSES: dict[str, Callable[[Looked, int, Look], Analysis]] = {
     "weights": analyse_weights,
     "trajectories": analyse_trajectories,
     "failures": analyse_failures,
+    "landscape": analyse_landscape,
 }
+
+COSTLY = ("landscape",)
+"""Analyses that are made only where they are asked for by name."""
