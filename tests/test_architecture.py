@@ -49,6 +49,7 @@ ORDER = [
         "cards",
         "pipeline",
         "publish",
+        "reporting",
         "runner",
         "leaderboard",
         "plan",
