@@ -36,7 +36,7 @@ def rows(model: str, score: dict[str, float]) -> list[dict]:
             hostile = term == TERMS[0] and number == 0
             found.append(
                 {
-                    "id": f"doc{number}{kind}{number}",
+                    "id": f"{task}-doc{number}{kind}{number}",
                     "half": half,
                     "task": task,
                     "kind": kind,
@@ -155,7 +155,7 @@ def test_items_are_filtered_sorted_and_found(page_path, visit):
     page.click("button[type=reset]")
     page.wait_for_function("document.querySelector('#item-count').textContent.startsWith('24')")
     page.select_option("[name=order]", "low")
-    assert page.locator("article .score").nth(2).inner_text().startswith("0.10")
+    assert page.locator("article .score").nth(3).inner_text().startswith("0.10")
     assert page.locator("article").count() == 20
     page.click("#item-more")
     assert page.locator("article").count() == 24 and page.locator("#item-more").is_hidden()
@@ -170,9 +170,9 @@ def test_what_is_copied_is_marked(page_path, visit):
 
 def test_a_document_leads_to_its_items(page_path, visit):
     page = visit(page_path)
-    assert page.locator("#documents tbody tr").count() == 4
-    page.locator("#documents tbody button", has_text="doc1").first.click()
-    assert count(page) == 6
+    assert page.locator("#documents tbody tr").count() == 12
+    page.locator("#documents tbody button", has_text="Task2-doc1").first.click()
+    assert count(page) == 2
     assert page.evaluate("document.activeElement.id") == "items-title"
 
 

@@ -64,12 +64,13 @@ def items_table(items: Items) -> Table:
     return Table("items", "Every item of every model.", (*header, "generation"), rows)
 
 
-def _by_item(items: Items) -> dict[tuple[str, str], Answers]:
-    """Half and id to model to row, in the order of the first model that has the item."""
-    found: dict[tuple[str, str], Answers] = {}
+def _by_item(items: Items) -> dict[tuple[str, ...], Answers]:
+    """Term and id to model to row, in the order of the first model that has the item."""
+    found: dict[tuple[str, ...], Answers] = {}
     for model, rows in items.items():
         for row in rows:
-            found.setdefault((row["half"], str(row["id"])), {})[model] = row
+            key = tuple(str(row[name]) for name in ("half", "task", "kind", "id"))
+            found.setdefault(key, {})[model] = row
     return found
 
 

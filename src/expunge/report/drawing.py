@@ -30,14 +30,10 @@ def write_figures(figures: Iterable[Figure], folder: Path) -> None:
 
     for figure in figures:
         name = figure.table.name
-        runs.write_text(
-            folder / f"{name}.svg", vl_convert.vegalite_to_svg(figure.chart, vl_version=VEGA_LITE)
-        )
+        drawn = vl_convert.vegalite_to_svg(figure.chart, vl_version=VEGA_LITE)
+        runs.write_text(folder / f"{name}.svg", drawn)
         with runs.replacing(folder / f"{name}.png") as temporary:
-            drawn = vl_convert.vegalite_to_png(
-                figure.chart, vl_version=VEGA_LITE, ppi=PIXELS_PER_INCH, scale=1
-            )
-            temporary.write_bytes(drawn)
+            temporary.write_bytes(vl_convert.svg_to_png(drawn, ppi=PIXELS_PER_INCH, scale=1))
 
 
 def write_tables(tables: Iterable[Table], folder: Path) -> None:

@@ -58,11 +58,7 @@ function saidBy(text, spans = []) {
     cell.append(make("span", { className: "quiet" }, note));
   }
   if (whole(text) === "") cell.append(make("span", { className: "quiet" }, "(nothing)"));
-  if (whole(text).length > 900) {
-    cell.tabIndex = 0;
-    cell.setAttribute("role", "group");
-    cell.setAttribute("aria-label", "a long text");
-  }
+  if (whole(text).length > 900) cell.tabIndex = 0; // it scrolls
   return cell;
 }
 
@@ -137,7 +133,10 @@ function apply() {
 
 function fill(name, values) {
   const select = form.elements[name];
-  for (const value of values) select.append(make("option", { value }, KINDS[value] || value));
+  for (const value of values) {
+    const defaultSelected = name === "model" && value === data.models[data.after];
+    select.append(make("option", { value, defaultSelected }, KINDS[value] || value));
+  }
 }
 
 // --- documents: one row each, worst and mean score of the chosen model -------------------------
@@ -187,7 +186,6 @@ if (data) {
   fill("task", new Set(data.items.map((item) => item.task)));
   fill("kind", new Set(data.items.map((item) => item.kind)));
   fill("model", data.models);
-  form.elements.model.value = data.models[data.after];
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));

@@ -81,7 +81,6 @@ function chartConfig() {
     legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, labelLimit: 260, columns: 5 },
     header: { labelColor: ink, titleColor: ink },
     view: { stroke: line },
-    aria: false,
   };
 }
 
@@ -94,7 +93,10 @@ function drawCharts() {
       tooltip: { theme: isDark() ? "dark" : "light" },
     };
     window.vegaEmbed(place, chart, options).then(
-      () => { place.dataset.drawn = "yes"; },
+      () => {
+        place.querySelector("svg").setAttribute("aria-hidden", "true"); // the table below is read
+        place.dataset.drawn = "yes";
+      },
       (error) => { place.textContent = `This chart could not be drawn: ${error.message}`; },
     );
   }
