@@ -71,7 +71,9 @@ def test_a_finished_run_is_reported_from_its_results(fields, tmp_path):
     assert page == tmp_path / "apart" / "report.html" and not (run / "report.html").exists()
     assert material.finished and not material.missing
     assert set(material.items) == {"target", "strong", "weak", "merged"}
-    assert material.results.model_dump(mode="json") == json.loads((run / "results.json").read_text())
+    assert material.results.model_dump(mode="json") == json.loads(
+        (run / "results.json").read_text()
+    )
     for path in (run / "stages").glob("evaluate-weak-*/items.jsonl"):
         path.unlink()
     for path in (run / "stages").glob("evaluate-weak-*"):

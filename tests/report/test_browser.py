@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from expunge.evaluate.compare import compare
+from expunge.evaluate.readings import Reading, SuiteReading
+from expunge.report.compared_page import comparison_page
 from expunge.report.page import write_pages
 from expunge.report.pieces import Material
 from expunge.report.results import TERMS, Results
@@ -250,6 +253,27 @@ def test_it_is_accessible_and_fits(page_path, visit, tmp_path, scheme, width):
     shot = tmp_path / f"{scheme}-{width}.png"
     page.screenshot(path=shot)
     assert shot.stat().st_size > 10_000
+
+
+def test_a_comparison_opens_and_is_accessible(page_path, visit, tmp_path):
+    from axe_playwright_python.sync_playwright import Axe
+
+    names = {name: f"run:{name} <b>" for name in SAID}
+    readings = []
+    for name, label in names.items():
+        own = [
+            row | {"group": f"{row['half']}.{row['task']}.{row['kind']}"}
+            for row in rows(name, {"forget": 0.1 if name == "merged" else 0.9, "retain": 0.9})
+        ]
+        items = {(row["group"], row["id"]): row for row in own}
+        readings.append(Reading(label, {"semeval": SuiteReading({}, items, {})}))
+    page_file = tmp_path / "compare.html"
+    page_file.write_text(comparison_page(readings, [compare(*readings)], {"run": ["Kept."]}))
+    page = visit(page_file)
+    assert page.locator("h1").inner_text() == "2 results, each beside the first"
+    assert count(page) == 24
+    found = Axe().run(page).response["violations"]
+    assert not [one["id"] for one in found if one["impact"] in SERIOUS]
 
 
 def test_it_prints(page_path, visit, tmp_path):

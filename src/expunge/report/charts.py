@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from expunge.evaluate.compare import Comparison
 from expunge.evaluate.leaks import document_of
 from expunge.report.pieces import Cell, Figure, Material, Table
 from expunge.report.results import HALVES, ModelResults, mean_term
@@ -44,6 +45,44 @@ def steps_figure(name: str, title: str, caption: str, rows: Rows) -> Figure:
         .interactive()
     )
     return Figure(title, caption, chart.to_dict(), _table(name, caption, rows))
+
+
+def differences_figure(name: str, found: Comparison) -> Figure | None:
+    """Each difference with its interval beside 0; those that are only noise are pale."""
+    import altair as alt
+
+    rows = [
+        {
+            "number": one.name,
+            "difference": one.difference,
+            "low": one.low,
+            "high": one.high,
+            "says": "noise" if one.within_noise else "differs",
+        }
+        for one in found.differences
+        if one.within_noise is not None
+    ]
+    if not rows:
+        return None
+    base = alt.Chart().encode(
+        y=alt.Y("number:N", title=None, sort=None),
+        color=alt.Color(
+            "says:N",
+            scale=alt.Scale(domain=["differs", "noise"], range=[AFTER, BEFORE]),
+            legend=alt.Legend(title=None, orient="bottom"),
+        ),
+        tooltip=_tooltip("number:N", "difference:Q", "low:Q", "high:Q", "says:N"),
+    )
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 4], color=BEFORE)
+    value = alt.X("difference:Q", title="B - A")
+    chart = alt.layer(
+        zero.encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(x=value),
+        data=_data(rows),
+    ).properties(width=460, height=alt.Step(18))
+    caption = "B - A of each number, with its 95 % interval."
+    return Figure("Differences", caption, chart.to_dict(), _table(name, caption, rows))
 
 
 def _terms(material: Material) -> Figure | None:

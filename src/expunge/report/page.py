@@ -180,17 +180,22 @@ def _sides(models: list[str], names: tuple[str, str] | None) -> dict[str, int]:
 
 
 def _stages(results: Results) -> Table:
-    names = ("finished", "wall_seconds", "peak_rss_bytes", "commit", "torch", "machine")
+    header = ("stage", "finished", "seconds", "peak GB", "commit", "torch", "machine")
     rows: list[tuple[Cell, ...]] = [
         (
             str(stage.get("stage", "stage")),
-            *(_plain(stage.get(name)) for name in names),
-            _plain(stage.get("accelerator") or stage.get("cpus")),
+            *(_plain(stage.get(name)) for name in ("finished", "wall_seconds")),
+            _gigabytes(stage.get("peak_rss_bytes")),
+            *(_plain(stage.get(name)) for name in ("commit", "torch")),
+            f"{stage.get('accelerator') or stage.get('machine')}, {stage.get('cpus')} CPUs",
         )
         for stage in results.stages
     ]
-    header = ("stage", "finished", "seconds", "peak bytes", "commit", "torch", "machine", "device")
     return Table("stages", "Every stage, in the order they ended.", header, rows)
+
+
+def _gigabytes(value: Any) -> Cell:
+    return round(value / 1e9, 2) if isinstance(value, int | float) else None
 
 
 def _plain(value: Any) -> Cell:

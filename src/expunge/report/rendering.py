@@ -46,6 +46,7 @@ def render(
         .render(
             title=title,
             css=Markup(_asset("page.css")),
+            licences=Markup(_asset("licences.txt").replace("--", "- -")),
             scripts=[_script(text) for text in (library(), *map(_asset, names))],
             charts=Markup(script_json(charts)),
             items=Markup(script_json(items)) if items else None,
