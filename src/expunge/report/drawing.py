@@ -21,7 +21,7 @@ def library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, so that a page needs no network."""
     import vl_convert
 
-    return vl_convert.javascript_bundle(None, vl_version=VEGA_LITE)
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
 
 
 def write_figures(figures: Iterable[Figure], folder: Path) -> None:
