@@ -51,6 +51,7 @@ ORDER = [
         "pipeline",
         "publish",
         "analysing",
+        "reporting",
         "runner",
         "leaderboard",
         "plan",
