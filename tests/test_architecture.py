@@ -50,6 +50,8 @@ ORDER = [
         "cards",
         "pipeline",
         "publish",
+        "analysing",
+        "reporting",
         "runner",
         "leaderboard",
         "plan",

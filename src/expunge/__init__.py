@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
     from expunge import guard as guard
@@ -19,12 +20,23 @@ if TYPE_CHECKING:
     from expunge.pipeline import Pipeline, RecipeLike
 
 __version__ = "0.1.0"
-__all__ = ["edit", "evaluate", "guard", "merge", "report", "run", "semeval", "tune", "unlearn"]
+__all__ = [
+    "analyse",
+    "edit",
+    "evaluate",
+    "guard",
+    "merge",
+    "report",
+    "run",
+    "semeval",
+    "tune",
+    "unlearn",
+]
 
 # The functions stand in place of the subpackages of the same names, which are therefore imported
 # before them; import from those with `from expunge.merge.methods import ...`. What takes long to
 # import is imported when it is called for.
-for _name in ("edit", "evaluate", "merge", "report", "unlearn"):
+for _name in ("analyse", "edit", "evaluate", "merge", "report", "unlearn"):
     importlib.import_module(f"{__name__}.{_name}")
 
 
@@ -82,6 +94,25 @@ def report(recipe: RecipeLike, out: Path | str) -> Path:
     """Write the report of a recipe's first seed; returns its folder."""
     pipeline = _pipeline(recipe, out)
     return pipeline.report(pipeline.recipe.seeds[0])
+
+
+def analyse(
+    run: Path | str,
+    only: Sequence[str] = (),
+    *,
+    seed: int | None = None,
+    generations: bool = False,
+    generate_limit: int | None = None,
+) -> Path:
+    """Analyse what is finished of a run folder, or `only` some of it; returns `analysis/` of it.
+
+    `only` names weights, trajectories or failures. Nothing is trained. With `generations` the
+    snapshots of branches write as well, `generate_limit` items for each term.
+    """
+    from expunge.analysing.run import analyse_run
+
+    limit = generate_limit
+    return analyse_run(run, only, seed=seed, generations=generations, generate_limit=limit)
 
 
 def _pipeline(recipe: RecipeLike, out: Path | str) -> Pipeline:

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge import models, runs
-from expunge.calibrate.candidate import Candidate
+from expunge.calibrate.candidate import Candidate, End
+from expunge.calibrate.landscape import Landscape
 from expunge.calibrate.outcome import CALIBRATION, candidate_of
 from expunge.calibrate.reading import Material, documents_of, material
 from expunge.calibrate.resident import Resident
@@ -104,6 +105,17 @@ class Calibrating(Training, ABC):
             plain = Merge(method="linear", space="delta", output="model")
             merge_adapters([Path(folder) / ADAPTER], plain, out, base=self.target.base)
         return None
+
+    def between(
+        self, pair: Sequence[str], seed: int, config: Landscape
+    ) -> tuple[Resident, Material, tuple[End, End]]:
+        """The target in memory, a sample of all documents, and two branches as ends."""
+        tokenizer = models.load_tokenizer(self.target.base)
+        branches = self._chosen_among(Calibrate(of=tuple(pair)), seed)
+        ends, folders, hashes = ends_of(branches, Calibrate(snapshots=0))
+        limits = {"per_term": config.per_term, "documents": config.documents}
+        given = self._material(self.sets, tokenizer, **limits)
+        return self._resident(tokenizer, folders, hashes), given, (ends[0], ends[1])
 
     @property
     def splits(self) -> bool:

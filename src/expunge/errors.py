@@ -11,7 +11,10 @@ ExpungeError
 ├── CalibrationError nothing lies between the branches, or no candidate meets the floors
 ├── GateError        a measured number is beyond a limit that --fail-if names
 └── RunError         a run folder cannot be used: another recipe's, read-only, disk full
+    └── UnfinishedError  a stage that is asked for is not finished, and must not be built now
 """
+
+from pathlib import Path
 
 
 class ExpungeError(Exception):
@@ -65,3 +68,12 @@ class GateError(ExpungeError):
 
 class RunError(ExpungeError):
     """A run folder cannot be used: another recipe's, read-only, or the disk is full."""
+
+
+class UnfinishedError(RunError):
+    """A stage that is asked for is not finished, and must not be built now."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+        """Where the stage would lie."""

@@ -156,7 +156,7 @@ class Pipeline(Calibrating):
         return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]
 
     def report(self, seed: int) -> Path:
-        """Evaluate every model of one seed and write results.json, report.md and report.html."""
+        """Evaluate every model of one seed and write results.json and the report's pages."""
         entries, items, made = {}, {}, {}
         for name, weights in self.models(seed):
             entries[name], made[name] = {}, weights
@@ -176,7 +176,7 @@ class Pipeline(Calibrating):
             Results,
             origin="results",
         )
-        write_report(results, items, folder, recipe_text=recipe_text(self.recipe))
+        write_report(results, items, folder, run=root, recipe_text=recipe_text(self.recipe))
         tell(f"scores of seed {seed}", 0, flat_numbers(entries))
         for name, weights in made.items():
             if has_card(self.recipe, name):

@@ -1,16 +1,26 @@
 """The tables, the verdict and the page say what the results say."""
 
+import csv
 import io
+import json
+import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
 from expunge.errors import RunError
-from expunge.report.page import SHOWN, groups, html_page, write_report
+from expunge.report.certainty import changes
+from expunge.report.documents import explorer, script_json
+from expunge.report.drawing import csv_text
+from expunge.report.page import html_page, write_pages, write_report
+from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
+from expunge.report.sections import sections
 from expunge.report.tables import column_names, lines, markdown, markdown_table, results_tables
-from expunge.report.terminal import print_results, result_folders
+from expunge.report.terminal import print_results
 from expunge.report.verdict import verdict
 
 
@@ -40,7 +50,7 @@ def test_the_table_has_twelve_terms_and_every_score(results):
 def test_a_destroyed_model_has_no_final_score(results):
     final = cells(results, "final ↑")
     assert final["strong"] == "COLLAPSED" and final["merged"] == "0.810"
-    for text in (markdown_table(results), html_page(results, {})):
+    for text in (markdown_table(results), page_of(results)):
         assert "COLLAPSED" in text and "0.432" not in text
 
 
@@ -87,58 +97,145 @@ def test_markup_in_names_is_text_everywhere(results):
     assert markdown(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
 
 
-def test_what_a_model_wrote_is_shown_as_text(results, items):
-    page = html_page(results, items, recipe_text="name: </pre><script>")
+def page_of(results, items=None, **more) -> str:
+    return html_page(Material(results, items or {}, **more), ())
+
+
+def carried(page: str, name: str):
+    (text,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
+    return json.loads(text)
+
+
+def test_what_a_model_wrote_is_carried_as_data_and_never_as_markup(results, items):
+    page = page_of(results, items, recipe_text="name: </pre><script>")
     tags = Tags()
     tags.feed(page)
-    assert not {"script", "img", "iframe", "link"} & set(tags.names)
-    assert not {"src", "href"} & set(tags.attributes)
+    assert not {"img", "iframe", "link"} & set(tags.names)
+    assert "src" not in tags.attributes
+    assert tags.names.count("script") == 5  # two of data, the library, two of ours
     assert "table" in tags.names  # control: the parser sees the page's own markup
-    assert "<script>alert('x')</script>" in tags.text and "name: </pre><script>" in tags.text
+    assert "name: </pre><script>" in tags.text
+    (item,) = carried(page, "items")["items"]
+    assert item["answers"][0][0] == "<script>alert('x')</script><img src=//evil.example>"
+    assert "<script>alert" not in page
+
+
+def test_only_the_scripts_that_the_page_names_may_run(results, items):
+    page = page_of(results, items)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [b64encode(sha256(text.encode()).digest()).decode() for text in scripts]
+    (policy,) = re.findall(r"script-src ([^\"]*)", page)
+    assert policy.split() == [f"'sha256-{digest}'" for digest in digests]
+    assert len(digests) == 3 and "default-src 'none'" in page
 
 
 def test_the_page_sets_the_models_beside_the_truth(results, items):
-    (group,) = groups(results, items)
-    (example,) = group.examples
-    assert group.title == "forget Task1 completion ↓" and example.truth == "there was a queen"
-    assert [(model, score) for model, _, score in example.answers] == [
-        ("target", "1.00"),
-        ("merged", "0.25"),
-    ]
+    found = explorer(items, whole="items.csv")
+    assert found["models"] == ["merged", "target"] and found["given"] == 1
+    (item,) = found["items"]
+    assert item["truth"] == "there was a queen" and item["document"] == "0"
+    merged, target = item["answers"]
+    assert target == ["there was a queen", 1.0, None, [(0, 17)]]
+    assert merged[1:] == [0.25, None, []]
 
 
-def test_the_page_shows_a_spread_of_many_items(results, items):
+def test_texts_are_cut_where_not_all_fit_and_say_so(items):
     (row,) = items["merged"]
-    many = {"merged": [row | {"id": f"{n}sc1"} for n in range(10 * SHOWN)]}
-    (group,) = groups(results, many)
-    assert group.count == 10 * SHOWN
-    assert [e.id for e in group.examples] == [f"{10 * n}sc1" for n in range(SHOWN)]
+    many = {"m": [row | {"id": f"{n}sc1", "generation": "word " * 1000} for n in range(40)]}
+    whole = explorer(many, whole="items.csv")
+    assert whole["items"][0]["answers"][0][0] == "word " * 1000
+    cut = explorer(many, room=60_000, whole="items.csv")
+    assert len(cut["items"]) == 40
+    assert cut["items"][0]["answers"][0][0] == (("word " * 1000)[:1000], 4000)
+    assert len(script_json(cut).encode()) < 60_000
+    few = explorer(many, room=2000, whole="items.csv")
+    assert 0 < len(few["items"]) < 40 and few["given"] == 40
+
+
+def test_data_in_a_script_cannot_end_it():
+    text = "</script><!--<script>&\u2028\u2029"
+    carried = script_json({"text": text})
+    assert not set("<>&\u2028\u2029") & set(carried)
+    assert json.loads(carried) == {"text": text}
+
+
+def test_a_page_says_what_is_missing(results):
+    page = page_of(results, missing=("merged is not made: it was begun",), finished=False)
+    assert "This run is not finished" in page and "merged is not made: it was begun" in page
+    assert "This run is not finished" not in page_of(results)
+
+
+def test_the_first_screen_has_each_half_with_its_interval(results):
+    rows = {
+        name: [
+            {"id": f"{n}sc1", "half": half, "task": task, "kind": "sc", "score": score}
+            for half in ("forget", "retain")
+            for task in ("Task1", "Task2", "Task3")
+            for n, score in enumerate(scores[half])
+        ]
+        for name, scores in {
+            "target": {"forget": [1.0] * 8, "retain": [1.0] * 8},
+            "merged": {"forget": [0.0] * 8, "retain": [1.0] * 4 + [0.9, 1.0, 1.0, 1.0]},
+        }.items()
+    }
+    forget, _, retain, _ = changes(Material(results, rows))
+    assert (forget.difference.value, forget.difference.low) == (-1.0, -1.0)
+    assert forget.within_noise is False
+    assert retain.difference.value == pytest.approx(-0.1 / 8) and retain.after.n == 24
+    assert retain.within_noise is True
+
+
+def test_tables_beside_the_page_are_whole(results, items, tmp_path):
+    page = write_pages(Material(results, items), tmp_path)
+    assert page.stat().st_size < 5_000_000
+    with (tmp_path / "report" / "tables" / "items.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["generation"] == items["merged"][0]["generation"]
+    header, first, *_ = (tmp_path / "report" / "tables" / "halves.csv").read_text().splitlines()
+    assert header == "model,forget,retain" and first.startswith("target,1.0,0.98999")
+    for name in ("terms-by-model", "halves", "membership"):
+        assert "<svg" in (tmp_path / "report" / "figures" / f"{name}.svg").read_text()
+        assert (tmp_path / "report" / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_cell_is_no_formula_for_a_spreadsheet():
+    table = Table("t", "", ("a", "b"), [("=cmd()", 1.25), ("plain", None)])
+    assert csv_text(table) == "a,b\n'=cmd(),1.25\nplain,\n"
+
+
+def test_what_later_stages_write_has_its_place(results, tmp_path):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "calibration.json").write_text('{"auc": 0.5, "tried": [{"a": 1, "b": [2]}]}')
+    (tmp_path / "analysis" / "weights.json").write_text('{"norm": 2.5}')
+    material = Material(results, run=tmp_path)
+    found = {one.anchor: one for one in sections(material)}
+    facts, tried = found["calibration"].tables
+    assert facts.rows == [("auc", 0.5)] and tried.rows == [(1, "[2]")]
+    assert found["analysis"].tables[0].rows == [("norm", 2.5)]
+    assert {one.anchor for one in sections(Material(results))} == {"plots"}  # control
 
 
 def test_the_files_are_written_and_read_back(results, items, tmp_path):
     folder = tmp_path / "report"
     write_report(results, items, folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.md", "results.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("report", "report.html", "report.md", "results.json")
+    ]
     assert read_results(folder / "results.json") == results
     assert "forgot what it should, and kept the rest" in (folder / "report.md").read_text("utf-8")
 
 
-def test_an_item_that_was_not_generated_is_not_shown(results, items):
+def test_an_item_that_was_not_generated_says_so(results, items):
     (row,) = items["merged"]
     unseen = row | {"id": "7sc1", "generation": None, "score": None}
-    (group,) = groups(results, {"merged": [row, unseen]})
-    assert group.count == 1 and group.examples[0].id == row["id"]
+    first, second = explorer({"merged": [row, unseen]}, whole="")["items"]
+    assert first["answers"][0][0] and second["answers"] == [[None, None, None, []]]
 
 
 def test_a_finished_run_is_printed(results, items, tmp_path):
-    with pytest.raises(RunError, match="there are no results in"):
-        result_folders(tmp_path)
-    for seed in (1, 2):
-        write_report(results, items, tmp_path / f"seed-{seed}")
-    folders = result_folders(tmp_path)
-    assert [folder.name for folder in folders] == ["seed-1", "seed-2"]
+    write_report(results, items, tmp_path)
     out = io.StringIO()
-    print_results(folders[0], Console(file=out, width=200))
+    print_results(tmp_path, Console(file=out, width=200))
     assert "final ↑" in out.getvalue() and verdict(results)[0] in out.getvalue()
 
 

@@ -6,12 +6,13 @@ Each imports what it needs when it is called: torch and transformers take second
 from __future__ import annotations
 
 import json
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from expunge.cli.options import Json, print_reports
+from expunge.cli.options import Json, Seed, names_of
 from expunge.report.commands import print_facts
 
 telling = typer.Typer()
@@ -22,21 +23,29 @@ telling.add_typer(data, name="data")
 @telling.command(name="report")
 def print_report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the page here, not into the run folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     rows: Annotated[
         Path | None, typer.Option(help="Add a row for each model to this docs/results.json.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the results of a finished run."""
+    """Print the results of a run, finished or as far as it got, and write its page."""
     from expunge.report.board import add_rows, rows_of
-    from expunge.report.results import read_results
-    from expunge.report.terminal import result_folders
+    from expunge.report.terminal import print_found
+    from expunge.reporting import write_reports
 
-    folders = result_folders(run)
-    if rows is not None:
-        for folder in folders:
-            add_rows(rows, rows_of(read_results(folder / "results.json")))
-    print_reports(folders, as_json)
+    for material, page in write_reports(run, out):
+        if rows is not None:
+            add_rows(rows, rows_of(material.results))
+        if as_json:
+            typer.echo(material.results.model_dump_json(indent=1))
+        else:
+            print_found(material.results, page, missing=material.missing)
+        if show:
+            webbrowser.open(page.absolute().as_uri())
 
 
 @telling.command()
@@ -50,6 +59,31 @@ def watch(
     from expunge.report.terminal import console
 
     watch(run, once=once, json_=as_json, out=console())
+
+
+@telling.command()
+def analyse(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    only: Annotated[
+        str | None, typer.Option(help="Only these, by comma: weights,trajectories,failures.")
+    ] = None,
+    seed: Seed = None,
+    generations: Annotated[
+        bool, typer.Option(help="Let snapshots write too, beside scoring given answers.")
+    ] = False,
+    generate_limit: Annotated[
+        int | None, typer.Option(min=1, help="Items that a snapshot writes for each term.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Analyse what is finished of a run: weights, trajectories, failures. Nothing is trained."""
+    from expunge.analysing.run import analyse_run, overview
+    from expunge.report.terminal import print_rows
+
+    limit = generate_limit
+    told = {"seed": seed, "generations": generations, "generate_limit": limit}
+    chosen = names_of(only)
+    print_rows(overview(analyse_run(run, chosen, **told), chosen), as_json)
 
 
 @data.command(name="synthesize")

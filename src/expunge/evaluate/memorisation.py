@@ -3,10 +3,14 @@
 Dimensions: L scored tokens of one answer.
 """
 
+import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
+
+LEAST_WORDS = 4
+"""Words in a row from which on a passage counts as copied: three are common to any two texts."""
 
 
 def exact_memorisation(hits: Sequence[bool]) -> float | None:
@@ -62,3 +66,27 @@ def copied_length(truth: Sequence[int], generation: Sequence[int]) -> int:
     """
     matcher = SequenceMatcher(None, list(truth), list(generation), autojunk=False)
     return matcher.find_longest_match().size
+
+
+def copied_spans(truth: str, generation: str, *, least: int = LEAST_WORDS) -> list[tuple[int, int]]:
+    """Where a generation repeats its truth word for word: (start, end) in characters, in order.
+
+    The longest common run of words first, then those on either side of it, each of at least
+    `least` words, or of all words of a shorter truth. Case and punctuation at the ends of a word do
+    not count.
+
+    Source: Ratcliff and Metzener 1988, as difflib has it.
+    """
+    words = [_bare(word) for word in truth.split()]
+    found = list(re.finditer(r"\S+", generation))
+    said = [_bare(word.group()) for word in found]
+    matcher = SequenceMatcher(None, words, said, autojunk=False)
+    return [
+        (found[match.b].start(), found[match.b + match.size - 1].end())
+        for match in matcher.get_matching_blocks()
+        if match.size and match.size >= min(least, len(words))
+    ]
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", word).casefold() or word

@@ -26,6 +26,7 @@ from expunge.merge.section import Merge
 from expunge.merge.spectral import truncated, truncated_product
 from expunge.merge.tally import Tally
 from expunge.merge.tensor import merged_float32
+from expunge.merge.trim import Settings
 from expunge.progress import Bar, progress
 
 Pair = tuple[Tensor, Tensor]
@@ -124,18 +125,10 @@ def _operand(branches: Sequence[Branch], layer: str, base: Whole | None = None) 
     return Operand(layer, branches[0].shape(layer), base, parts)
 
 
-def _delta(branches: Sequence[Branch], config: Merge, layer: str) -> Tensor:
-    """The merged ΔW of one layer: (out, in)."""
-    if config.space == "factors":
-        a, b = _merged_factors(branches, config, layer)
-        return b @ a
-    settings = config.settings(layer, _weights(branches, config, layer))
-    operand = _operand(branches, layer)
-    return torch.from_numpy(merged_float32(operand, config.row, settings))
-
-
-def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pair:
-    """A's merged with A's and B's with B's: (r, in), (out, r), to be used with scale 1.
+def layer_operands(
+    branches: Sequence[Branch], config: Merge, layer: str
+) -> list[tuple[Operand, Settings]]:
+    """What the merge of one layer is formed of: its ΔW's, or in factor space its A's and its B's.
 
         weight of A_i: sign(w_i) √|w_i s_i|,   weight of B_i: √|w_i s_i|,   s_i the scale
 
@@ -143,20 +136,40 @@ def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pa
 
     Source: peft add_weighted_adapter.
     """
+    if config.space == "delta":
+        settings = config.settings(layer, _weights(branches, config, layer))
+        return [(_operand(branches, layer), settings)]
     roots = [
         math.copysign(math.sqrt(abs(weight) * branch.scales[layer]), weight)
         for weight, branch in zip(_weights(branches, config, layer), branches, strict=True)
     ]
 
-    def merge(which: int, letter: str, weights: Sequence[float]) -> Tensor:
+    def given(which: int, letter: str, weights: Sequence[float]) -> tuple[Operand, Settings]:
         name = f"{layer}.lora_{letter}"
         factors = [branch.factors[layer][which] for branch in branches]
         parts = [constant(factor.numpy()) for factor in factors]
         operand = Operand(name, tuple(factors[0].shape), None, parts)
-        settings = config.settings(name, weights)
-        return torch.from_numpy(merged_float32(operand, config.row, settings))
+        return operand, config.settings(name, weights)
 
-    return merge(0, "A", roots), merge(1, "B", [abs(root) for root in roots])
+    return [given(0, "A", roots), given(1, "B", [abs(root) for root in roots])]
+
+
+def _delta(branches: Sequence[Branch], config: Merge, layer: str) -> Tensor:
+    """The merged ΔW of one layer: (out, in)."""
+    if config.space == "factors":
+        a, b = _merged_factors(branches, config, layer)
+        return b @ a
+    ((operand, settings),) = layer_operands(branches, config, layer)
+    return torch.from_numpy(merged_float32(operand, config.row, settings))
+
+
+def _merged_factors(branches: Sequence[Branch], config: Merge, layer: str) -> Pair:
+    """A's merged with A's and B's with B's: (r, in), (out, r), to be used with scale 1."""
+    a, b = (
+        torch.from_numpy(merged_float32(operand, config.row, settings))
+        for operand, settings in layer_operands(branches, config, layer)
+    )
+    return a, b
 
 
 def _write_model(

@@ -58,20 +58,20 @@ def place_of(
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:
     """Σ|δ_i| and Σ|τ_i| of one slice: (M, 2) float64."""
-    deltas, kept = _deltas(piece).double(), _trimmed(piece, trim).double()
+    deltas, kept = _deltas(piece).double(), trimmed(piece, trim).double()
     return torch.stack([deltas.abs().sum(1), kept.abs().sum(1)], 1).cpu().numpy()
 
 
 def energies(piece: Slice, trim: Trim) -> np.ndarray:
     """Σ τ_i² of one slice: (M,) float64."""
-    return _trimmed(piece, trim).double().square().sum(1).cpu().numpy()
+    return trimmed(piece, trim).double().square().sum(1).cpu().numpy()
 
 
 def elect(
     piece: Slice, trim: Trim, election: Election, rounding: Rounding, tally: Tally
 ) -> np.ndarray:
     """base + times · elected(τ), stored: (n · itemsize,) uint8."""
-    kept = _trimmed(piece, trim)  # (M, n)
+    kept = trimmed(piece, trim)  # (M, n)
     weights = election.weights.tolist()
     sign = _summed(
         [w * row if election.weighted else row for w, row in zip(weights, kept, strict=True)]
@@ -145,7 +145,8 @@ def _magnitudes(piece: Slice, shared: bool) -> Tensor:
     return (deltas.contiguous().view(torch.int32) & 0x7FFFFFFF).long()
 
 
-def _trimmed(piece: Slice, trim: Trim) -> Tensor:
+def trimmed(piece: Slice, trim: Trim) -> Tensor:
+    """τ_i: what stays of each model's delta, rescaled, the rest 0: (M, n) float32."""
     deltas, scores = _deltas(piece), _magnitudes(piece, trim.shared)
     places = torch.arange(piece.start, piece.start + piece.n, device=deltas.device)
     kept = []

@@ -5,6 +5,7 @@ Each imports what it needs when it is called.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,9 @@ def compare(
     common: Annotated[
         bool, typer.Option("--common", help="Compare only the items that both have.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write them as one page, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say how each of RESULTS differs from the first, and whether that is more than noise."""
@@ -32,10 +36,15 @@ def compare(
     from expunge.evaluate.readings import read_place
     from expunge.report.compared import print_comparison
 
-    first, *others = [one for place in results for one in read_place(place)]
+    readings = [one for place in results for one in read_place(place)]
+    first, *others = readings
     if not others:
         raise EvaluationError(f"{first.name} is one model; name what it is to be compared with")
     found = [compare(first, other, common=common) for other in others]
+    if out is not None:
+        from expunge.report.compared_page import write_comparison
+
+        write_comparison(out, readings, found, results)
     if as_json:
         typer.echo(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False))
         return

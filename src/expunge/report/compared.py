@@ -65,21 +65,25 @@ def print_leaks(found: Mapping[str, Any], out: Console | None = None) -> None:
         out.print(f"\n{found['not_measured']} of {found['items']} items were not measured.")
 
 
+def judgement(row: Difference) -> str:
+    """Whether a difference is more than noise, in a word; a star where it is not item by item."""
+    verdict = {True: "noise", False: "differs", None: "too few"}[row.within_noise]
+    if row.low is None:
+        verdict = "unknown"
+    return verdict + ("*" if row.how == "unpaired" else "")
+
+
 def _cells(row: Difference) -> Sequence[str]:
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f"{_cell(row.low, '+')} to {_cell(row.high, '+')}"
-    verdict = {True: "noise", False: "differs", None: "too few"}[row.within_noise]
-    if row.low is None:
-        verdict = "unknown"
-    how = "*" if row.how == "unpaired" else ""
     return (
         _cell(row.a),
         _cell(row.b),
         _cell(row.difference, "+"),
         interval,
         str(row.n),
-        verdict + how,
+        judgement(row),
     )
 
 

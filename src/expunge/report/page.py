@@ -1,55 +1,85 @@
-"""The report's files: results.json, report.md, and report.html, which needs nothing beside it."""
+"""The report's files: results.json, report.md, report.html, and report/ with figures and tables.
 
-import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+report.html needs nothing beside it: no network, no other file, at most 5 MB.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from expunge import parallel, runs
+from expunge.report.certainty import Change, changes, doubts
+from expunge.report.documents import explorer, items_table
+from expunge.report.drawing import write_figures, write_tables
+from expunge.report.pieces import Cell, Items, Material, Section, Table
+from expunge.report.rendering import render
+from expunge.report.results import TERMS, Results
+from expunge.report.sections import sections, terms_table
+from expunge.report.tables import (
+    COLLAPSED,
+    column_names,
+    final_cell,
+    lines,
+    markdown_table,
+    number,
+    term_label,
+)
+from expunge.report.verdict import models_compared, verdict
 
-from expunge import runs
-from expunge.report.results import Results
-from expunge.report.tables import COLLAPSED, column_names, lines, markdown_table, term_label
-from expunge.report.verdict import verdict
-
-SHOWN = 12
-"""Items of each term on the page, evenly spread; the run folder has them all."""
-
-Items = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Model name to rows {id, half, task, kind, prompt, truth, generation, score}; more is ignored."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item, with what each model generated for it."""
-
-    id: str
-    prompt: str
-    truth: str
-    answers: tuple[tuple[str, str, str], ...]
-    """(model, generation, score as text)."""
+BESIDE = "report"
+"""The folder of figures and tables beside the page."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """The items of one term that the page shows."""
+class Card:
+    """One number of the first screen."""
 
-    title: str
-    count: int
-    examples: tuple[Example, ...]
+    name: str
+    value: str
+    note: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One term of one model: its mean, and in words its interval and items."""
+
+    value: float | None
+    notes: list[str]
 
 
 def write_report(
-    results: Results, items: Items, folder: Path, *, recipe_text: str | None = None
+    results: Results,
+    items: Items,
+    folder: Path,
+    *,
+    run: Path | None = None,
+    recipe_text: str | None = None,
 ) -> None:
-    """Write results.json, report.md and report.html into `folder`, each whole or not at all."""
+    """Write results.json and the pages into `folder`, each file whole or not at all.
+
+    `run` is the run folder, where that is another one.
+    """
     runs.make_folder(folder)
     runs.write_json(folder / "results.json", results.model_dump(mode="json"))
-    runs.write_text(folder / "report.md", markdown_report(results))
-    runs.write_text(folder / "report.html", html_page(results, items, recipe_text=recipe_text))
+    if parallel.is_main():
+        write_pages(Material(results, items, recipe_text, run or folder, folder), folder)
+
+
+def write_pages(material: Material, folder: Path) -> Path:
+    """Write report.md, report.html, and the figures and tables beside them; the page's path."""
+    runs.make_folder(folder)
+    runs.write_text(folder / "report.md", markdown_report(material.results))
+    found = sections(material)
+    write_figures([f for one in found for f in one.figures], folder / BESIDE / "figures")
+    tables = [table for one in found for table in (*one.tables, *(f.table for f in one.figures))]
+    whole = [*tables, terms_table(material), measures_table(material.results)]
+    whole += [items_table(material.items)] if material.items else []
+    write_tables(whole, folder / BESIDE / "tables")
+    page = folder / "report.html"
+    runs.write_text(page, html_page(material, found))
+    return page
 
 
 def markdown_report(results: Results) -> str:
@@ -60,59 +90,113 @@ def markdown_report(results: Results) -> str:
     ) + markdown_table(results)
 
 
-def html_page(results: Results, items: Items, *, recipe_text: str | None = None) -> str:
-    """One self-contained page; whatever a model wrote is shown as text, never as markup."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("expunge.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+def html_page(material: Material, found: Sequence[Section]) -> str:
+    """One self-contained page, with these sections below the first screen."""
+    results, items = material.results, None
+    names = models_compared(results)
+    if material.items:
+        items = explorer(material.items, whole=f"{BESIDE}/tables/items.csv")
+        items |= _sides(list(material.items), names)
+    return render(
+        "page.html.jinja",
+        title=f"{results.recipe}: what was forgotten, what was kept",
+        figures=[figure for one in found for figure in one.figures],
+        items=items,
         results=results,
+        missing=material.missing,
+        finished=material.finished,
         sentences=verdict(results),
+        cards=list(cards(material)),
+        doubts=doubts(material),
+        sections=found,
+        heat_header=[" ".join(term_label(term).split()[1:3]) for term in TERMS],
+        heat=list(_heat(results)),
         columns=column_names(results),
         lines=lines(results),
         collapsed=COLLAPSED,
-        groups=groups(results, items),
-        stages=[
-            (
-                str(stage.get("stage", "stage")),
-                str(stage.get("wall_seconds", "?")),
-                json.dumps(stage, indent=1, ensure_ascii=False),
-            )
-            for stage in results.stages
-        ],
-        recipe_text=recipe_text,
+        stages=_stages(results),
+        recipe_text=material.recipe_text,
     )
 
 
-def groups(results: Results, items: Items) -> list[Group]:
-    """The items by term, each with the answers of all models side by side, in the story's order."""
-    answers: dict[tuple[str, str], list[tuple[str, str, str]]] = defaultdict(list)
-    by_term: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
-    for model in results.ordered_models():
-        for row in items.get(model, ()):
-            if row["generation"] is None:  # outside the sample that was generated
-                continue
-            place = (row["half"], row["id"])
-            by_term[f"{row['half']}/{row['task']}/{row['kind']}"].setdefault(place, row)
-            answers[place].append((model, row["generation"], _score(row.get("score"))))
-    found = []
-    for term, rows in by_term.items():
-        chosen = _spread(list(rows.items()), SHOWN)
-        examples = tuple(
-            Example(str(row["id"]), row["prompt"], row["truth"], tuple(answers[place]))
-            for place, row in chosen
+def cards(material: Material) -> Iterator[Card]:
+    """The numbers of the first screen: each half, membership, general knowledge, collapse."""
+    for change in changes(material):
+        kind = "completion" if change.kind == "sc" else "knowledge"
+        yield Card(
+            f"{change.half} half, {kind}",
+            f"{number(change.before.value, 2)} → {number(change.after.value, 2)}",
+            _change_note(change),
         )
-        found.append(Group(term_label(term), len(rows), examples))
-    return found
+    names = models_compared(material.results)
+    if names is None:
+        return
+    after = material.results.models[names[1]]
+    mia, mmlu = after.semeval.mia, after.semeval.mmlu
+    if mia is not None and mia.auc is not None:
+        between = "" if mia.low is None else f"{mia.low:.2f} to {mia.high:.2f}; "
+        yield Card("membership AUC", number(mia.auc, 2), f"{between}0.50 is guessing")
+    if mmlu is not None and mmlu.accuracy is not None:
+        yield Card("MMLU", number(mmlu.accuracy, 2), f"{mmlu.n} questions" if mmlu.n else "")
+    collapsed = {True: "yes", False: "no", None: "not measured"}[after.collapse.collapsed]
+    reasons = "; ".join(after.collapse.reasons)
+    yield Card(f"{names[1]} collapsed", collapsed, reasons, bad=bool(after.collapse.collapsed))
+    if after.semeval.final is not None:
+        yield Card("final score", final_cell(after), "", bad=bool(after.collapse.collapsed))
 
 
-def _spread(rows: list[Any], limit: int) -> list[Any]:
-    """At most `limit` of the rows, evenly spaced from the first."""
-    if len(rows) <= limit:
-        return rows
-    return [rows[number * len(rows) // limit] for number in range(limit)]
+def measures_table(results: Results) -> Table:
+    """Every measure over the models, as the terminal shows it."""
+    rows: list[tuple[Cell, ...]] = [(line.label, *line.cells) for line in lines(results)]
+    return Table("measures", "All measures.", ("measure", *column_names(results)), rows)
 
 
-def _score(value: float | bool | None) -> str:
-    return "–" if value is None else f"{float(value):.2f}"
+def _change_note(change: Change) -> str:
+    low, high = change.after.low, change.after.high
+    parts = [] if low is None else [f"after: {low:.2f} to {high:.2f}"]
+    if change.within_noise is not None:
+        parts.append("no more than noise" if change.within_noise else "more than noise")
+    return "; ".join(parts)
+
+
+def _heat(results: Results) -> Iterator[tuple[str, list[Heat]]]:
+    for name, model in results.ordered_models().items():
+        cells = []
+        for term in TERMS:
+            interval, n = model.semeval.intervals.get(term), model.semeval.counts.get(term)
+            parts = [] if interval is None else [f"{interval.low:.2f}–{interval.high:.2f}"]
+            parts += [f"n {n}"] if n else []
+            cells.append(Heat(model.semeval.terms.get(term), parts))
+        yield name, cells
+
+
+def _sides(models: list[str], names: tuple[str, str] | None) -> dict[str, int]:
+    """Places of the models before and after among those that have items."""
+    before, after = names or (models[0], models[-1])
+    return {
+        "before": models.index(before) if before in models else 0,
+        "after": models.index(after) if after in models else len(models) - 1,
+    }
+
+
+def _stages(results: Results) -> Table:
+    header = ("stage", "finished", "seconds", "peak GB", "commit", "torch", "machine")
+    rows: list[tuple[Cell, ...]] = [
+        (
+            str(stage.get("stage", "stage")),
+            *(_plain(stage.get(name)) for name in ("finished", "wall_seconds")),
+            _gigabytes(stage.get("peak_rss_bytes")),
+            *(_plain(stage.get(name)) for name in ("commit", "torch")),
+            f"{stage.get('accelerator') or stage.get('machine')}, {stage.get('cpus')} CPUs",
+        )
+        for stage in results.stages
+    ]
+    return Table("stages", "Every stage, in the order they ended.", header, rows)
+
+
+def _gigabytes(value: Any) -> Cell:
+    return round(value / 1e9, 2) if isinstance(value, int | float) else None
+
+
+def _plain(value: Any) -> Cell:
+    return value if value is None or isinstance(value, str | float | int | bool) else str(value)

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from expunge.errors import RunError
 from expunge.report.leaderboard import Standing, leaderboard_table
-from expunge.report.results import read_results
+from expunge.report.results import Results, read_results
 from expunge.report.tables import NOT_MEASURED, results_tables
 from expunge.report.verdict import verdict
 
@@ -37,24 +36,23 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def result_folders(run: Path) -> list[Path]:
-    """The folders of a run that hold results: its own, or one for each seed."""
-    found = [path.parent for path in (run / "results.json", *sorted(run.glob("*/results.json")))]
-    folders = [folder for folder in found if (folder / "results.json").is_file()]
-    if not folders:
-        raise RunError(f"there are no results in {run}; expunge run makes them")
-    return folders
-
-
 def print_results(folder: Path, out: Console | None = None) -> None:
     """Print the table of one results.json, and under it the verdict and where the page lies."""
+    print_found(read_results(folder / "results.json"), folder / "report.html", out)
+
+
+def print_found(
+    results: Results, page: Path, out: Console | None = None, *, missing: Sequence[str] = ()
+) -> None:
+    """Print the table of some results, under it the verdict, what is not there, and the page."""
     out = out or console()
-    results = read_results(folder / "results.json")
     for table in results_tables(results, out.width):
         out.print(table)
     for sentence in verdict(results):
         out.print(sentence, markup=False)
-    out.print(f"{folder / 'report.html'} shows what each model says.", markup=False)
+    for line in missing:
+        out.print(f"Not there: {line}", markup=False)
+    out.print(f"{page} shows what each model says.", markup=False)
 
 
 def print_numbers(results: Mapping[str, Any], as_json: bool) -> None:

@@ -16,17 +16,24 @@ _WORDS = {"sc": "reproduces {} of the passages", "qa": "answers {} of the questi
 
 def verdict(results: Results) -> list[str]:
     """Sentences for a reader who knows none of the measures; the first is the verdict itself."""
-    before_name = next((name for name in ("target", "original") if name in results.models), None)
-    after_name = _after(results)
-    if before_name is None or after_name is None:
+    names = models_compared(results)
+    if names is None:
         return ["There is no verdict: it takes a model from before and one from after."]
-    before, after = results.models[before_name], results.models[after_name]
+    after_name = names[1]
+    before, after = (results.models[name] for name in names)
     return [
         _headline(before, after, after_name),
         *_comparisons(before, after, after_name),
         *_membership(after, after_name),
         *_collapses(results),
     ]
+
+
+def models_compared(results: Results) -> tuple[str, str] | None:
+    """The models before and after that the verdict is about, if there are both."""
+    before = next((name for name in ("target", "original") if name in results.models), None)
+    after = _after(results)
+    return None if before is None or after is None else (before, after)
 
 
 def _after(results: Results) -> str | None:

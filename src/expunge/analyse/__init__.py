@@ -1,0 +1,1 @@
+"""What a run did, looked at from inside: weights, trajectories, failures."""

@@ -1,0 +1,1 @@
+"""Run folders as analyses see them: what is finished, what is measured beside it, what is kept."""

@@ -1,0 +1,132 @@
+"""Reports of runs: of a finished one from its results, of any other as far as it got.
+
+Nothing is trained or evaluated: a stage that is not finished is named on the page.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from expunge import provenance, runs
+from expunge.config import Section, parse_section
+from expunge.errors import EvaluationError, RunError
+from expunge.evaluate.readings import read_place
+from expunge.pipeline import Pipeline
+from expunge.recipe import KEPT, kept_recipe, recipe_text
+from expunge.report.page import write_pages
+from expunge.report.pieces import Material
+from expunge.report.results import Results, read_results
+
+
+class NotMadeError(RunError):
+    """A stage of a run is not finished."""
+
+
+class FinishedStages(runs.Run):
+    """A run folder of which only what is finished is taken."""
+
+    def stage(
+        self,
+        name: str,
+        section: Section,
+        inputs: Mapping[str, str],
+        build: Callable[[Path], Any],
+        *,
+        together: bool = False,
+    ) -> Path:
+        """The finished folder of a stage; one that is not there is a `NotMadeError`."""
+
+        def refuse(work: Path) -> NoReturn:
+            raise AssertionError(f"{work} was to be built for a report")
+
+        done = self.store / "stages" / f"{name}-{runs.stage_key(name, section, inputs)}"
+        if not done.is_dir():
+            begun = done.with_name(done.name + ".partial").is_dir()
+            raise NotMadeError(f"{name} was begun" if begun else f"{name} was not begun")
+        return super().stage(name, section, inputs, refuse, together=together)
+
+
+def write_reports(run: Path, out: Path | None = None) -> list[tuple[Material, Path]]:
+    """Write the pages of each seed of a run into its folder, or into `out`; what is on each."""
+    written = []
+    for material in materials(run):
+        assert material.folder is not None
+        place = (out or run) / material.folder.relative_to(run)
+        written.append((material, write_pages(material, place)))
+    return written
+
+
+def materials(run: Path) -> list[Material]:
+    """What is known of each seed of a run: those with results, then those as far as they got.
+
+    A folder of several runs stands for each of them.
+    """
+    inner = sorted(path.parent for path in run.glob("*/run.json"))
+    if inner and not (run / "run.json").is_file():
+        return [material for one in inner for material in materials(one)]
+    paths = (run / "results.json", *sorted(run.glob("*/results.json")))
+    finished = [path.parent for path in paths if path.is_file()]
+    found = [_finished(folder, run) for folder in finished]
+    if run in finished or (finished and not (run / KEPT).is_file()):
+        return found
+    if not (run / KEPT).is_file():
+        raise RunError(f"there are no results in {run}; expunge run makes them")
+    seeds = kept_recipe(run).seeds
+    folders = {seed: run if len(seeds) == 1 else run / f"seed-{seed}" for seed in seeds}
+    return found + [_as_far(run, s, f) for s, f in folders.items() if f not in finished]
+
+
+def _finished(folder: Path, run: Path) -> Material:
+    """From the results and the items beside them; items that are gone are named."""
+    results = read_results(folder / "results.json")
+    items: dict[str, Any] = {}
+    missing = []
+    for name, model in results.ordered_models().items():
+        if not model.semeval.terms:
+            continue
+        try:
+            (reading,) = read_place(f"{folder}:{name}")
+            items[name] = list(reading.suites["semeval"].items.values())
+        except EvaluationError as error:
+            missing.append(str(error))
+    recipe = folder if (folder / KEPT).is_file() else run
+    text = recipe_text(kept_recipe(recipe)) if (recipe / KEPT).is_file() else None
+    return Material(results, items, text, recipe, folder, tuple(missing))
+
+
+def _as_far(run: Path, seed: int, folder: Path) -> Material:
+    """From the stages that are finished."""
+    recipe = kept_recipe(run)
+    kept = FinishedStages(run, owner=recipe.name, store=runs.store_of(run))
+    pipeline = Pipeline(recipe, run, kept)
+    entries: dict[str, Any] = {}
+    items: dict[str, Any] = {}
+    missing = []
+    for name in recipe.models:
+        try:
+            weights = pipeline.weights(name, seed)
+        except NotMadeError as error:
+            missing.append(f"{name} is not made: {error}")
+            continue
+        entries[name] = {}
+        if name in recipe.unscored:
+            continue
+        try:
+            entries[name], items[name] = pipeline.evaluate(name, weights)
+        except NotMadeError as error:
+            missing.append(f"{name} is made, not measured: {error}")
+    results = parse_section(
+        {
+            "recipe": recipe.name,
+            "seed": seed,
+            "commit": provenance.git_commit(),
+            "created": provenance.now(),
+            "models": entries,
+            "stages": kept.provenance(),
+        },
+        Results,
+        origin="results",
+    )
+    return Material(
+        results, items, recipe_text(recipe), run, folder, tuple(missing), finished=False
+    )
