@@ -71,6 +71,8 @@ def landscape(rows: Rows, material: Material) -> Figure:
         if row["t"] is not None
     ]
 
+    blues = alt.Scale(scheme="blues", domain=[0, 1])
+
     def of(method: str) -> Any:
         mine = [
             {**row, "from": row["t"] - half, "to": row["t"] + half}
@@ -83,9 +85,7 @@ def landscape(rows: Rows, material: Material) -> Figure:
         surface = base.mark_rect().encode(
             x=alt.X("from:Q", title="place: 0 the first branch, 1 the second"),
             x2="to:Q",
-            color=alt.Color(
-                "aggregate:Q", title="task", scale=alt.Scale(scheme="blues", domain=[0, 1])
-            ),
+            color=alt.Color("aggregate:Q", title="task", scale=blues),
             tooltip=["method:N", "dial at:N", "t:Q", "aggregate:Q", "auc:Q", "two_sided:Q"],
         )
         line = base.mark_tick(thickness=3, color=OTHERS[0]).encode(x="t:Q", tooltip=["t:Q"])

@@ -58,10 +58,8 @@ def _front(name: str, found: Mapping[str, Any]) -> Figure:
         alt.Chart(alt.Data(values=rows), width=420, height=320)
         .mark_point(filled=True)
         .encode(
-            x=alt.X(
-                "forgetting:Q", title="forgetting: 1 - mean forget term (screened)", scale=share
-            ),
-            y=alt.Y("retention:Q", title="retention: mean retain term (screened)", scale=share),
+            x=alt.X("forgetting:Q", title="1 - mean forget term (screened)", scale=share),
+            y=alt.Y("retention:Q", title="mean retain term (screened)", scale=share),
             size=alt.Size("balance:Q", title="balance", scale=alt.Scale(range=[30, 300])),
             color=alt.Color("role:N", title=None, scale=roles),
             opacity=alt.Opacity("front:N", title=None, scale=shown),
