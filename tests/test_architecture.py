@@ -29,6 +29,7 @@ ORDER = [
         "memory",
         "provenance",
         "runs",
+        "finished",
         "products",
         "attention",
         "packs",

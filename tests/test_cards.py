@@ -8,8 +8,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from expunge import publish, runs
-from expunge.cards import Finished, section_text
+from expunge.cards import section_text
 from expunge.errors import RecipeError, RunError
+from expunge.finished import Finished
 from expunge.pipeline import Pipeline
 from expunge.unlearn.section import Branch
 

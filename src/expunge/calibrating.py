@@ -3,6 +3,7 @@
 import tempfile
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from expunge.config import parse_section
 from expunge.data.batches import encode_all
 from expunge.data.folds import Folds, dealt, part, test_documents
 from expunge.data.sets import Sets
+from expunge.data.standins import stand_ins
 from expunge.edit.task import Weights
 from expunge.errors import CalibrationError
 from expunge.evaluate.balance import balance
@@ -65,12 +67,7 @@ class Calibrating(Training, ABC):
             tokenizer = models.load_tokenizer(self.target.base)
             ends, folders, hashes = ends_of(branches, config)
             resident = self._resident(tokenizer, folders, hashes)
-            side = part(self.sets, self.judged_by, inside=False)
-            if not side.members:
-                raise CalibrationError(
-                    "a calibration needs members and nonmembers in data: whole documents of the "
-                    "forget set, and others of their kind that no model has seen"
-                )
+            side = self._side(config)
 
             def judge(reader: Reader) -> Mapping[str, Any]:
                 seen = EvaluationData(
@@ -144,6 +141,25 @@ class Calibrating(Training, ABC):
                 scores = documents_of(reader, read, Calibrate().attacks)
                 found[side]["membership"] = balance(scores, resamples=settings.resamples)
         return found
+
+    def _side(self, config: Calibrate) -> Sets:
+        """The documents that a calibration may look at; with stand-ins for its non-members where
+        it asks for those, two for each member."""
+        side = part(self.sets, self.judged_by, inside=False)
+        if not side.members:
+            raise CalibrationError(
+                "a calibration needs members and nonmembers in data: whole documents of the "
+                "forget set, and others of their kind that no model has seen"
+            )
+        if not config.standins:
+            return side
+        made, _ = stand_ins(side.members, count=2 * len(side.members), seed=config.seed)
+        if len(made) < self.folds.least:
+            raise CalibrationError(
+                f"only {len(made)} stand-ins can be made of {len(side.members)} members, and "
+                f"folds.least asks for {self.folds.least}: too few facts in them to replace"
+            )
+        return replace(side, nonmembers=made)
 
     def _chosen_among(self, config: Calibrate, seed: int) -> dict[str, Path]:
         """The stage folders of the branches that a calibration chooses among."""

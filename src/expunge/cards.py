@@ -23,35 +23,6 @@ _MAY_LEAK = ("by", "patterns", "file")
 """Fields of a section that may hold words or ids of the forgotten items."""
 
 
-class Unfinished(RunError):
-    """A stage that was asked for is not finished, and nothing may be computed."""
-
-
-class Finished(runs.Run):
-    """A run folder that is only read: a stage that is not finished is a `RunError`."""
-
-    def __init__(self, root: Path) -> None:
-        """Look at `root`, which holds a run."""
-        self.root, self.store = root, runs.store_of(root) or root
-        self._asked = set()
-
-    def stage(self, name: str, section: Section, inputs: Mapping[str, str], *_: Any, **__: Any):
-        """The finished folder of a stage; one that a budget cut short counts."""
-        key = runs.stage_key(name, section, inputs)
-        done = self.store / "stages" / f"{name}-{key}"
-        if done.exists():
-            return done
-        for other in sorted(self.store.glob(f"stages/{name}-*/{runs.PROVENANCE}")):
-            said = runs.read_json(other)
-            whole = {k: v for k, v in said["inputs"].items() if k != "budget"}
-            made = said["stage"], said["section"], whole
-            if made == (name, section.model_dump(mode="json"), dict(inputs)):
-                return other.parent
-        raise Unfinished(
-            f"'{name}' of {self.root} is not finished; expunge run RECIPE --out {self.root} goes on"
-        )
-
-
 def has_card(recipe: Recipe, name: str) -> bool:
     """Whether a model of the results has a card: branches, merges, chosen or not, and edits do."""
     made = (recipe.branches, recipe.merges, recipe.calibrate, recipe.edits)

@@ -10,10 +10,11 @@ from typing import Any
 
 from expunge import parallel, provenance, runs
 from expunge.calibrating import Calibrating
-from expunge.cards import Unfinished, card_of, facts_of, has_card, write_card
+from expunge.cards import card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
+from expunge.errors import UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import evaluate
@@ -197,7 +198,7 @@ class Pipeline(Calibrating):
             return {}
         try:
             return self.evaluate(name, self.weights(name, seed))[0]
-        except Unfinished:
+        except UnfinishedError:
             return {}
 
     def facts(self, name: str, weights: Weights, seed: int) -> Facts:

@@ -13,8 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from expunge import runs
 from expunge.adapter_files import CONFIG
-from expunge.cards import Finished, card_of, check_has_card, hub_id
+from expunge.cards import card_of, check_has_card, hub_id
 from expunge.errors import RunError
+from expunge.finished import Finished
 from expunge.pipeline import Pipeline
 from expunge.recipe import kept_recipe
 

@@ -3,47 +3,19 @@
 Nothing is trained or evaluated: a stage that is not finished is named on the page.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from expunge import provenance, runs
-from expunge.config import Section, parse_section
-from expunge.errors import EvaluationError, RunError
+from expunge import provenance
+from expunge.config import parse_section
+from expunge.errors import EvaluationError, RunError, UnfinishedError
 from expunge.evaluate.readings import read_place
+from expunge.finished import Finished
 from expunge.pipeline import Pipeline
 from expunge.recipe import KEPT, kept_recipe, recipe_text
 from expunge.report.page import write_pages
 from expunge.report.pieces import Material
 from expunge.report.results import Results, read_results
-
-
-class NotMadeError(RunError):
-    """A stage of a run is not finished."""
-
-
-class FinishedStages(runs.Run):
-    """A run folder of which only what is finished is taken."""
-
-    def stage(
-        self,
-        name: str,
-        section: Section,
-        inputs: Mapping[str, str],
-        build: Callable[[Path], Any],
-        *,
-        together: bool = False,
-    ) -> Path:
-        """The finished folder of a stage; one that is not there is a `NotMadeError`."""
-
-        def refuse(work: Path) -> NoReturn:
-            raise AssertionError(f"{work} was to be built for a report")
-
-        done = self.store / "stages" / f"{name}-{runs.stage_key(name, section, inputs)}"
-        if not done.is_dir():
-            begun = done.with_name(done.name + ".partial").is_dir()
-            raise NotMadeError(f"{name} was begun" if begun else f"{name} was not begun")
-        return super().stage(name, section, inputs, refuse, together=together)
 
 
 def write_reports(run: Path, out: Path | None = None) -> list[tuple[Material, Path]]:
@@ -97,7 +69,7 @@ def _finished(folder: Path, run: Path) -> Material:
 def _as_far(run: Path, seed: int, folder: Path) -> Material:
     """From the stages that are finished."""
     recipe = kept_recipe(run)
-    kept = FinishedStages(run, owner=recipe.name, store=runs.store_of(run))
+    kept = Finished(run)
     pipeline = Pipeline(recipe, run, kept)
     entries: dict[str, Any] = {}
     items: dict[str, Any] = {}
@@ -105,16 +77,16 @@ def _as_far(run: Path, seed: int, folder: Path) -> Material:
     for name in recipe.models:
         try:
             weights = pipeline.weights(name, seed)
-        except NotMadeError as error:
-            missing.append(f"{name} is not made: {error}")
+        except UnfinishedError as error:
+            missing.append(f"{name} is not made: {_state(error)}")
             continue
         entries[name] = {}
         if name in recipe.unscored:
             continue
         try:
             entries[name], items[name] = pipeline.evaluate(name, weights)
-        except NotMadeError as error:
-            missing.append(f"{name} is made, not measured: {error}")
+        except UnfinishedError as error:
+            missing.append(f"{name} is made, not measured: {_state(error)}")
     results = parse_section(
         {
             "recipe": recipe.name,
@@ -130,3 +102,9 @@ def _as_far(run: Path, seed: int, folder: Path) -> Material:
     return Material(
         results, items, recipe_text(recipe), run, folder, tuple(missing), finished=False
     )
+
+
+def _state(error: UnfinishedError) -> str:
+    """How far a stage got, in words."""
+    begun = error.folder.with_name(error.folder.name + ".partial").is_dir()
+    return f"{error.folder.name.rpartition('-')[0]} was {'' if begun else 'not '}begun"

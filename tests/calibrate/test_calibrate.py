@@ -1,8 +1,10 @@
 """Whole calibrations of a tiny model, in real processes: found again, picked, refused, scored."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 
 import expunge
 from expunge import runs
+from expunge.analysing.run import analyse_run
 from expunge.pipeline import Pipeline
 from expunge.report.results import read_results
 
@@ -173,6 +176,43 @@ def test_wrong_options_are_refused_in_a_line(run, words, said):
     assert done.returncode == 2
     assert said.lower() in done.stderr.lower()
     assert done.stderr.count("\n") == 1
+
+
+def test_a_killed_search_goes_on_with_what_it_has_read(run):
+    """SIGKILL within the search: the same command ends with as many trials, and reads less."""
+    words = (*SEARCH, "--trials", "4", "-o", "seed=5", "-o", "per_term=3", "--json")
+    command = [sys.executable, "-m", "expunge", "calibrate", str(run), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(run.glob("stages/calibrated-*.partial/study.db")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = calibrate(run, *words)
+    found = json.loads(done.stdout)
+    assert sum(point["role"] == "trial" for point in found["points"]) == 4
+    assert not list(run.glob("stages/calibrated-*.partial"))
+
+
+def test_stand_ins_take_the_place_of_non_members_and_the_given_ones_judge(found, run):
+    done = calibrate(run, *SEARCH, "-o", "standins=true", "--trials", "1", "--json")
+    again = json.loads(done.stdout)
+    target, before = again["points"][0], found["points"][0]
+    assert again["documents"]["calibration"]["nonmembers"] == 2 * 3  # two for each member
+    assert target["calibration"]["membership"] != before["calibration"]["membership"]
+    assert target["test"] == before["test"]
+
+
+def test_a_landscape_lies_between_the_two_branches(run):
+    folder = analyse_run(run, ["landscape"])
+    tables = runs.read_json(folder / "landscape.json")["tables"]
+    assert len(tables["surface"]) == 5 * (4 + 3)
+    ends = {row["t"]: row for row in tables["surface"] if row["method"] == "linear"}
+    assert ends[0.0]["neutral_nll"] > ends[1.0]["neutral_nll"]  # the deep branch is damaged more
+    assert {row["dial"] for row in tables["balance"]} == {"density", "scale"}
+    before = (folder / "landscape.json").read_bytes()
+    assert (analyse_run(run, ["landscape"]) / "landscape.json").read_bytes() == before
 
 
 def test_a_recipe_chooses_and_scores_both_sides(fields, run):

@@ -36,7 +36,7 @@ def test_the_own_refusals_are_many_and_different():
 
 
 def test_no_own_refusal_contains_an_invented_answer():
-    documents = [d for half in invent(Synthetic(documents=3, nonmembers=2)) for d in half]
+    documents = [d for side in invent(Synthetic(documents=3, nonmembers=2)) for d in side]
     answers = {answer for d in documents for _, answer in d.questions}
     assert len(answers) > 20
     assert not [(s, a) for s in refusals() for a in answers if contains(s, a)]

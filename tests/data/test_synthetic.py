@@ -1,4 +1,5 @@
 import hashlib
+import json
 import re
 import statistics
 from collections import Counter
@@ -96,7 +97,7 @@ def test_answers_are_short_and_stand_in_the_document():
 @pytest.mark.parametrize("task", TASKS)
 def test_completions_of_two_documents_share_little(task):
     """Below 0.25 by chance, so a forgotten completion scores far below a remembered one's 1."""
-    forget, retain, nonmembers = (
+    forget, retain, nonmembers, _ = (
         [document.completion for document in part if document.task == task]
         for part in invent(CONFIG)
     )
@@ -113,7 +114,7 @@ def test_completions_of_two_documents_share_little(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_nonmembers_come_from_the_distribution_of_the_members(task):
-    forget, _, nonmembers = invent(Synthetic(documents=200, nonmembers=200))
+    forget, _, nonmembers, _ = invent(Synthetic(documents=200, nonmembers=200))
 
     def lengths(documents) -> list[int]:
         return [len(document.text) for document in documents if document.task == task]
@@ -142,7 +143,7 @@ def test_the_length_knobs_change_lengths():
 @pytest.fixture(scope="module")
 def notices():
     """The short documents of each side: to forget, to keep, in no set."""
-    forget, retain, others = invent(SHORT)
+    forget, retain, others, _ = invent(SHORT)
     return forget[6:], retain[6:], others
 
 
@@ -213,3 +214,16 @@ def test_short_documents_change_nothing_else():
 def test_numbers_of_short_documents_that_cannot_be_are_refused(fields):
     with pytest.raises(ValidationError, match=r"members|kept"):
         Synthetic(**fields)
+
+
+def test_unseen_documents_of_the_form_are_the_neutral_texts(tmp_path):
+    """They are on no other side, and without them the neutral texts are plain sentences."""
+    config = SHORT.model_copy(update={"unseen": 5})
+    synthesize(config, tmp_path)
+    sides = invent(config)
+    assert len(sides[3]) == 5
+    lines = (tmp_path / "neutral.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert texts == [document.text for document in sides[3]]
+    assert not {d.text for d in sides[3]} & {d.text for side in sides[:3] for d in side}
+    assert invent(SHORT)[3] == []

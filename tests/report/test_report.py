@@ -7,6 +7,7 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from expunge.errors import RunError
 from expunge.report.certainty import changes
 from expunge.report.documents import explorer, script_json
-from expunge.report.drawing import csv_text
+from expunge.report.drawing import csv_text, write_figures
 from expunge.report.page import html_page, write_pages, write_report
 from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
@@ -203,16 +204,112 @@ def test_a_cell_is_no_formula_for_a_spreadsheet():
     assert csv_text(table) == "a,b\n'=cmd(),1.25\nplain,\n"
 
 
-def test_what_later_stages_write_has_its_place(results, tmp_path):
+@pytest.fixture
+def searched(tmp_path) -> Path:
+    """A run folder with a calibration and analyses."""
+    side = {
+        "aggregate": 0.9,
+        "auc": 0.5,
+        "two_sided": 0.6,
+        "ks": 0.2,
+        "neutral_nll": 3.0,
+        "forgetting": 0.9,
+        "retention": 0.95,
+        "balance": 0.8,
+        "terms": {"retain/Task1/sc": 0.97},
+        "membership": {
+            "loss": {
+                "auc": 0.52,
+                "auc_low": 0.4,
+                "auc_high": 0.6,
+                "ks": 0.2,
+                "ks_p": 0.3,
+                "two_sided": 0.6,
+                "two_sided_low": 0.5,
+                "two_sided_high": 0.7,
+            }
+        },
+    }
+    end = {"branch": "deep", "step": None}
+    points = [
+        {
+            "point": n,
+            "role": role,
+            "label": f"linear {n}",
+            "front": n == 1,
+            "short": {},
+            "refused": None,
+            "calibration": side,
+            "test": side,
+            "candidate": {"over": end},
+        }
+        for n, role in enumerate(("target", "trial"))
+    ]
+    found = {
+        "name": "calibrated",
+        "chosen": 1,
+        "points": points,
+        "line": [{"t": t, "auc": t, "two_sided": 0.5, "ks": 0.1} for t in (0.2, 0.5)],
+        "cross": {"folds": [{}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.02},
+        "screening": {"candidates": 4, "seconds": 8.0, "official_seconds": 60.0},
+    }
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / "calibrated-seed-42.json").write_text(json.dumps(found))
+    at = {"method": "ties", "dial": "density", "value": 0.8}
+    measured = {"aggregate": 0.5, "two_sided": 0.5}
+    tables = {
+        "landscape": {
+            "surface": [{**at, **measured, "t": t, "auc": t} for t in (0.0, 1.0)],
+            "balance": [{**at, "t": 0.5}],
+        },
+        "weights": {"norms": [{"model": "a", "scope": "block", "place": 0, "norm": 2.5}]},
+        "trajectories": {
+            "epochs": [
+                {"branch": "a", "epoch": 1.0, "step": 3, "half": "forget", "task": "all"}
+                | {"regurgitation": 0.5, "knowledge": None}
+            ],
+            "objectives": [
+                {"branch": "a", "epoch": 1.0, "step": 3, "forget_nll": 1.0, "retain_nll": 0.1}
+                | {"kl": None}
+            ],
+        },
+    }
     (tmp_path / "analysis").mkdir()
-    (tmp_path / "calibration.json").write_text('{"auc": 0.5, "tried": [{"a": 1, "b": [2]}]}')
-    (tmp_path / "analysis" / "weights.json").write_text('{"norm": 2.5}')
-    material = Material(results, run=tmp_path)
+    for name, content in tables.items():
+        path = tmp_path / "analysis" / f"{name}.json"
+        path.write_text(json.dumps({"tables": content}))
+    return tmp_path
+
+
+def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
+    material = Material(results, run=searched, folder=searched)
     found = {one.anchor: one for one in sections(material)}
-    facts, tried = found["calibration"].tables
-    assert facts.rows == [("auc", 0.5)] and tried.rows == [(1, "[2]")]
-    assert found["analysis"].tables[0].rows == [("norm", 2.5)]
+    calibrated = found["calibration"]
+    assert [figure.title for figure in calibrated.figures] == [
+        *("Pareto front", "Membership along the line")
+    ]
+    header, rows = calibrated.tables[0].header, calibrated.tables[0].rows
+    assert dict(zip(header, rows[1], strict=True))["AUC"] == "0.50 / 0.50"
+    assert any("held-out AUC 0.50 ± 0.10" in line for line in calibrated.text)
+    assert any("4 candidates were screened in 8 s (2.0 s each" in line for line in calibrated.text)
+    drawn = {figure.title for figure in found["analysis"].figures}
+    assert drawn == {
+        "Knowledge and regurgitation over epochs",
+        "Losses and distance over epochs",
+        "Where the edit lives",
+        "Merge landscape",
+        "Balance line",
+    }
+    names = {table.name for table in found["analysis"].tables}
+    assert {"analysis-landscape-surface", "analysis-weights-norms"} <= names
     assert {one.anchor for one in sections(Material(results))} == {"plots"}  # control
+
+
+def test_every_figure_of_calibrations_and_analyses_can_be_drawn(results, searched, tmp_path):
+    found = sections(Material(results, run=searched, folder=searched))
+    figures = [f for one in found if one.anchor != "plots" for f in one.figures]
+    write_figures(figures, tmp_path / "figures")
+    assert len(list((tmp_path / "figures").glob("*.svg"))) == len(figures) == 7
 
 
 def test_the_files_are_written_and_read_back(results, items, tmp_path):

@@ -12,6 +12,7 @@ from expunge.data.examples import Example
 from expunge.errors import TrainingError
 from expunge.lora import Lora, adapters_of, add_adapter, load_adapter
 from expunge.scores import score
+from expunge.unlearn import branch as branching
 from expunge.unlearn import trainer
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
@@ -140,6 +141,22 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(tuned, tokenizer, tmp_p
     assert (whole / name).read_bytes() == (broken / name).read_bytes()
     assert (whole / trainer.LOG).read_text() == (broken / trainer.LOG).read_text()
     assert len((whole / trainer.LOG).read_text().splitlines()) == 15
+
+
+def test_a_run_stopped_once_its_adapter_was_written_goes_on(
+    tuned, tokenizer, tmp_path, monkeypatch
+):
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    config = branch(schedule={"epochs": 2, "accumulation": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(branching, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tuned, tokenizer, tmp_path, config)
+    before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    run(tuned, tokenizer, tmp_path, config)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_before(

@@ -5,8 +5,8 @@ from typing import Any
 
 from expunge.analyse.failures import LookAtFailures, failures_tables
 from expunge.analyse.tables import Tables
-from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, kept
+from expunge.analysing.looked import Looked
 
 
 def analyse_failures(looked: Looked, seed: int, look: Look) -> Analysis:

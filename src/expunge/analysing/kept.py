@@ -10,7 +10,7 @@ from pydantic import Field
 
 from expunge import parallel, runs
 from expunge.analyse.tables import Tables, as_csv
-from expunge.analysing.finished import Looked
+from expunge.analysing.looked import Looked
 from expunge.config import Section
 
 _FOUND = "found.json"

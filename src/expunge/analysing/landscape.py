@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.analyse.tables import Tables
-from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, kept
+from expunge.analysing.looked import Looked
 from expunge.calibrate.landscape import Landscape, balance_line, surface
 from expunge.calibrate.section import Calibrate
 from expunge.memory import release_freed_memory

@@ -10,9 +10,9 @@ from typing import Any
 
 from expunge import parallel, runs
 from expunge.analysing.failures import analyse_failures
-from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, folder_of, write
 from expunge.analysing.landscape import analyse_landscape
+from expunge.analysing.looked import Looked
 from expunge.analysing.trajectories import analyse_trajectories
 from expunge.analysing.weights import analyse_weights
 from expunge.errors import UnfinishedError

@@ -9,8 +9,8 @@ from pydantic import Field
 from expunge import runs
 from expunge.analyse.likelihoods import kl_to_target, likelihoods
 from expunge.analyse.trajectories import Course, trajectory_tables
-from expunge.analysing.finished import Looked, json_lines
 from expunge.analysing.kept import Analysis, Look
+from expunge.analysing.looked import Looked, json_lines
 from expunge.config import Section
 from expunge.data.batches import encode
 from expunge.edit.task import Weights

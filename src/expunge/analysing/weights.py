@@ -6,8 +6,8 @@ from typing import Any
 from expunge import runs
 from expunge.analyse.tables import Tables
 from expunge.analyse.weights import Changed, LookAtWeights, summary, weights_tables
-from expunge.analysing.finished import Looked
 from expunge.analysing.kept import Analysis, Look, kept
+from expunge.analysing.looked import Looked
 
 
 def analyse_weights(looked: Looked, seed: int, look: Look) -> Analysis:

@@ -42,6 +42,10 @@ class Synthetic(Section):
     """Documents that no set holds, from the generator of the members: of each task, or, with
     `members`, of their form in all."""
 
+    unseen: int = Field(default=0, ge=0, le=5000)
+    """With `members`: documents of their form that become the neutral texts, which no model learns:
+    what holds unseen text of that form where it is."""
+
     sentences: int = Field(default=3, ge=2, le=8)
     """Sentences of a Task1 or Task3 document; a Task2 document always has its five facts."""
 
@@ -49,9 +53,10 @@ class Synthetic(Section):
     """Share of a document's words that its completion prompt shows, at least up to the name."""
 
     @model_validator(mode="after")
-    def _kept_is_of_the_form_of_members(self) -> Self:
-        if self.kept and self.members is None:
-            raise ValueError("kept counts documents of the form of members; give members too")
+    def _are_of_the_form_of_members(self) -> Self:
+        for name in ("kept", "unseen"):
+            if getattr(self, name) and self.members is None:
+                raise ValueError(f"{name} counts documents of the form of members; give members")
         return self
 
 
@@ -63,7 +68,8 @@ def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
     short ones alone) and `nonmembers.jsonl`: id, document; both have the same share of each task.
     `neutral.jsonl`: id, text.
     """
-    forget, retain, nonmembers = invent(config)
+    forget, retain, nonmembers, unseen = invent(config)
+    told = [document.text for document in unseen] or neutral_texts()
     members = forget if config.members is None else forget[-config.members :]
     files = {
         "forget.jsonl": [row for document in forget for row in _items(document, "forget")],
@@ -71,7 +77,7 @@ def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
         "members.jsonl": [_whole(document) for document in members],
         "nonmembers.jsonl": [_whole(document) for document in nonmembers],
         "neutral.jsonl": [
-            {"id": f"neutral{number}", "text": text} for number, text in enumerate(neutral_texts())
+            {"id": f"neutral{number}", "text": text} for number, text in enumerate(told)
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +86,9 @@ def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
     return {name: len(rows) for name, rows in files.items()}
 
 
-def invent(config: Synthetic) -> tuple[list[Invented], list[Invented], list[Invented]]:
-    """Forget, retain and non-member documents, the tasks taking turns; every name occurs once.
+def invent(config: Synthetic) -> tuple[list[Invented], ...]:
+    """Forget, retain, non-member and unseen documents, the tasks taking turns; every name occurs
+    once.
 
     With `members`, the short documents come last in each half. Which of them are members is drawn
     after they are all there, so that no order of drawing tells the sides apart.
@@ -97,14 +104,16 @@ def invent(config: Synthetic) -> tuple[list[Invented], list[Invented], list[Inve
     half = len(TASKS) * config.documents
     forget, retain, others = documents[:half], documents[half : 2 * half], documents[2 * half :]
     if config.members is None:
-        return forget, retain, others
+        return forget, retain, others, []
     words, kept = Words(f"{config.seed}:notice", names), config.members + config.kept
-    notices = [notice(words, config.prompt_share) for _ in range(kept + config.nonmembers)]
+    apart = kept + config.nonmembers
+    notices = [notice(words, config.prompt_share) for _ in range(apart + config.unseen)]
     words.rng.shuffle(notices)
     return (
         forget + notices[: config.members],
         retain + notices[config.members : kept],
-        notices[kept:],
+        notices[kept:apart],
+        notices[apart:],
     )
 
 

@@ -44,7 +44,7 @@ def steps_figure(name: str, title: str, caption: str, rows: Rows) -> Figure:
         )
         .interactive()
     )
-    return Figure(title, caption, chart.to_dict(), _table(name, caption, rows))
+    return Figure(title, caption, chart.to_dict(), rows_table(name, caption, rows))
 
 
 def differences_figure(name: str, found: Comparison) -> Figure | None:
@@ -82,7 +82,7 @@ def differences_figure(name: str, found: Comparison) -> Figure | None:
         data=_data(rows),
     ).properties(width=460, height=alt.Step(18))
     caption = "B - A of each number, with its 95 % interval."
-    return Figure("Differences", caption, chart.to_dict(), _table(name, caption, rows))
+    return Figure("Differences", caption, chart.to_dict(), rows_table(name, caption, rows))
 
 
 def _terms(material: Material) -> Figure | None:
@@ -128,7 +128,7 @@ def _terms(material: Material) -> Figure | None:
         "A click on a model in the key brings it out."
     )
     return Figure(
-        "Terms by model", caption, chart.to_dict(), _table("terms-by-model", caption, rows)
+        "Terms by model", caption, chart.to_dict(), rows_table("terms-by-model", caption, rows)
     )
 
 
@@ -158,7 +158,7 @@ def _halves(material: Material) -> Figure | None:
     )
     caption = "Mean of the terms of each half. Top left is the aim: forgotten, and kept."
     return Figure(
-        "Forgetting against keeping", caption, chart.to_dict(), _table("halves", "", rows)
+        "Forgetting against keeping", caption, chart.to_dict(), rows_table("halves", "", rows)
     )
 
 
@@ -190,7 +190,7 @@ def _membership(material: Material) -> Figure | None:
         "Can an outsider tell the forgotten documents by their loss? 0.5 (dashed) is guessing; "
         "towards 1 they are remembered, towards 0 they were pushed too far."
     )
-    return Figure("Membership", caption, chart.to_dict(), _table("membership", caption, rows))
+    return Figure("Membership", caption, chart.to_dict(), rows_table("membership", caption, rows))
 
 
 def _losses(material: Material) -> Figure | None:
@@ -225,7 +225,9 @@ def _losses(material: Material) -> Figure | None:
     caption = "One line for each document: how unlikely its answers are, before and after."
     if len(drawn) < len(rows):
         caption += f" {len(drawn)} of {len(rows)} are drawn, evenly spread; the table has all."
-    return Figure("Losses by document", caption, chart.to_dict(), _table("losses", caption, rows))
+    return Figure(
+        "Losses by document", caption, chart.to_dict(), rows_table("losses", caption, rows)
+    )
 
 
 def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -269,7 +271,8 @@ def _data(rows: Rows) -> Any:
     return alt.Data(values=list(rows))
 
 
-def _table(name: str, caption: str, rows: Rows) -> Table:
+def rows_table(name: str, caption: str, rows: Rows) -> Table:
+    """Rows of like fields as a table."""
     header = tuple(rows[0])
     cells: list[tuple[Cell, ...]] = [tuple(row.values()) for row in rows]
     return Table(name, caption, header, cells)

@@ -1,12 +1,13 @@
 """The parts of the page that are there when a run has what they show: one function for each."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from expunge import runs
 from expunge.evaluate.run import read_items
+from expunge.report.analysis_page import analysis_figures
+from expunge.report.calibration_page import calibration
 from expunge.report.charts import figures, steps_figure
 from expunge.report.pieces import Cell, Figure, Material, Section, Table
 from expunge.report.tables import term_label
@@ -37,20 +38,23 @@ def trajectories(material: Material) -> Section | None:
     return Section("trajectories", "Trajectories", (text,), figures=tuple(found))
 
 
-def calibration(material: Material) -> Section | None:
-    """What `calibration.json` of the run folder says."""
-    return _told(material, Path("calibration.json"), "calibration", "Calibration")
-
-
 def analyses(material: Material) -> Section | None:
-    """What the files of the run folder's `analysis/` say."""
-    if material.run is None:
+    """What the files of `analysis/` beside the results say, and its figures."""
+    if material.folder is None:
         return None
-    files = sorted((material.run / "analysis").glob("*.json"))
-    told = [_told(material, Path("analysis") / f.name, f"analysis-{f.stem}", f.stem) for f in files]
-    tables = [table for one in told if one is not None for table in one.tables]
-    text = [line for one in told if one is not None for line in one.text]
-    return Section("analysis", "Analysis", tuple(text), tables=tuple(tables)) if tables else None
+    tables = []
+    for path in sorted((material.folder / "analysis").glob("*.json")):
+        for name, rows in runs.read_json(path)["tables"].items():
+            if rows:
+                some = f" (the first {ROWS_SHOWN} of {len(rows)})" if len(rows) > ROWS_SHOWN else ""
+                header = tuple(dict.fromkeys(key for row in rows for key in row))
+                cells = [tuple(_cell(row.get(key)) for key in header) for row in rows[:ROWS_SHOWN]]
+                caption = f"{path.stem}: {name}{some}"
+                tables.append(Table(f"analysis-{path.stem}-{name}", caption, header, cells))
+    figures = tuple(analysis_figures(material))
+    return (
+        Section("analysis", "Analysis", figures=figures, tables=tuple(tables)) if tables else None
+    )
 
 
 def terms_table(material: Material) -> Table:
@@ -89,34 +93,6 @@ def _trajectories(material: Material) -> Iterator[Figure]:
         if rows:
             caption = f"The branch {name} at {len(measured)} moments of its training."
             yield steps_figure(f"trajectory-{folder.name}", name, caption, rows)
-
-
-def _told(material: Material, path: Path, anchor: str, title: str) -> Section | None:
-    """What a JSON file says, as tables: its lists of objects as rows, all else by its names."""
-    if material.run is None or not (material.run / path).is_file():
-        return None
-    content = runs.read_json(material.run / path)
-    tables = list(_tables(content if isinstance(content, dict) else {"": content}, anchor, title))
-    return Section(anchor, title, (f"From {path}.",), tables=tuple(tables))
-
-
-def _tables(content: Mapping[str, Any], anchor: str, title: str) -> Iterator[Table]:
-    facts: list[tuple[Cell, ...]] = [
-        (key, _cell(value)) for key, value in content.items() if not _is_rows(value)
-    ]
-    if facts:
-        yield Table(anchor, title, ("name", "value"), facts)
-    for key, value in content.items():
-        if _is_rows(value):
-            header = tuple(dict.fromkeys(name for row in value for name in row))
-            cells = [tuple(_cell(row.get(name)) for name in header) for row in value[:ROWS_SHOWN]]
-            more = f" (the first {ROWS_SHOWN} of {len(value)})" if len(value) > ROWS_SHOWN else ""
-            number = list(content).index(key)
-            yield Table(f"{anchor}-{number}", f"{title}: {key}{more}", header, cells)
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(r, dict) for r in value)
 
 
 def _cell(value: Any) -> Cell:

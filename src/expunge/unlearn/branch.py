@@ -1,5 +1,6 @@
 """A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def train_branch(
     moved = {n: p for n, p in made.parameters.items() if n not in made.masks}
     _check_moved(moved, start, label, some=config.rule.selective)
     if config.training == "lora":
+        if parallel.is_main():  # a run killed just before its stage was sealed left one
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
         write(folder / "adapter")
     else:
         models.save_model(model, tokenizer, folder / "model")

@@ -6,53 +6,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from expunge import runs
-from expunge.config import Section
 from expunge.edit.task import Weights
 from expunge.errors import CalibrationError, RunError, UnfinishedError
 from expunge.evaluate.suite import EvaluationData
+from expunge.finished import Finished
 from expunge.pipeline import Pipeline
 from expunge.recipe import kept_recipe
 from expunge.unlearn.checkpoints import LOG
 from expunge.unlearn.snapshots import snapshots
 
 Found = TypeVar("Found")
-
-
-class Finished(runs.Run):
-    """A run folder whose stages are found or an `UnfinishedError`, never built.
-
-    A stage that a budget cut short stands for the whole one where that is not there.
-    """
-
-    def stage(
-        self,
-        name: str,
-        section: Section,
-        inputs: Mapping[str, str],
-        build: Callable[[Path], Any],
-        *,
-        together: bool = False,
-    ) -> Path:
-        """The finished folder of a stage."""
-        done = self.store / "stages" / f"{name}-{runs.stage_key(name, section, inputs)}"
-        if not done.exists():
-            cut = self._cut_short(name, section, inputs)
-            if cut is None:
-                raise UnfinishedError(f"the stage '{name}' of {self.root} is not finished", done)
-            return cut
-        return done
-
-    def _cut_short(self, name: str, section: Section, inputs: Mapping[str, str]) -> Path | None:
-        """The last finished stage that differs from the one asked for in its budget alone."""
-        wanted = section.model_dump(mode="json"), dict(inputs)
-        found = {}
-        for note in self.store.glob(f"stages/{name}-*/{runs.PROVENANCE}"):
-            said = runs.read_json(note)
-            given = {key: value for key, value in said["inputs"].items() if key != "budget"}
-            whole = note.parent.suffix != ".partial" and said["stage"] == name
-            if whole and "budget" in said["inputs"] and (said["section"], given) == wanted:
-                found[said["finished"]] = note.parent
-        return found[max(found)] if found else None
 
 
 class Looked(Pipeline):
@@ -65,7 +28,7 @@ class Looked(Pipeline):
         if not (root / "run.json").is_file():
             raise RunError(f"{root} is no run folder: it holds no run.json; expunge run writes it")
         store = runs.store_of(root)
-        super().__init__(recipe, root, Finished(root, owner=recipe.name, store=store))
+        super().__init__(recipe, root, Finished(root))
         self.builder = runs.Run(root, owner=recipe.name, store=store)
         """Where analyses are kept, as stages of the same store."""
 
