@@ -232,7 +232,7 @@ def kill_in_the_middle(run: Path, name: str) -> int:
     [
         (
             "from expunge.errors import DataError; raise DataError('no\\nsuch item')",
-            "no\nsuch item",
+            r"no\\nsuch item",  # shown, not sent
         ),
         ("import signal; signal.raise_signal(9)", "the workers of last died, 2 of them"),
         ("assert False, 'a bug'", "AssertionError: a bug"),

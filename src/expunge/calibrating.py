@@ -67,7 +67,7 @@ class Calibrating(Training, ABC):
             tokenizer = models.load_tokenizer(self.target.base)
             ends, folders, hashes = ends_of(branches, config)
             resident = self._resident(tokenizer, folders, hashes)
-            side = self._side(config)
+            side = self.chosen_by(config)
 
             def judge(reader: Reader) -> Mapping[str, Any]:
                 seen = EvaluationData(
@@ -142,7 +142,7 @@ class Calibrating(Training, ABC):
                 found[side]["membership"] = balance(scores, resamples=settings.resamples)
         return found
 
-    def _side(self, config: Calibrate) -> Sets:
+    def chosen_by(self, config: Calibrate) -> Sets:
         """The documents that a calibration may look at; with stand-ins for its non-members where
         it asks for those, two for each member."""
         side = part(self.sets, self.judged_by, inside=False)

@@ -13,6 +13,7 @@ import yaml
 import expunge
 from expunge import runs
 from expunge.analysing.run import analyse_run
+from expunge.calibrate.section import Calibrate, Floors
 from expunge.pipeline import Pipeline
 from expunge.report.results import read_results
 
@@ -49,6 +50,10 @@ SEARCH = (
     *("--trials", "3", "--floors", "retain=0,neutral=9"),
     *("-o", "tolerance=0.08", "-o", "steps=6", "-o", "snapshots=1"),
 )
+
+
+def _partial(run: Path) -> set[Path]:
+    return set(run.glob("stages/calibrated-*.partial"))
 
 
 def calibrate(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -182,8 +187,9 @@ def test_a_killed_search_goes_on_with_what_it_has_read(run):
     """SIGKILL within the search: the same command ends with as many trials, and reads less."""
     words = (*SEARCH, "--trials", "4", "-o", "seed=5", "-o", "per_term=3", "--json")
     command = [sys.executable, "-m", "expunge", "calibrate", str(run), *words]
+    before = _partial(run)  # of searches that were refused
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not list(run.glob("stages/calibrated-*.partial/study.db")):
+        while not any((p / "study.db").exists() for p in _partial(run) - before):
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)
@@ -192,16 +198,20 @@ def test_a_killed_search_goes_on_with_what_it_has_read(run):
     done = calibrate(run, *words)
     found = json.loads(done.stdout)
     assert sum(point["role"] == "trial" for point in found["points"]) == 4
-    assert not list(run.glob("stages/calibrated-*.partial"))
+    assert _partial(run) == before
 
 
-def test_stand_ins_take_the_place_of_non_members_and_the_given_ones_judge(found, run):
-    done = calibrate(run, *SEARCH, "-o", "standins=true", "--trials", "1", "--json")
-    again = json.loads(done.stdout)
-    target, before = again["points"][0], found["points"][0]
-    assert again["documents"]["calibration"]["nonmembers"] == 2 * 3  # two for each member
-    assert target["calibration"]["membership"] != before["calibration"]["membership"]
-    assert target["test"] == before["test"]
+def test_stand_ins_take_the_place_of_non_members_while_it_chooses(run):
+    """They have the members' form, two for each, and nothing of the documents that only judge."""
+    pipeline = Pipeline.of_run(run)
+    given, made = (
+        pipeline.chosen_by(Calibrate(standins=on, floors=Floors())) for on in (False, True)
+    )
+    assert made.members == given.members
+    assert len(made.nonmembers) == 2 * len(made.members)
+    texts = {document.text for document in pipeline.sets.members + pipeline.sets.nonmembers}
+    assert not texts & {document.text for document in made.nonmembers}
+    assert {document.id for document in given.nonmembers}.isdisjoint(pipeline.judged_by)
 
 
 def test_a_landscape_lies_between_the_two_branches(run):
