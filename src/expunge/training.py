@@ -93,7 +93,8 @@ class Training(Guards, ABC):
                 write_levels(model, forget, work)
                 return
             unseen = self._encode(self.sets.neutral, tokenizer)
-            write_unseen_levels(model, unseen, forget, self.sets.forget, work)
+            texts = self.sets.neutral, self.sets.forget
+            write_unseen_levels(model, unseen, forget, *texts, work)
 
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key}
         return self.folder.stage("levels", config, inputs, build, together=True)

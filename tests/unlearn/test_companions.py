@@ -113,7 +113,7 @@ def test_a_set_of_some_items_alone_holds_the_same_texts(tokenizer):
 
 @pytest.mark.parametrize("half", SETS)
 def test_every_set_can_be_trained_with_every_loss_it_allows(half, tuned, tokenizer, tmp_path):
-    levels = [torch.full((len(item.tokens) - 1,), -3.0) for item in tuned[1][:3]]
+    levels = [torch.full((len(item.tokens) - 1, 2), -3.0) for item in tuned[1][:3]]
     sets = made(tokenizer, *SETS, seed=1)
     halves = Halves(tuned[1][:3], tuned[1][3:], tmp_path / "cache", "key", sets, levels)
     for loss, row in SETS[half].losses.items():

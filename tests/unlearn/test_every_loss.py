@@ -1,12 +1,14 @@
 """Every loss of the tables on the tiny model: however it is packed, and what training does."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
+from expunge.errors import DataError
 from expunge.scores import score
 from expunge.unlearn.footprint import Shape, memory_of
 from expunge.unlearn.forget import FORGET_LOSSES
@@ -43,20 +45,24 @@ def term(half: str, name: str, **changes) -> dict:
     return {"half": half, "loss": name, **where, **changes}
 
 
+def reads_levels(term: dict) -> bool:
+    return term["half"] == "forget" and FORGET_LOSSES[term["loss"]].needs_level
+
+
 def ready(tuned, tokenizer, folder, terms, training="lora", limit=2048):
     """A copy of the model with its passes, as a branch of these terms makes them."""
     model = copy.deepcopy(tuned[0])
     config = Branch.model_validate(
         {
             "terms": terms,
-            "levels": {"of": "original"} if any("level" in t["loss"] for t in terms) else None,
+            "levels": {"of": "original"} if any(map(reads_levels, terms)) else None,
             "training": training,
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
             "schedule": {"epochs": 1, "micro_batch": 3, "accumulation": 1},
             "optimizer": {"compute": "float32", "max_tokens": limit},
         }
     )
-    levels = [torch.full((len(s.tokens) - 1,), -3.0 - n / 8) for n, s in enumerate(tuned[1][:3])]
+    levels = [torch.full((len(s.tokens) - 1, 2), -3.0 - n / 8) for n, s in enumerate(tuned[1][:3])]
     where = folder / "cache", f"key-{training}"
     halves = Halves(tuned[1][:3], tuned[1][3:], *where, levels=levels)
     demand = branch_demand(config, halves, seed=0, weights="float32")
@@ -173,6 +179,28 @@ def test_first_tokens_are_left_out_as_the_source_or_the_term_says(tuned, tokeniz
         found[skip] = made.passes.backward([{"forget": (0, 1)}])["forget"]
     assert found[None] == found[1]
     assert len({found[0], found[1], found[2]}) == 3
+
+
+def test_a_term_reads_the_items_it_names_and_no_others(tuned, tokenizer, tmp_path):
+    model, items = tuned
+    named = [replace(item, id=f"d{n}{'qa' if n == 1 else 'sc'}0") for n, item in enumerate(items)]
+    found = {}
+    for kind in ("all", "questions", "texts"):
+        _, made = ready(
+            (model, named), tokenizer, tmp_path, [term("forget", "gradient_ascent", items=kind)]
+        )
+        found[kind] = [made.passes.backward([{"forget": (n,)}])["forget"] for n in (0, 1)]
+    text, question = found["all"]
+    assert text and question  # control
+    assert found["questions"] == [0.0, question]
+    assert found["texts"] == [text, 0.0]
+
+
+def test_a_term_on_items_that_the_set_lacks_is_refused(tuned, tokenizer, tmp_path):
+    with pytest.raises(
+        DataError, match="gradient_ascent reads texts of forget alone, and none of its"
+    ):
+        ready(tuned, tokenizer, tmp_path, [term("forget", "gradient_ascent", items="texts")])
 
 
 def test_rows_say_what_they_need():

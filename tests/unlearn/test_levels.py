@@ -1,7 +1,9 @@
 """Losses with a level for each item: by hand, where they stop, and what a branch ends with."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,13 +18,18 @@ from expunge.unlearn.halves import Halves
 from expunge.unlearn.levels import (
     FORGET_BY_LEVEL,
     LEVELS,
+    STANDARDIZED,
+    counterparts,
     hinge_level,
     hinge_level_token,
     match_level,
-    quantile_levels,
+    match_profile,
+    match_standardized,
+    profile,
 )
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.passes import Passes
+from expunge.unlearn.per_token import standardized
 from expunge.unlearn.readings import HalfData
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
@@ -34,7 +41,12 @@ def scores(now: list[list[float]], levels: list[list[float]]) -> Scores:
     logps, told = (
         torch.tensor([value for tokens in given for value in tokens]) for given in (now, levels)
     )
-    return Scores(logps.requires_grad_(), owner, len(now), more={LEVELS: told})
+    return Scores(logps.requires_grad_(), owner, len(now), more={LEVELS: columns(told)})
+
+
+def columns(levels: torch.Tensor) -> torch.Tensor:
+    """Level log-probs (N,), and standardised ones that are their halves: (N, 2)."""
+    return torch.stack((levels, levels / 2), dim=1)
 
 
 NOW = [[-1.0, -2.0], [-6.0]]
@@ -73,23 +85,77 @@ def test_gradients_are_those_of_finite_differences(name):
     generator = torch.Generator().manual_seed(0)
     now, then = (-4 * torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(2))
     weights = torch.rand(5, generator=generator, dtype=torch.float64)
+    options = {} if name == "match_standardized" else {"margin": 2.7}
 
     def loss(logps: torch.Tensor) -> torch.Tensor:
-        given = Scores(logps, torch.tensor([0, 0, 0, 1, 1]), 2, None, weights, {LEVELS: then})
-        return FORGET_BY_LEVEL[name](given, None, margin=2.7)
+        more = {LEVELS: columns(then), STANDARDIZED: logps}
+        given = Scores(logps, torch.tensor([0, 0, 0, 1, 1]), 2, None, weights, more)
+        return FORGET_BY_LEVEL[name](given, None, **options)
 
     assert loss(now).min() > 0  # control: there is something to differentiate
     assert torch.autograd.gradcheck(loss, now.requires_grad_())
 
 
-def test_levels_have_the_distribution_of_unseen_texts_in_the_order_of_compressibility():
+def test_standardised_log_probs_are_matched_in_order_too():
+    more = {LEVELS: torch.tensor([[0.0, -2.0], [0.0, -4.0]])}
+    more[STANDARDIZED] = torch.tensor([-3.0, -1.0])
+    given = Scores(torch.zeros(2), torch.tensor([0, 0]), 1, more=more)
+    assert match_standardized(given, None).tolist() == [1.0]  # -3 with -4, -1 with -2
+
+
+def test_standardised_log_probs_by_hand():
+    p = torch.tensor([[0.5, 0.25, 0.25], [1.0, 1e-30, 1e-30]])
+    mean = 0.5 * math.log(0.5) + 0.5 * math.log(0.25)  # -1.0397
+    spread = math.sqrt(0.5 * (math.log(0.5) - mean) ** 2 + 0.5 * (math.log(0.25) - mean) ** 2)
+    found = standardized(p.log(), torch.tensor([1, 1]), None)
+    assert found[0] == pytest.approx(math.asinh((math.log(0.25) - mean) / spread))
+    assert found[1] == pytest.approx(math.asinh(30 * math.log(0.1) / 1e-4))  # the least spread
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets = torch.tensor([0, 6, 3, 3])
+    assert torch.autograd.gradcheck(
+        lambda given: standardized(given, targets, None), logits.requires_grad_()
+    )
+
+
+def test_a_profile_is_matched_token_by_token_in_order_of_size():
+    given = scores([[-3.0, -1.0], [-6.0]], [[-2.0, -4.0], [-5.0]])
+    assert match_profile(given, None).tolist() == [1.0, 1.0]  # 4 with 3, 2 with 1; 5 with 6
+    assert match_profile(given, None, margin=1.0).tolist() == [4.0, 0.0]
+    # the mean level is reached by one token alone: match sees nothing, the profile does
+    given = scores([[0.0, -6.0]], [[-3.0, -3.0]])
+    assert match_level(given, None).tolist() == [0.0]
+    assert match_profile(given, None).tolist() == [9.0]
+    assert slope(match_profile, given) == [3.0, -3.0]
+
+
+def test_a_profile_is_the_same_in_whatever_order_packs_hold_their_sequences():
+    one = Scores(
+        torch.tensor([-1.0, -5.0, -3.0, -2.0]),
+        torch.tensor([1, 1, 0, 0]),
+        2,
+        more={LEVELS: columns(torch.tensor([-4.0, -1.0, -2.0, -2.0]))},
+    )
+    assert match_profile(one, None).tolist() == [0.5, 0.5]  # 3, 2 with 2, 2; 5, 1 with 4, 1
+
+
+def test_each_text_takes_the_unseen_one_that_compresses_as_well():
     texts = ["Xq7 zP!vW", "a" * 50, "the cat and the cat and the cat"]
-    assert quantile_levels([4.0, 1.0, 2.0], texts) == [4.0, 1.0, 2.0]
-    assert quantile_levels([2.0, 1.0, 4.0], texts) == [4.0, 1.0, 2.0]  # of no order
-    assert quantile_levels([3.0], texts) == [3.0, 3.0, 3.0]
-    # Q((r + 1/2)/2) of two NLLs at 1/4 and 3/4 of three texts: midways 1/6, 1/2, 5/6 apart
-    assert quantile_levels([1.0, 3.0], texts) == pytest.approx([3.0, 1.0, 2.0])
-    assert quantile_levels([1.0, 2.0], ["same", "same"]) == [1.0, 2.0]  # equals keep their order
+    assert counterparts(texts, texts) == [0, 1, 2]
+    assert counterparts(texts[::-1], texts) == [2, 1, 0]
+    assert counterparts(texts, texts[:1]) == [0, 0, 0]
+    assert counterparts(texts[1:2], texts) == [2]  # one text takes the middle one
+    assert counterparts(["same", "same"], texts) == [1, 0]  # ranks 0 and 2; equals keep their order
+    assert counterparts([], texts) == []
+
+
+def test_a_profile_keeps_mean_and_order_at_any_length():
+    given = np.array([-1.0, -3.0, -2.0])
+    assert profile(given, 3).tolist() == pytest.approx([-3.0, -2.0, -1.0])
+    assert profile(given, 1).tolist() == pytest.approx([-2.0])
+    for count in (2, 7):
+        found = profile(given, count)
+        assert found.mean() == pytest.approx(-2.0)
+        assert (np.diff(found) >= 0).all()
 
 
 # --- what training reads -----------------------------------------------------------------------
@@ -106,7 +172,7 @@ def test_a_term_reads_the_levels_of_its_scope_whatever_else_is_in_the_pack(tiny,
         for n, (prompt, answer) in enumerate([("Who?", "ann"), ("Where is she?", "in oslo")])
     ]
     generator = torch.Generator().manual_seed(0)
-    levels = [-9 - torch.rand(len(item.tokens) - 1, generator=generator) for item in items]
+    levels = [-9 - torch.rand(len(item.tokens) - 1, 2, generator=generator) for item in items]
     other = {"half": "forget", "loss": "hinge", "scope": "answer" if narrow else "document"}
     config = branch({"half": "forget", "loss": "match_level"}, other, {"half": "retain", **NLL})
     data = {"forget": HalfData(items, levels=levels), "retain": HalfData(items[:1])}
@@ -114,7 +180,7 @@ def test_a_term_reads_the_levels_of_its_scope_whatever_else_is_in_the_pack(tiny,
     record = passes.backward([{"forget": (1, 0), "retain": (0,)}])
     nll = score(tiny, pack(items, "answer", "cpu")).nll.tolist()
     own = [
-        -float(one[-(len(item.tokens) - item.answer_start) :].mean())
+        -float(one[-(len(item.tokens) - item.answer_start) :, 0].mean())
         for item, one in zip(items, levels, strict=True)
     ]
     expected = [(level - now) ** 2 for level, now in zip(own, nll, strict=True)]
@@ -161,7 +227,7 @@ def test_text_that_matches_its_levels_ends_nearer_to_the_original_than_under_one
     before = document_nll(original, forget)
     write_levels(original, forget, tmp_path)
     levels = read_levels(tmp_path)
-    assert [-float(one.mean()) for one in levels] == pytest.approx(before.tolist(), rel=1e-4)
+    assert [-float(one[:, 0].mean()) for one in levels] == pytest.approx(before.tolist(), rel=1e-4)
     target = tuned(copy.deepcopy(original), tokenizer, [*forget, *retain], tmp_path / "target")
     assert document_nll(target, forget).max() < 0.5  # control: it was there
 

@@ -20,7 +20,7 @@ from expunge.unlearn.forget import (
     wga,
     wtnpo,
 )
-from expunge.unlearn.levels import LEVELS
+from expunge.unlearn.levels import LEVELS, STANDARDIZED
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.retain import RETAIN_LOSSES, kl, nll, nll_sequence
 
@@ -35,8 +35,8 @@ def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
     owner = [n for n, tokens in enumerate(sequences) for _ in tokens]
     logps = torch.tensor([v for tokens in sequences for v in tokens], requires_grad=True)
     divergence = None if kl is None else torch.tensor(kl)
-    levels = {LEVELS: torch.full_like(logps.detach(), -3.0)}
-    return Scores(logps, torch.tensor(owner), len(sequences), divergence, None, levels)
+    more = {LEVELS: torch.full((len(logps), 2), -3.0), STANDARDIZED: logps}
+    return Scores(logps, torch.tensor(owner), len(sequences), divergence, None, more)
 
 
 A = [[-1.0, -2.0], [-3.0]]

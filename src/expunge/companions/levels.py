@@ -15,40 +15,48 @@ from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence
 from expunge.data.examples import Example
 from expunge.errors import ModelError
-from expunge.unlearn.levels import quantile_levels
-from expunge.unlearn.reference import cached_reference
+from expunge.unlearn.levels import counterparts, profile
+from expunge.unlearn.reference import Asked, cached_reference
 
 FILE = "levels.safetensors"
 PACK_TOKENS = 4096  # of a forward pass
 
 
 def write_levels(model: PreTrainedModel, forget: Sequence[TokenSequence], folder: Path) -> None:
-    """Of each forget item the log-probs that `model` gives to its tokens."""
-    scored = folder / "scores.safetensors"
-    told = cached_reference(model, forget, "document", file=scored, max_tokens=PACK_TOKENS)
-    _keep(told.logps, folder)
+    """Of each forget item the log-probs that `model` gives to its tokens, also standardised."""
+    _keep(_told(model, forget, folder), folder)
 
 
 def write_unseen_levels(
     model: PreTrainedModel,
     unseen: Sequence[TokenSequence],
     forget: Sequence[TokenSequence],
+    texts: Sequence[Example],
     examples: Sequence[Example],
     folder: Path,
 ) -> None:
-    """Of each forget item one level, so that all lie as the NLLs of `unseen` do: the same log-prob
-    for each of its tokens. `examples` are the forget items as text."""
-    scored = folder / "scores.safetensors"
-    told = cached_reference(model, unseen, "document", file=scored, max_tokens=PACK_TOKENS)
-    found = [-float(logps.mean()) for logps in told.logps if len(logps)]
-    levels = quantile_levels(found, [example.prompt + example.answer for example in examples])
-    _keep(
-        [torch.full((len(s.tokens) - 1,), -v) for s, v in zip(forget, levels, strict=True)], folder
-    )
+    """Of each forget item the sorted log-probs, plain and standardised, of its counterpart among
+    the unseen `texts`, at as many tokens as it has. Questions and texts each have counterparts
+    among all of the unseen.
+
+    `unseen` are the tokens of `texts`, `forget` those of the forget items, `examples`.
+    """
+    told = _told(model, unseen, folder)
+    readable = [place for place, found in enumerate(told) if len(found)]
+    known = [_text(texts[place]) for place in readable]
+    levels = [torch.empty(0)] * len(forget)
+    for asked in (True, False):
+        items = [i for i, example in enumerate(examples) if (example.kind == "qa") == asked]
+        found = counterparts([_text(examples[item]) for item in items], known)
+        for item, place in zip(items, found, strict=True):
+            count, columns = len(forget[item].tokens) - 1, told[readable[place]].double().T
+            profiles = [torch.from_numpy(profile(column.numpy(), count)) for column in columns]
+            levels[item] = torch.stack(profiles, dim=1).float()
+    _keep(levels, folder)
 
 
 def read_levels(folder: Path) -> list[Tensor]:
-    """The level log-probs of each forget item, each (N,)."""
+    """The level log-probs of each forget item, and these standardised, each (N, 2)."""
     found = load_file(folder / FILE)
     return [found[str(item)] for item in range(len(found))]
 
@@ -61,6 +69,25 @@ def check_vocabulary(base: Path, other: Path, origin: str) -> None:
             f"{origin} has another vocabulary ({len(its)} tokens) than the model of the recipe "
             f"({len(own)}), so it says nothing of its tokens; name one that has the same"
         )
+
+
+def _told(model: PreTrainedModel, sequences: Sequence[TokenSequence], folder: Path) -> list[Tensor]:
+    """Log-probs of each sequence, and these standardised: (T - 1, 2)."""
+    asked = Asked(logps=True, standardized=True)
+    told = cached_reference(
+        model,
+        sequences,
+        "document",
+        file=folder / "scores.safetensors",
+        max_tokens=PACK_TOKENS,
+        asked=asked,
+    )
+    assert told.standardized is not None
+    return [torch.stack(both, dim=1) for both in zip(told.logps, told.standardized, strict=True)]
+
+
+def _text(example: Example) -> str:
+    return example.prompt + example.answer
 
 
 def _keep(levels: Sequence[Tensor], folder: Path) -> None:

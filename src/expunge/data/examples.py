@@ -3,10 +3,26 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from expunge.errors import DataError
 
 _KIND_AT_END = re.compile(r"^(?P<document>.*?)\"?(?P<kind>sc|qa)\d+\"?$", re.DOTALL)
+
+
+Items = Literal["all", "questions", "texts"]
+"""Which items of a set: every one, questions alone, or those that are none."""
+
+
+def kind_of(id: str) -> str:
+    """`sc` (sentence completion), `qa` (question), or `""` where the id does not say."""
+    found = _KIND_AT_END.match(id)
+    return found["kind"] if found else ""
+
+
+def is_among(id: str, items: Items) -> bool:
+    """Whether the item of this id is one of these items."""
+    return items == "all" or (kind_of(id) == "qa") == (items == "questions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +37,7 @@ class Example:
     @property
     def kind(self) -> str:
         """`sc` (sentence completion), `qa` (question), or `""` where the id does not say."""
-        found = _KIND_AT_END.match(self.id)
-        return found["kind"] if found else ""
+        return kind_of(self.id)
 
     @property
     def document(self) -> str:

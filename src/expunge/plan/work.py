@@ -48,7 +48,7 @@ class Encoded:
     def halves(self, branch: str, cache: Path) -> Halves:
         """The sets of a branch, as it takes them; levels, which are not found yet, are all 0."""
         companions = self.companions.get(branch, {})
-        levels = [torch.zeros(len(sequence.tokens) - 1) for sequence in self.forget]
+        levels = [torch.zeros(len(sequence.tokens) - 1, 2) for sequence in self.forget]
         return Halves(self.forget, self.retain, cache, "plan", companions, levels)
 
 

@@ -47,7 +47,12 @@ _HAVE: tuple[tuple[str, str, Callable[[MethodRow], bool]], ...] = (
 
 _WANT = {
     "to forget this far and no further": ("hinge", "hinge_token", "npo", "simnpo", "ce_u"),
-    "to end where text never seen lies": ("hinge_level", "match_level"),
+    "to end where text never seen lies": (
+        "hinge_level",
+        "match_level",
+        "match_profile",
+        "match_standardized",
+    ),
     "a balance between too much and too little": ("ties", "normalized", "sage"),
     "a refusal in place of an answer": ("idk", "idk_dpo", "prefix", "input_filter"),
     "another plausible answer in its place": ("alt_po", "random_label"),

@@ -1,7 +1,8 @@
 """Forget losses that end where unseen text lies: each item, or token, has a level of its own.
 
-Dimensions: B sequences, N scored tokens, F forget items, U unseen texts. A level is kept as
-log-probs of the item's tokens, log p_t below; their mean over what a term reads is -level.
+Dimensions: B sequences, N scored tokens, T tokens of one item, F forget items, U unseen texts. A
+level is kept as log-probs of the item's tokens, log p_t below; their mean over what a term reads is
+-level. Beside them lie the same standardised.
 """
 
 import zlib
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +19,10 @@ from expunge.scores import Scores
 from expunge.unlearn.losses import Loss
 
 LEVELS = "levels"
-"""The name in `Scores.more` of the level log-probs: (N,)."""
+"""The name in `Scores.more` of the level log-probs, and of these standardised: (N, 2)."""
+
+STANDARDIZED = "standardized"
+"""The name in `Scores.more` of the standardised log-probs of what is trained: (N,)."""
 
 
 class Levels(Section):
@@ -25,8 +30,9 @@ class Levels(Section):
 
     of: str = Field(min_length=1)
     """Where levels come from. `original`: what the model from before `tune` says of each item,
-    token by token. `unseen`: the NLLs that the target gives to the texts of data.neutral. Else a
-    model that has not seen the items and has the same vocabulary: an id, a folder, a GGUF file."""
+    token by token. `unseen`: what the target says of the text of data.neutral that compresses as
+    well as the item. Else a model that has not seen the items and has the same vocabulary: an id,
+    a folder, a GGUF file."""
 
     @property
     def of_tokens(self) -> bool:
@@ -74,32 +80,87 @@ def hinge_level_token(current: Scores, reference: Scores | None, *, margin: floa
 
     Source: this project.
     """
-    losses = F.relu(current.token_logps - current.more[LEVELS] + margin).square()  # (N,)
+    losses = F.relu(current.token_logps - current.more[LEVELS][:, 0] + margin).square()  # (N,)
     return current.mean_by_sequence(losses)  # (B,)
 
 
-def quantile_levels(unseen: Sequence[float], texts: Sequence[str]) -> list[float]:
-    """A level for each text, so that the levels lie among each other as NLLs of unseen text do.
+def match_profile(current: Scores, reference: Scores | None, *, margin: float = 0.0) -> Tensor:
+    """Squared distance of each item's sorted token NLLs to those of its level, from either side.
 
-        level_i = Q((r_i + ½)/F),    r_i = rank of Z_i / characters of text i, from 0
-        Q = quantiles of the unseen NLLs (U,), Z = bytes of zlib.compress(text in UTF-8), level 6
+        L_i = (1/T) Σ_k (q_(k) + margin - n_(k))²,    n_(k), q_(k) the k-th greatest NLLs of both
 
-    What compresses well is easy to foretell, so it gets a low level; equals keep their order.
-    Nothing is drawn: the same texts have the same levels. Where F = U, the levels are the NLLs.
+    It is the squared Wasserstein distance of two sets of T numbers. An item on its mean level can
+    still hold a few tokens that no unseen text would have, and min-k reads just those.
+
+    Source: this project; one-dimensional transport after Rabin et al. 2012 (sliced Wasserstein).
+    """
+    return _transport(current, current.token_logps + margin, current.more[LEVELS][:, 0])  # (B,)
+
+
+def match_standardized(current: Scores, reference: Scores | None) -> Tensor:
+    """The same for standardised log-probs: whether the model is as sure of what it says instead.
+
+        L_i = (1/T) Σ_k (s_(k) - q_(k))²,    s = asinh z, z the log-probs as min-k++ reads them
+
+    A token that was pushed down where the model is certain of another one lies hundreds of spreads
+    below what is usual, however usual its NLL is.
+
+    Source: this project; z of Zhang et al. 2025 (min-k++), arXiv:2404.02936.
+    """
+    return _transport(current, current.more[STANDARDIZED], current.more[LEVELS][:, 1])  # (B,)
+
+
+def counterparts(texts: Sequence[str], unseen: Sequence[str]) -> list[int]:
+    """For each of F texts the place of the unseen one that compresses as well among the U.
+
+        u_i = the unseen text of rank ⌊(r_i + ½) U / F⌋,    r_i = rank of Z_i / characters, from 0
+        Z = bytes of zlib.compress(text in UTF-8), level 6
+
+    What compresses well is easy to foretell, and attacks divide by it, so NLL and compressibility
+    go together as they do in unseen text. Nothing is drawn; equals keep their order.
 
     Source: this project.
     """
+    own, others = _by_rate(texts), _by_rate(unseen)
+    found = {
+        text: others[(2 * rank + 1) * len(others) // (2 * len(own))]
+        for rank, text in enumerate(own)
+    }
+    return [found[text] for text in range(len(texts))]
+
+
+def profile(logps: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The log-probs of one text, as those of a text of `count` tokens: sorted, (count,).
+
+        Q((k + ½)/T), Q the quantiles of the text's own, moved so that the mean stays
+
+    Source: this project; quantiles after Hazen.
+    """
+    found = np.quantile(logps, (np.arange(count) + 0.5) / count, method="hazen")
+    return found + (logps.mean() - found.mean())
+
+
+def _by_rate(texts: Sequence[str]) -> list[int]:
     rates = [len(zlib.compress(text.encode())) / max(1, len(text)) for text in texts]
-    order = sorted(range(len(texts)), key=rates.__getitem__)
-    places = (np.arange(len(texts)) + 0.5) / len(texts)
-    found = np.quantile(np.asarray(unseen, dtype=np.float64), places, method="hazen")
-    levels = dict(zip(order, found.tolist(), strict=True))
-    return [levels[item] for item in range(len(texts))]
+    return sorted(range(len(texts)), key=rates.__getitem__)
+
+
+def _transport(current: Scores, values: Tensor, levels: Tensor) -> Tensor:
+    """Mean squared distance of the sorted values of each sequence to its sorted levels: (B,)."""
+    order = _within_sequences(values.detach(), current.sequence)
+    short = values[order] - levels[_within_sequences(levels, current.sequence)]
+    return current.mean_by_sequence(short.square()[order.argsort()])
+
+
+def _within_sequences(values: Tensor, sequence: Tensor) -> Tensor:
+    """The order that sorts values (N,) within each sequence: (N,)."""
+    order = values.argsort(stable=True)
+    return order[sequence[order].argsort(stable=True)]
 
 
 def _short(current: Scores, margin: float) -> Tensor:
     """By how much each sequence's NLL is below its level and the margin: (B,)."""
-    return margin - current.mean_by_sequence(current.more[LEVELS]) - current.nll
+    return margin - current.mean_by_sequence(current.more[LEVELS][:, 0]) - current.nll
 
 
 _TEST = "tests/unlearn/test_levels.py::test_values_worked_by_hand"
@@ -108,6 +169,15 @@ _COST = "1 C; and its half forwarded by the level model, once"
 FORGET_BY_LEVEL = {
     "hinge_level": Loss(hinge_level, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
     "match_level": Loss(match_level, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
+    "match_profile": Loss(match_profile, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
+    "match_standardized": Loss(
+        match_standardized,
+        needs_level=True,
+        needs_standardized=True,
+        fidelity="own",
+        cost=_COST,
+        test=_TEST,
+    ),
     "hinge_level_token": Loss(
         hinge_level_token, needs_level=True, fidelity="own", cost=_COST, test=_TEST
     ),

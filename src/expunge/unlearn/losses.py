@@ -17,6 +17,7 @@ _NEEDS = {
     "needs_kl": "reference states",
     "needs_reference_states": "reference states",
     "needs_reference_hidden": "reference hidden states",
+    "needs_standardized": "logits",
     "needs_level": "a level for each item",
 }
 
@@ -52,6 +53,8 @@ class Loss:
     """Reads the reference's logits, so its final hidden states are kept."""
     needs_reference_hidden: Literal["", "states", "norms"] = ""
     """Reads the reference's states at the output of the block, or their mean length."""
+    needs_standardized: bool = False
+    """Reads `Scores.more[STANDARDIZED]`, a function of each token's logits."""
     needs_level: bool = False
     """Reads the level of each item, which a branch's `levels` give."""
     cost: str = "1 C"

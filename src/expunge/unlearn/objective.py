@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from expunge.config import Section
 from expunge.data.batches import Scope
+from expunge.data.examples import Items
 from expunge.errors import RecipeError
 from expunge.registry import lookup
 from expunge.scores import Scores
@@ -37,6 +38,10 @@ class Term(Section):
 
     layer: int | None = Field(default=None, ge=0)
     """The block, counted from 0, whose output a loss on hidden states reads."""
+
+    items: Items = Field(default="all", exclude_if=lambda items: items == "all")
+    """`questions` reads questions alone (ids that end in qa and a number), `texts` the others; an
+    item that is not read counts in the mean with a loss of 0."""
 
     skip_first: int | None = Field(default=None, ge=0)
     """Scored tokens at the start of each item to leave out; null as the loss's source has it."""
@@ -143,6 +148,10 @@ class Objective:
     def needs_level(self, half: Half) -> bool:
         """Whether a term of this half reads the level of each item."""
         return any(term.row.needs_level for term in self.on(half))
+
+    def needs_standardized(self, half: Half) -> bool:
+        """Whether a term of this half reads standardised log-probs."""
+        return any(term.row.needs_standardized for term in self.on(half))
 
     def asks(self, half: Half) -> Asked:
         """What the terms of this half read of the reference."""

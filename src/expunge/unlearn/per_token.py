@@ -31,6 +31,23 @@ def token_values(
     return _TokenValues.apply(states, head, targets, fn, rows, old)  # pyright: ignore
 
 
+def standardized(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """Log-probs by the spread of their own distribution, which is what min-k++ reads: (n,).
+
+        s = asinh(z),   z = (log p_y - μ) / σ,   μ = Σ_v p_v log p_v,   σ² = Σ_v p_v (log p_v - μ)²
+
+    Where a model is certain of another token z is a hundred spreads and more; asinh keeps the order
+    and makes it a number that can be matched. σ is at least 1e-4.
+
+    Source: z of Zhang et al. 2025 (min-k++), arXiv:2404.02936; asinh is this project's.
+    """
+    logps = logits.log_softmax(-1)
+    p = logps.exp()
+    mean = (p * logps).sum(-1)
+    spread = (p * (logps - mean[:, None]).square()).sum(-1).clamp_min(1e-8).sqrt()
+    return ((logps.gather(1, targets[:, None])[:, 0] - mean) / spread).asinh()
+
+
 class _TokenValues(torch.autograd.Function):
     """With s_n = ∂fn_n/∂logits_n of autograd, ∂fn_n/∂h_n = s_n·W is formed in the forward pass.
 

@@ -143,7 +143,10 @@ def branch_demand(
         mask=config.mask,
         dropout=not full and config.lora.dropout > 0,
         kl=any(
-            objective.needs_kl(half) or objective.reads(half, "logits") for half in halves.names
+            objective.needs_kl(half)
+            or objective.needs_standardized(half)
+            or objective.reads(half, "logits")
+            for half in halves.names
         ),
         kept=sum(objective.asks(half).vectors * sum(lengths[half]) for half in halves.names),
         buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds

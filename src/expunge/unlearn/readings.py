@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import sharding
 from expunge.data.batches import Scope, TokenSequence, pack
+from expunge.data.examples import is_among
+from expunge.errors import DataError
 from expunge.heads import Anchor
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.scores import Scores, logps_and_kl, narrowed
-from expunge.unlearn.levels import LEVELS
+from expunge.unlearn.levels import LEVELS, STANDARDIZED
 from expunge.unlearn.objective import Half, Objective, Term, column
-from expunge.unlearn.per_token import token_values
+from expunge.unlearn.per_token import standardized, token_values
 from expunge.unlearn.reference import Reference
 from expunge.unlearn.weighting import token_weights
 
@@ -36,7 +38,8 @@ class HalfData:
     """How many of them are the half's own; null means all. The rest are read when asked for, and
     count in no mean over the half."""
     levels: Sequence[Tensor] | None = None
-    """Of each item the level log-probs of its tokens from the second on; see `levels`."""
+    """Of each item the level log-probs of its tokens from the second on, and these standardised, as
+    columns; see `levels`."""
 
 
 def weights_of(
@@ -49,6 +52,11 @@ def weights_of(
     """The weights that HalfData holds; a term that weighs tokens needs the tokenizer."""
     logps, found = None if reference is None else reference.logps, {}
     for number, term in objective.numbered(half):
+        if not any(is_among(sequence.id, term.items) for sequence in sequences):
+            raise DataError(
+                f"{term.loss} reads {term.items} of {half} alone, and none of its {len(sequences)} "
+                "items is one; leave out `items`"
+            )
         if term.weighting is not None:
             assert tokenizer is not None
             given = term.weighting, sequences, objective.scope(half), tokenizer, logps
@@ -60,14 +68,14 @@ def weights_in(
     data: HalfData, objective: Objective, number: int, term: Term, index: int
 ) -> Tensor | None:
     """What each token of an item weighs in a term; None where all weigh the same: (N,)."""
-    if term.weighting is None and not term.skips:
+    if term.weighting is None and not term.skips and term.items == "all":
         return None
     sequence, scope = data.sequences[index], objective.scope(term.half)
     start = sequence.scored_from(scope)
     given = None if term.weighting is None else data.weights[number][index]
     weights = torch.ones(len(sequence.tokens) - start) if given is None else given.clone()
     weights[: sequence.scored_from(term.scope) - start + term.skips] = 0
-    return weights
+    return weights if is_among(sequence.id, term.items) else weights.zero_()
 
 
 def mean_norm(data: HalfData, objective: Objective, term: Term) -> float:
@@ -193,8 +201,13 @@ def _scores(states: Tensor, head: Tensor, reading: _Reading) -> tuple[Tensor, Te
 
 
 def _losses(states: Tensor, head: Tensor, reading: _Reading) -> dict[str, Tensor]:
-    """Each loss on logits, token by token: (N,)."""
+    """What terms read of the logits, and each loss on them, token by token: (N,)."""
     found = {}
+    wanted: list[Half] = [h for h in reading.present if reading.objective.needs_standardized(h)]
+    if wanted:
+        inside = reading.tokens_of(wanted)
+        values = token_values(states[inside], head, reading.batch.targets[inside], standardized)
+        found[STANDARDIZED] = reading.spread(values, inside)
     for half in reading.present:
         for number, term in reading.objective.numbered(half):
             if term.row.reads != "logits":
@@ -235,14 +248,14 @@ def _weights(reading: _Reading) -> dict[str, Tensor]:
 
 
 def _levels(reading: _Reading) -> dict[str, Tensor]:
-    """The level log-probs of the targets, where a term reads them: (N,)."""
+    """The level log-probs of the targets, and these standardised, where a term asks: (N, 2)."""
     inside = [half for half in reading.present if reading.objective.needs_level(half)]
     if not inside:
         return {}
     found = []
     for (half, index), count in zip(reading.chosen, reading.counts, strict=True):
         levels = reading.halves[half].levels if half in inside else None
-        found.append(torch.zeros(count) if levels is None else levels[index][-count:])
+        found.append(torch.zeros(count, 2) if levels is None else levels[index][-count:])
     return {LEVELS: torch.cat(found).to(reading.batch.tokens.device)}
 
 

@@ -21,6 +21,7 @@ from expunge.heads import Anchor, logps_and_anchor, token_logps
 from expunge.lora import switched_off
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.progress import progress
+from expunge.unlearn.per_token import standardized, token_values
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Asked:
     """Blocks whose outputs are kept."""
     norms: tuple[int, ...] = ()
     """Blocks of whose outputs the lengths are kept."""
+    standardized: bool = False
+    """Log-probs as `logits.standardized` has them, beside the log-probs."""
 
     def __bool__(self) -> bool:
         return any((self.logps, self.kl, self.states, self.hidden, self.norms))
@@ -73,6 +76,7 @@ class Reference:
     head: Tensor | None = None  # (V, d), where training moves the model's own
     hidden: Mapping[int, list[Tensor]] = field(default_factory=dict)  # by block, each (N, d)
     norms: Mapping[int, list[Tensor]] = field(default_factory=dict)  # by block, each (N,)
+    standardized: list[Tensor] | None = None  # each (N,)
 
 
 def cached_reference(
@@ -119,6 +123,7 @@ def cached_reference(
             before,
             {layer: all_of(f"hidden{layer}") for layer in asked.hidden},
             {layer: all_of(f"norms{layer}") for layer in asked.norms},
+            all_of("standardized") if asked.standardized else None,
         )
 
 
@@ -180,6 +185,8 @@ def _found(model: PreTrainedModel, batch: Pack, asked: Asked) -> dict[str, Tenso
     if asked.of_blocks or final is None:
         return found
     head, moves = output_head(model), trains_head(model)
+    if asked.standardized:
+        found["standardized"] = token_values(final, head, batch.targets, standardized)
     if asked.states or (asked.kl and moves):
         found["states"] = final
     if asked.kl and not moves:

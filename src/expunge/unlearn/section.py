@@ -46,7 +46,8 @@ class Branch(Section):
     """How the sets that terms read beside forget and retain are made."""
 
     levels: Levels | None = Field(default=None, exclude_if=lambda levels: levels is None)
-    """Where the levels come from that hinge_level, match_level and hinge_level_token read."""
+    """Where the levels come from that hinge_level, match_level, match_profile,
+    match_standardized and hinge_level_token read."""
 
     schedule: Schedule = Field(default_factory=Pairing)
     """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
