@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "analyse",
+    "calibrate",
     "edit",
     "evaluate",
     "guard",
     "merge",
+    "pick",
     "report",
     "run",
     "semeval",
@@ -36,7 +38,7 @@ __all__ = [
 # The functions stand in place of the subpackages of the same names, which are therefore imported
 # before them; import from those with `from expunge.merge.methods import ...`. What takes long to
 # import is imported when it is called for.
-for _name in ("analyse", "edit", "evaluate", "merge", "report", "unlearn"):
+for _name in ("analyse", "calibrate", "edit", "evaluate", "merge", "report", "unlearn"):
     importlib.import_module(f"{__name__}.{_name}")
 
 
@@ -70,6 +72,45 @@ def unlearn(recipe: RecipeLike, out: Path | str, branch: str | None = None) -> d
 def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
     """Merge the branches of a recipe for its first seed; returns the merges' folders."""
     return {name: w.folder for name, w in _pipeline(recipe, out).merges().items()}
+
+
+def calibrate(
+    run: Path | str, name: str = "calibrated", *, seed: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Choose a merge of a run's branches, for its first seed if none is given; returns every point.
+
+    `changes` are fields of `calibrate.section.Calibrate`, over those of the recipe's calibration of
+    that name. That no candidate meets the floors is a `CalibrationError`.
+    """
+    from expunge.calibrating import calibrate_run, settings
+    from expunge.pipeline import Pipeline
+
+    pipeline = Pipeline.of_run(run)
+    config = settings(pipeline.recipe, name, changes)
+    number = pipeline.recipe.seeds[0] if seed is None else seed
+    found, error = calibrate_run(pipeline, name, config, number)
+    if error is not None:
+        raise error
+    return found
+
+
+def pick(
+    run: Path | str,
+    point: int,
+    out: Path | str,
+    *,
+    name: str = "calibrated",
+    output: Literal["adapter", "model"] = "adapter",
+    seed: int | None = None,
+) -> Path:
+    """Write a point of a run's last calibration as an adapter or a model; returns its folder."""
+    from expunge.calibrating import pick_point
+    from expunge.pipeline import Pipeline
+
+    pipeline = Pipeline.of_run(run)
+    number = pipeline.recipe.seeds[0] if seed is None else seed
+    pick_point(pipeline, name, number, point, Path(out), output=output)
+    return Path(out)
 
 
 def edit(method: str, model: str, out: Path | str, **given: Any) -> dict[str, Any]:

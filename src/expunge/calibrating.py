@@ -31,6 +31,7 @@ from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
+from expunge.recipe import Recipe
 from expunge.training import Training
 
 REPAIRED = 32
@@ -206,6 +207,15 @@ class Calibrating(Training, ABC):
     def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
         longest = self.recipe.evaluate.document_tokens
         return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
+
+
+def settings(recipe: Recipe, name: str, changes: Mapping[str, Any]) -> Calibrate:
+    """The recipe's calibration of that name, or a plain one, with some fields changed."""
+    start = recipe.calibrate.get(name)
+    fields = {} if start is None else start.model_dump(mode="json", exclude_unset=True)
+    floors = {**fields.get("floors", {}), **changes.get("floors", {})}
+    made = {**fields, **changes, **({"floors": floors} if floors else {})}
+    return parse_section(made, Calibrate, origin="calibrate")
 
 
 def calibrate_run(

@@ -14,6 +14,7 @@ import expunge
 from expunge import runs
 from expunge.analysing.run import analyse_run
 from expunge.calibrate.section import Calibrate, Floors
+from expunge.errors import CalibrationError
 from expunge.pipeline import Pipeline
 from expunge.report.results import read_results
 
@@ -108,6 +109,16 @@ def test_the_papers_merge_stands_beside_and_all_are_judged_on_the_other_document
 def test_the_same_again_costs_nothing(found, run):
     done = calibrate(run, *SEARCH, "--json")
     assert json.loads(done.stdout) == found
+
+
+def test_from_python_it_is_the_same_calibration(found, run, tmp_path):
+    settings = json.loads(json.dumps(found["settings"]))
+    assert expunge.calibrate(run, **settings) == found
+    number = next(p["point"] for p in found["points"] if p["role"] == "trial")
+    out = expunge.pick(run, number, tmp_path / "adapter")
+    assert (out / "adapter_model.safetensors").exists()
+    with pytest.raises(CalibrationError, match="no candidate meets the floors"):
+        expunge.calibrate(run, **settings | {"floors": {"neutral": 1}})
 
 
 def test_another_objective_reads_no_candidate_twice(found, run):

@@ -7,7 +7,7 @@ import pytest
 
 import expunge
 from expunge import runs
-from expunge.errors import RecipeError
+from expunge.errors import RecipeError, TrainingError
 from expunge.plan.budget import SAFETY, Budget, parse_budget, run_in_time
 from expunge.plan.folder import BudgetRun
 from expunge.plan.outcome import run_as_planned
@@ -63,15 +63,15 @@ def with_epochs(recipe, epochs):
 
 def affordable(recipe, out) -> tuple[int, list[dict], float]:
     """A run within 15 s, or within more where the machine is too busy for that; what it took."""
-    for budget in (15, 50):
+    for budget in (15, 50, 150):
         start = time.monotonic()
         try:
             rows = run_as_planned(recipe, out, float(budget), start)[1]
-        except RecipeError as error:
-            assert "is too little" in str(error)
+        except (RecipeError, TrainingError) as error:
+            assert "is too little" in str(error) or "allows no step" in str(error)
         else:
             return budget, rows, time.monotonic() - start
-    raise AssertionError("not even one step fits into 50 s")
+    raise AssertionError("not even one step fits into 150 s")
 
 
 def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_path):

@@ -262,9 +262,13 @@ def test_the_command_prints_one_frame_and_ctrl_c_leaves_quietly(run):
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["recipe"] == "demo"
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(10)
-    assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    _, error = child.communicate(timeout=30)
+    try:
+        time.sleep(10)
+        assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=120)
+    finally:
+        child.kill()
+        child.communicate()
     assert child.returncode in (0, 130)
     assert error == ""

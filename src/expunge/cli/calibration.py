@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from expunge.cli.options import Json, Seed, names_of
 from expunge.errors import RecipeError
 from expunge.report.commands import print_facts
-
-if TYPE_CHECKING:
-    from expunge.calibrate.section import Calibrate
-    from expunge.recipe import Recipe
 
 choosing = typer.Typer()
 
@@ -49,7 +45,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
-    from expunge.calibrating import calibrate_run
+    from expunge.calibrating import calibrate_run, settings
     from expunge.pipeline import Pipeline
     from expunge.report.calibration import calibration_rows, calibration_sentences
     from expunge.report.terminal import console, print_rows
@@ -97,18 +93,6 @@ def pick(
     number = pipeline.recipe.seeds[0] if seed is None else seed
     label = pick_point(pipeline, name, number, point, out, output=form)
     print_facts({form: str(out), "point": point, "merge": label}, as_json)
-
-
-def settings(recipe: Recipe, name: str, changes: dict[str, Any]) -> Calibrate:
-    """The recipe's calibration of that name, or a plain one, with what the command line changes."""
-    from expunge.calibrate.section import Calibrate
-    from expunge.config import parse_section
-
-    start = recipe.calibrate.get(name)
-    fields = {} if start is None else start.model_dump(mode="json", exclude_unset=True)
-    floors = {**fields.get("floors", {}), **changes.pop("floors", {})}
-    made = {**fields, **changes, **({"floors": floors} if floors else {})}
-    return parse_section(made, Calibrate, origin="calibrate")
 
 
 def _values(given: list[str], option: str) -> dict[str, Any]:
