@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from expunge import guard as guard
@@ -75,18 +75,22 @@ def merge(recipe: RecipeLike, out: Path | str) -> dict[str, Path]:
 
 
 def calibrate(
-    run: Path | str, name: str = "calibrated", *, seed: int | None = None, **changes: Any
+    run: Path | str,
+    name: str = "calibrated",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Choose a merge of a run's branches, for its first seed if none is given; returns every point.
 
-    `changes` are fields of `calibrate.section.Calibrate`, over those of the recipe's calibration of
-    that name. That no candidate meets the floors is a `CalibrationError`.
+    `settings` are fields of `calibrate.section.Calibrate`, over those of the recipe's calibration
+    of that name. That no candidate meets the floors is a `CalibrationError`.
     """
-    from expunge.calibrating import calibrate_run, settings
+    from expunge.calibrating import calibrate_run, changed
     from expunge.pipeline import Pipeline
 
     pipeline = Pipeline.of_run(run)
-    config = settings(pipeline.recipe, name, changes)
+    config = changed(pipeline.recipe, name, settings or {})
     number = pipeline.recipe.seeds[0] if seed is None else seed
     found, error = calibrate_run(pipeline, name, config, number)
     if error is not None:

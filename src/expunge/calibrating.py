@@ -209,7 +209,7 @@ class Calibrating(Training, ABC):
         return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
 
 
-def settings(recipe: Recipe, name: str, changes: Mapping[str, Any]) -> Calibrate:
+def changed(recipe: Recipe, name: str, changes: Mapping[str, Any]) -> Calibrate:
     """The recipe's calibration of that name, or a plain one, with some fields changed."""
     start = recipe.calibrate.get(name)
     fields = {} if start is None else start.model_dump(mode="json", exclude_unset=True)

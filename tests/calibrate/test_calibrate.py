@@ -112,13 +112,12 @@ def test_the_same_again_costs_nothing(found, run):
 
 
 def test_from_python_it_is_the_same_calibration(found, run, tmp_path):
-    settings = json.loads(json.dumps(found["settings"]))
-    assert expunge.calibrate(run, **settings) == found
+    assert expunge.calibrate(run, settings=found["settings"]) == found
     number = next(p["point"] for p in found["points"] if p["role"] == "trial")
     out = expunge.pick(run, number, tmp_path / "adapter")
     assert (out / "adapter_model.safetensors").exists()
     with pytest.raises(CalibrationError, match="no candidate meets the floors"):
-        expunge.calibrate(run, **settings | {"floors": {"neutral": 1}})
+        expunge.calibrate(run, settings=found["settings"] | {"floors": {"neutral": 1}})
 
 
 def test_another_objective_reads_no_candidate_twice(found, run):

@@ -45,7 +45,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
-    from expunge.calibrating import calibrate_run, settings
+    from expunge.calibrating import calibrate_run, changed
     from expunge.pipeline import Pipeline
     from expunge.report.calibration import calibration_rows, calibration_sentences
     from expunge.report.terminal import console, print_rows
@@ -58,7 +58,7 @@ def calibrate(
     changes |= _values(option or [], "--option")
     if floors is not None:
         changes["floors"] = _values(floors.split(","), "--floors")
-    config = settings(pipeline.recipe, name, changes)
+    config = changed(pipeline.recipe, name, changes)
     for number in (seed,) if seed is not None else pipeline.recipe.seeds:
         found, error = calibrate_run(pipeline, name, config, number)
         if as_json:
