@@ -56,7 +56,7 @@ def test_every_unlearned_model_has_a_card_beside_its_weights(run):
     assert cards["strong"].data.eval_results
     assert "It has not been evaluated" in cards["weak"].text
     assert cards["weak"].data.eval_results is None
-    assert cards["pruned"].data.library_name == "transformers"
+    assert cards["pruned"].data.to_dict()["library_name"] == "transformers"
     assert "an edit of merged" in cards["pruned"].text
     assert "a merge of strong and weak" in cards["merged"].text
 
