@@ -237,6 +237,7 @@ print(*(callable(getattr(expunge, name)) for name in names))
 print(expunge.__all__, callable(expunge.semeval.unlearn), callable(expunge.guard.load))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    names = ["analyse", "edit", "evaluate", "guard", "merge", "report", "run", "semeval", "tune"]
-    names.append("unlearn")
-    assert done.stdout.split("\n")[:2] == ["True " * 7 + "True", f"{names} True True"], done.stderr
+    names = ["analyse", "calibrate", "edit", "evaluate", "guard", "merge", "pick", "report", "run"]
+    names += ["semeval", "tune", "unlearn"]
+    callables = " ".join(["True"] * (len(names) - 2))
+    assert done.stdout.split("\n")[:2] == [callables, f"{names} True True"], done.stderr

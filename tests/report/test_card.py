@@ -62,7 +62,7 @@ def test_the_metadata_come_back_as_they_were(measured):
     assert data["license"] == "apache-2.0"
     assert data["base_model_relation"] == "adapter"
     assert data["tags"] == ["unlearning", "expunge", "branch", "lora"]
-    assert (data.language, data.datasets) == (["en"], ["locuslab/TOFU"])
+    assert (data["language"], data["datasets"]) == (["en"], ["locuslab/TOFU"])
     whole = replace(FACTS, adapter=False, base_id=None, license=None, language=(), datasets=())
     said = ModelCard(model_card(whole, measured)).data.to_dict()
     assert said["library_name"] == "transformers"
