@@ -22,7 +22,7 @@ from expunge.merge.operands import Operand, Slice, blame, summed
 Counts = Sequence[tuple[int, int]]
 """For each row: how many of the greatest lie beyond the outer bound, and within the inner one."""
 
-_SAMPLE, _WORTH_SAMPLING = 1 << 20, 1 << 19
+_LEAST_SAMPLE, _SAMPLE, _WORTH_SAMPLING = 1 << 17, 1 << 20, 1 << 19
 _GROUPS, _FINEST = 16, 4  # in which numbers are counted apart: of a model, and of one slice
 
 
@@ -80,7 +80,7 @@ class Search:
         operand = self.operands[0]
         if len(self.operands) > 1 or operand.size < _WORTH_SAMPLING:
             return None
-        sample = operand.sample(min(_SAMPLE, operand.size // 16))
+        sample = operand.sample(min(_SAMPLE, max(_LEAST_SAMPLE, operand.size // 16)))
         counts = np.rint(self.counts * (sample.n / operand.size)).astype(np.int64)
         return self.centred(self.ops.bins(sample, self.shared), np.clip(counts, 1, sample.n))
 

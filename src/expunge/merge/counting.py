@@ -20,6 +20,9 @@ from expunge.merge.codec import (
 PASSED = 1024
 """Places that are passed over at once on the way to the k-th greatest."""
 
+_SPARSE = 16
+"""Of so many numbers one may lie within the window, before each is looked at by itself."""
+
 
 def chunks() -> int:
     """Into how many parts a slice is split: a few a thread, and few enough for their memory."""
@@ -52,7 +55,7 @@ def count_bins(base, base_kind, models, kinds, n, shared, hists):
 def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, bad, hists):
     """Count each of the WINDOW magnitudes from lows (S,) on by itself, and those beyond.
 
-    Adds to hists (chunks, S, WINDOW), beyond and bad (chunks, S); bad ones are not finite. The
+    Sets hists (chunks, S, WINDOW), beyond and bad (chunks, S); bad ones are not finite. The
     magnitudes are those of the models `rows` (S,).
     """
     tiles = (n + TILE - 1) // TILE
@@ -62,6 +65,8 @@ def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, 
         d = np.empty((len(models), TILE), np.float32)
         v = np.empty(TILE, np.float32)
         inside = np.empty(TILE, np.uint32)
+        flags = np.zeros(TILE, np.uint8)
+        hists[part] = 0
         for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
             low, high = tile * TILE, min(n, (tile + 1) * TILE)
             read_deltas(base, base_kind, models, kinds, low, high, b, d)
@@ -69,29 +74,47 @@ def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, 
                 variance(d, high - low, v)
             for s in range(len(rows)):
                 row = v[: high - low] if shared else d[rows[s], : high - low]
-                above, wrong = _count_above(row, np.uint32(lows[s] + WINDOW))
+                first = np.uint32(lows[s])
+                above, within, wrong = _flag(row, first, flags)
                 beyond[part, s] += above
                 bad[part, s] += wrong
-                _count_each(row, np.uint32(lows[s]), hists[part, s], inside)
+                if within * _SPARSE > len(row):
+                    found = _gather(row, first, inside)
+                else:
+                    found = _pick(row, first, flags, inside)
+                _add(inside, found, hists[part, s])
 
 
 @compiled()
-def _count_above(row, least):
-    """How many magnitudes are `least` or more, and how many are not finite."""
+def _add(inside, found, hist):
+    """hist[k] += how many of inside[:found] are k."""
+    for j in range(found):
+        hist[inside[j]] += np.uint32(1)
+
+
+@compiled()
+def _flag(row, low, flags):
+    """How many magnitudes lie above the window from `low` on, within it, and are not finite.
+
+    flags[j] = 1 for those within, 0 for others.
+    """
     bits = row.view(np.uint32)
-    above = wrong = 0
+    above = within = wrong = np.int32(0)
     for j in range(len(bits)):
         magnitude = bits[j] & np.uint32(0x7FFFFFFF)
-        above += magnitude >= least
-        wrong += magnitude >= np.uint32(INFINITY)
-    return above, wrong
+        here = np.uint32(magnitude - low) < np.uint32(WINDOW)
+        flags[j] = here
+        within += np.int32(here)
+        above += np.int32(magnitude >= np.uint32(low + np.uint32(WINDOW)))
+        wrong += np.int32(magnitude >= np.uint32(INFINITY))
+    return above, within, wrong
 
 
 @compiled()
-def _count_each(row, low, hist, inside):
-    """hist[k] += how many magnitudes are low + k.
+def _gather(row, low, inside):
+    """inside[: the result] = the places of magnitudes within the window, without a branch.
 
-    They are first gathered in `inside`, without a branch: one that goes either way costs more.
+    One that goes either way costs more, where many are within.
     """
     bits = row.view(np.uint32)
     found = 0
@@ -99,8 +122,25 @@ def _count_each(row, low, hist, inside):
         place = (bits[j] & np.uint32(0x7FFFFFFF)) - low  # wraps to a large number where it is less
         inside[found] = place
         found += place < np.uint64(WINDOW)
-    for j in range(found):
-        hist[inside[j]] += np.uint32(1)
+    return found
+
+
+@compiled()
+def _pick(row, low, flags, inside):
+    """The same by their flags, eight at once: few are within."""
+    bits = row.view(np.uint32)
+    flags[len(bits) : len(bits) + 8] = 0
+    words = flags.view(np.uint64)
+    found = 0
+    for k in range((len(bits) + 7) // 8):
+        word, j = words[k], 8 * k
+        while word != 0:
+            if word & np.uint64(1):
+                inside[found] = (bits[j] & np.uint32(0x7FFFFFFF)) - low
+                found += 1
+            word >>= np.uint64(8)
+            j += 1
+    return found
 
 
 @compiled()

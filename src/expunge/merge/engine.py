@@ -17,7 +17,7 @@ import numpy as np
 
 import expunge
 from expunge.errors import MergeError
-from expunge.memory import keep_freed_memory
+from expunge.memory import imports_set_aside, keep_freed_memory
 from expunge.merge.bounds import find_bounds
 from expunge.merge.families import Elect, Method
 from expunge.merge.fused import Rounding, Tally
@@ -103,7 +103,7 @@ def merge_to_folder(
     text = json.dumps([expunge.__version__, description, plan, shard_bytes, stochastic])
     identity = hashlib.sha256(text.encode()).hexdigest()
     report, survival = Report(), Survival()
-    with model_folder(out, identity) as folder:
+    with imports_set_aside(), model_folder(out, identity) as folder:
         writer = ShardWriter(folder, [job.planned for job in jobs], shard_bytes)
         try:
             bounds = model_bounds(jobs, ops)

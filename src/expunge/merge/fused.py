@@ -127,7 +127,7 @@ def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Wi
     """
     parts, sought, tiles = _parts(piece.n), len(rows), -(-piece.n // TILE)
     beyond, bad = np.zeros((2, parts, sought), np.int64)
-    hists = np.zeros((parts, sought, WINDOW), np.uint32)
+    hists = np.empty((parts, sought, WINDOW), np.uint32)
     _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, beyond, bad, hists)
     begins = [part * tiles // parts * TILE for part in range(parts)]
     return beyond.sum(0), int(bad.sum()), begins, hists

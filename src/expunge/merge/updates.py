@@ -80,9 +80,26 @@ class Adapter:
     def check(self, base: Checkpoint) -> None:
         """Refuse an adapter that changes what the base does not have, or not so shaped."""
         for name in sorted(self.names()):
-            self.part(name, base)
+            if name in self.replaced:
+                self._fits(name, self.replaced[name].shape, base)
+            found = self.factors.get(name.removesuffix(".weight"), {})
+            if found:
+                self._pair(name, found, base)
+            if "magnitude" in found:
+                self._numbers(found["magnitude"])
 
     def _update(self, name: str, found: dict[str, Stored], base: Checkpoint) -> Update:
+        a, b, scale = self._pair(name, found, base)
+        plain = low_rank(np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
+        if "magnitude" not in found:
+            return plain
+        whole = Whole(base.raw(name), base[name].dtype)
+        return _dora(plain, self._numbers(found["magnitude"]).ravel(), whole, a.shape[1])
+
+    def _pair(
+        self, name: str, found: dict[str, Stored], base: Checkpoint
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """A (r, in) and B (out, r) of one layer, checked against its weight, and their scale."""
         layer = name.removesuffix(".weight")
         embedding = "embedding_a" in found or "embedding_b" in found
         keys = ("embedding_a", "embedding_b") if embedding else ("a", "b")
@@ -95,11 +112,7 @@ class Adapter:
         if embedding or self.config.get("fan_in_fan_out"):
             a, b = b.T, a.T
         self._fits(name, (len(b), a.shape[1]), base)
-        plain = low_rank(np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
-        if "magnitude" not in found:
-            return plain
-        whole = Whole(base.raw(name), base[name].dtype)
-        return _dora(plain, self._numbers(found["magnitude"]).ravel(), whole, a.shape[1])
+        return a, b, scale
 
     def _scale(self, layer: str, rank: int, *shapes: tuple[int, ...]) -> float:
         stated = by_pattern(self.config.get("rank_pattern"), layer, self.config.get("r"))
