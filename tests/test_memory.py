@@ -1,12 +1,14 @@
 """Kept memory is reused, and handed back when asked for."""
 
+import gc
 import resource
 import subprocess
 import sys
 
 import pytest
 
-from expunge.memory import _LIBRARY
+from expunge.errors import MergeError
+from expunge.memory import _LIBRARY, imports_set_aside
 
 SCRIPT = """
 import resource, sys
@@ -42,3 +44,13 @@ def test_freed_memory_is_used_again_and_then_released():
     pages = 64 * 2**20 // resource.getpagesize()
     assert faults < pages / 10  # mapped anew, five buffers would fault five times that
     assert released > 32 * 2**20
+
+
+def test_what_was_set_aside_is_collected_again_afterwards_however_it_ends():
+    before = gc.get_freeze_count()
+    with imports_set_aside():
+        assert gc.get_freeze_count() > before + 1_000
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(MergeError), imports_set_aside():
+        raise MergeError("of a merge")
+    assert gc.get_freeze_count() == 0

@@ -19,6 +19,7 @@ from expunge.errors import ExpungeError, MergeError
 from expunge.memory import aligned
 from expunge.merge import bounds, codec, direct, fused, operands, plain
 from expunge.merge.bounds import find_bounds
+from expunge.merge.codec import WINDOW
 from expunge.merge.families import REQUIRED
 from expunge.merge.fused import Rounding, Tally
 from expunge.merge.methods import METHODS
@@ -132,6 +133,7 @@ def test_bounds_among_equals_in_many_slices_and_parts_of_them(digits, slice_size
 @pytest.mark.parametrize("formed", [False, True])
 def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, formed, monkeypatch):
     monkeypatch.setattr(bounds, "_WORTH_SAMPLING", 1)
+    monkeypatch.setattr(bounds, "_LEAST_SAMPLE", 1)
     monkeypatch.setattr(operands, "_BLOCKS", 2)
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=100).astype(np.float32)
@@ -152,6 +154,27 @@ def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, formed,
     assert_bounds_as_of_a_sort(rows.ravel(), (3_000, 20_000), ops, columns=100, part=part)
     sampled = 2_000 if formed else 118 * 16  # of 20 blocks of rows, or of one piece in 17
     assert counted == ([sampled, 32_000] if misleading else [sampled])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.06, 0.07, 1.0])
+@pytest.mark.parametrize("size", [7, 16_384, 50_003])
+def test_a_window_counts_the_same_however_many_lie_within(share, size):
+    rng = np.random.default_rng(1)
+    low = 0x3F800000
+    inside = (low + rng.integers(0, WINDOW, size)).astype(np.uint32).view(np.float32)
+    outside = rng.choice([-0.5, 0.25, 3.0, -9.0], size).astype(np.float32)
+    numbers = np.where(rng.random(size) < share, inside, outside)
+    piece = Operand("w", (1, size), None, [stored(torch.from_numpy(numbers))]).slice(0, size)
+    none, lows = np.zeros(1, np.int64), np.array([low])
+    above, bad, firsts, parts = fused.window(piece, False, none, lows)
+    bits = np.abs(numbers).view(np.uint32)
+    places = bits[(bits >= low) & (bits < low + WINDOW)] - low
+    assert np.array_equal(parts.sum(0)[0], np.bincount(places, minlength=WINDOW))
+    assert (above.tolist(), bad) == ([int((bits >= low + WINDOW).sum())], 0)
+    ends = [*firsts[1:], size]
+    for first, end, (hist,) in zip(firsts, ends, parts, strict=True):
+        part = bits[first:end]
+        assert hist.sum() == ((part >= low) & (part < low + WINDOW)).sum()
 
 
 def test_a_trim_over_the_model_keeps_the_greatest_of_all_tensors(tuned, tmp_path):
