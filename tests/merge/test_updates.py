@@ -1,6 +1,7 @@
 """LoRA into full models: every kind that peft saves gives what peft's own merge gives."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from expunge.adapter_files import read_adapter
 from expunge.errors import MergeError, ModelError
-from expunge.merge.run import merge_models
+from expunge.merge.run import merge_models, plan_of
 
 # peft reads a name that transformers is about to drop.
 pytestmark = [
@@ -77,6 +78,24 @@ def test_one_adapter_merges_into_its_base_as_peft_merges_it(tiny_folder, tmp_pat
     assert any("q_proj" in name for name in changed)  # control
     assert ("model.norm.weight" in changed) == (kind == "modules_to_save")
     assert ("model.embed_tokens.weight" in changed) == (kind == "embeddings")
+
+
+def test_the_factors_of_all_layers_are_never_in_memory_at_once(tiny_folder, tmp_path):
+    folder = adapter(tiny_folder, tmp_path / "lora", target_modules=LINEAR, r=256)
+    stored = (folder / "adapter_model.safetensors").stat().st_size
+    models = [{"model": f"{tiny_folder}+{folder}"}]
+    fields = {"merge_method": "ties", "base_model": str(tiny_folder), "models": models}
+    path = written(fields, tmp_path)
+    tracemalloc.start()
+    try:
+        jobs = plan_of(path).jobs()
+        held, _ = tracemalloc.get_traced_memory()
+        whole = [job.operand.held() for job in jobs if job.operand is not None]
+        formed, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < stored / 4
+    assert len(whole) == 6 and formed > held  # control: it sees what is formed
 
 
 def test_an_adapter_on_a_tuned_model_counts_its_tuning_too(tuned, tmp_path):

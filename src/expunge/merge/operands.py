@@ -36,6 +36,10 @@ class Whole:
         return self.raw[low * size : high * size], KINDS[self.dtype]
 
 
+Factors = tuple[np.ndarray, np.ndarray]
+"""A (r, columns) and B (rows, r), float32."""
+
+
 @dataclass(frozen=True)
 class Update:
     """A difference from the base that is formed when asked for, in float32."""
@@ -49,8 +53,8 @@ class Update:
     origin: str = ""
     """The file, for messages."""
 
-    factors: tuple[np.ndarray, np.ndarray] | None = None
-    """A (r, columns) and B (rows, r), float32, where δ = B A."""
+    factors: Callable[[], Factors] | None = None
+    """Gives A and B where δ = B A."""
 
     held: bool = False
     """`rows` gives what is in memory already."""
@@ -243,13 +247,17 @@ def decode(raw: np.ndarray, kind: int) -> np.ndarray:
 
 def low_rank(a: np.ndarray, b: np.ndarray, scale: float) -> Update:
     """δ = scale · B A, formed row by row: A (r, in), B (out, r), float32."""
-    scaled = np.float32(scale) * b
-    columns = torch.from_numpy(np.array(a.T, np.float32, order="C"))  # (in, r)
+    return low_rank_of(lambda: (a, np.float32(scale) * b))
+
+
+def low_rank_of(factors: Callable[[], Factors]) -> Update:
+    """δ = B A of factors that are asked for anew with each slice, so that none are kept."""
 
     def rows(first: int, last: int) -> np.ndarray:
-        return product(torch.from_numpy(scaled[first:last]), columns).numpy()
+        a, b = factors()
+        return product(torch.from_numpy(b[first:last]), torch.from_numpy(a).T).numpy()
 
-    return Update(rows, factors=(a, scaled))
+    return Update(rows, factors=factors)
 
 
 def constant(delta: np.ndarray) -> Update:

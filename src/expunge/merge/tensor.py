@@ -194,7 +194,7 @@ def _matrix(
 def _factors(operand: Operand) -> spectral.Factors:
     """The factors of every model, where all of them are low-rank updates."""
     found = [part.factors if isinstance(part, Update) else None for part in operand.models]
-    pairs = [pair for pair in found if pair is not None]
+    pairs = [factors() for factors in found if factors is not None]
     if len(pairs) < len(found):
         return None
     return [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in pairs]

@@ -14,7 +14,16 @@ from expunge import runs
 from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, by_pattern
 from expunge.errors import ModelError
 from expunge.merge.checkpoint import FLOATS, Checkpoint, Stored, map_file, read_header
-from expunge.merge.operands import KINDS, Part, Update, Whole, added, decode, low_rank
+from expunge.merge.operands import (
+    KINDS,
+    Factors,
+    Part,
+    Update,
+    Whole,
+    added,
+    decode,
+    low_rank_of,
+)
 
 _UNREAD = (
     *("lora_bias", "layer_replication", "trainable_token_indices", "target_parameters"),
@@ -80,39 +89,39 @@ class Adapter:
     def check(self, base: Checkpoint) -> None:
         """Refuse an adapter that changes what the base does not have, or not so shaped."""
         for name in sorted(self.names()):
-            if name in self.replaced:
-                self._fits(name, self.replaced[name].shape, base)
-            found = self.factors.get(name.removesuffix(".weight"), {})
-            if found:
-                self._pair(name, found, base)
-            if "magnitude" in found:
-                self._numbers(found["magnitude"])
+            self.part(name, base)
+        for found in self.factors.values():
+            for stored in found.values():
+                if not np.isfinite(self._numbers(stored)).all():
+                    raise ModelError(f"{stored.file}: {stored.name} holds NaN or infinite numbers")
 
     def _update(self, name: str, found: dict[str, Stored], base: Checkpoint) -> Update:
-        a, b, scale = self._pair(name, found, base)
-        plain = low_rank(np.ascontiguousarray(a), np.ascontiguousarray(b), scale)
-        if "magnitude" not in found:
-            return plain
-        whole = Whole(base.raw(name), base[name].dtype)
-        return _dora(plain, self._numbers(found["magnitude"]).ravel(), whole, a.shape[1])
-
-    def _pair(
-        self, name: str, found: dict[str, Stored], base: Checkpoint
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        """A (r, in) and B (out, r) of one layer, checked against its weight, and their scale."""
+        """Its factors are read when they are asked for, however many layers there are."""
         layer = name.removesuffix(".weight")
         embedding = "embedding_a" in found or "embedding_b" in found
         keys = ("embedding_a", "embedding_b") if embedding else ("a", "b")
         if any(key not in found for key in keys):
             raise ModelError(f"{self.folder}: {layer} lacks one of lora_A and lora_B")
-        a, b = (self._numbers(found[key]) for key in keys)  # (r, in), (out, r)
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise ModelError(f"{self.folder}: {layer} has factors of {a.shape} and {b.shape}")
-        scale = self._scale(layer, len(a), a.shape, b.shape)
-        if embedding or self.config.get("fan_in_fan_out"):
-            a, b = b.T, a.T
-        self._fits(name, (len(b), a.shape[1]), base)
-        return a, b, scale
+        one, two = (found[key] for key in keys)  # (r, in), (out, r)
+        shapes = one.shape, two.shape
+        if any(len(shape) != 2 for shape in shapes) or one.shape[0] != two.shape[1]:
+            raise ModelError(f"{self.folder}: {layer} has factors of {shapes[0]} and {shapes[1]}")
+        scale = np.float32(self._scale(layer, one.shape[0], *shapes))
+        swapped = embedding or self.config.get("fan_in_fan_out")
+        rows, columns = (one.shape[1], two.shape[0]) if swapped else (two.shape[0], one.shape[1])
+        self._fits(name, (rows, columns), base)
+
+        def factors() -> Factors:
+            a, b = self._numbers(one), self._numbers(two)
+            if swapped:
+                a, b = b.T, a.T
+            return np.require(a, requirements=["C", "W"]), np.ascontiguousarray(scale * b)
+
+        if "magnitude" not in found:
+            return low_rank_of(factors)
+        whole = Whole(base.raw(name), base[name].dtype)
+        magnitude = self._numbers(found["magnitude"]).ravel()
+        return _dora(low_rank_of(factors), magnitude, whole, columns)
 
     def _scale(self, layer: str, rank: int, *shapes: tuple[int, ...]) -> float:
         stated = by_pattern(self.config.get("rank_pattern"), layer, self.config.get("r"))
@@ -142,10 +151,7 @@ class Adapter:
     def _numbers(self, stored: Stored) -> np.ndarray:
         if stored.dtype not in FLOATS:
             raise ModelError(f"{stored.file}: {stored.name} is {stored.dtype}, not a float")
-        numbers = decode(self._bytes(stored), KINDS[stored.dtype]).reshape(stored.shape)
-        if not np.isfinite(numbers).all():
-            raise ModelError(f"{stored.file}: {stored.name} holds NaN or infinite numbers")
-        return numbers
+        return decode(self._bytes(stored), KINDS[stored.dtype]).reshape(stored.shape)
 
 
 def _checked(folder: Path, config: Any) -> dict[str, Any]:
