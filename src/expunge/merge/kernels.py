@@ -113,6 +113,9 @@ def _elect(d, begin, end, weights, elect, weighted, divide, vote, share, out):
     divide: 0 by nothing, 1 by how many took part, 2 by the |w| that took part.
     """
     vote, share, out = vote[begin:end], share[begin:end], out[begin:end]
+    if elect and len(d) == 2:
+        _elect_of_two(d[0, begin:end], d[1, begin:end], weights, weighted, divide, out)
+        return
     out[:] = 0
     if elect:
         vote[:] = 0
@@ -140,6 +143,25 @@ def _elect(d, begin, end, weights, elect, weighted, divide, vote, share, out):
     if divide > 0:
         for j in range(len(out)):
             out[j] = out[j] / share[j] if share[j] > 0 else out[j]
+
+
+@compiled()
+def _elect_of_two(one, two, weights, weighted, divide, out):
+    """The same numbers for two models, in one pass in place of eight."""
+    nought = np.float32(0)
+    w1, w2 = weights[0], weights[1]
+    side1, side2 = (w1, w2) if weighted else (np.float32(1), np.float32(1))
+    part1, part2 = (abs(w1), abs(w2)) if divide == 2 else (np.float32(1), np.float32(1))
+    for j in range(len(out)):
+        ballot1, ballot2 = side1 * one[j], side2 * two[j]
+        vote = ballot1 + ballot2
+        agree1, agree2 = _agree(ballot1, vote), _agree(ballot2, vote)
+        sum1, sum2 = w1 * one[j], w2 * two[j]
+        total = (nought + (sum1 if agree1 else nought)) + (sum2 if agree2 else nought)
+        share1 = part1 if agree1 & (ballot1 != 0) else nought
+        share2 = part2 if agree2 & (ballot2 != 0) else nought
+        share = share1 + share2
+        out[j] = total / share if (divide > 0) & (share > 0) else total
 
 
 @compiled()
