@@ -150,6 +150,12 @@ def read_deltas(base, base_kind, models, kinds, low, high, b, d):
 
 
 @compiled()
+def deltas_at(source, low, high):
+    """δ of the weights low … high where they are stored as such, without a copy."""
+    return carray(_pointer(source + 4 * low, np.float32(0)), high - low)  # pyright: ignore
+
+
+@compiled()
 def _subtract(models, kinds, low, high, b, d):
     """d[i] = the weights low … high less those of the base, b, unless they are δ_i already."""
     for i in range(len(models)):

@@ -8,11 +8,13 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from expunge.merge.codec import (
+    DELTA,
     INFINITY,
     LOW_BITS,
     TILE,
     WINDOW,
     compiled,
+    deltas_at,
     read_deltas,
     variance,
 )
@@ -69,11 +71,16 @@ def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, 
         hists[part] = 0
         for tile in range(part * tiles // parts, (part + 1) * tiles // parts):
             low, high = tile * TILE, min(n, (tile + 1) * TILE)
-            read_deltas(base, base_kind, models, kinds, low, high, b, d)
+            formed = (kinds == DELTA).all() and not shared  # they lie there as they are counted
+            if not formed:
+                read_deltas(base, base_kind, models, kinds, low, high, b, d)
             if shared:
                 variance(d, high - low, v)
             for s in range(len(rows)):
-                row = v[: high - low] if shared else d[rows[s], : high - low]
+                if formed:
+                    row = deltas_at(models[rows[s]], low, high)
+                else:
+                    row = v[: high - low] if shared else d[rows[s], : high - low]
                 first = np.uint32(lows[s])
                 above, within, wrong = _flag(row, first, flags)
                 beyond[part, s] += above
