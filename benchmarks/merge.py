@@ -13,6 +13,7 @@ Methods that draw numbers are compared by their norms.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -137,6 +138,7 @@ def _run(who: str, config: dict[str, Any], out: Path, folder: Path) -> tuple[flo
     path = folder / f"{who}.yaml"
     path.write_text(yaml.safe_dump(config))
     words = [sys.executable, __file__, "--worker", who, str(path), str(out)]
+    os.sync()  # so that nobody waits for what the one before left to be written
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     peak = [0]
     watch = threading.Thread(target=_watch, args=(process, peak))
