@@ -220,7 +220,12 @@ def test_merge_reads_a_merge_file_and_says_what_it_did(tmp_path, tiny_folder):
 
 
 @pytest.mark.parametrize(
-    ("module", "absent"), [("expunge.cli", "torch"), ("expunge.merge.run", "transformers")]
+    ("module", "absent"),
+    [
+        ("expunge.cli", "torch"),
+        ("expunge.merge.run", "transformers"),
+        ("expunge.merge.run", "torch.distributed.fsdp"),
+    ],
 )
 def test_what_takes_seconds_to_import_is_imported_where_it_is_used(module, absent):
     script = f"import sys, {module}; print({absent!r} in sys.modules)"

@@ -2,25 +2,28 @@
 
 The layers are sharded one by one, and what is outside them (embedding, norm, head) together.
 Gradients of slices are summed over ranks, not averaged, like those that each rank holds whole.
+
+torch's own part in this takes 0.7 s and 50 MB to import: that is left to `shard`. Where it has not
+been imported, nothing is sliced.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from expunge import parallel, zero
 from expunge.errors import RunError
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
 
@@ -39,6 +42,9 @@ def wanted() -> bool:
 
 def shard(model: PreTrainedModel) -> None:
     """Keep a slice of each weight on this rank's device; the model may lie on the CPU before."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     device = torch.device(parallel.device())
     parallel.barrier()
     mesh = init_device_mesh(device.type, (parallel.world(),))
@@ -53,7 +59,7 @@ def shard(model: PreTrainedModel) -> None:
     # until the backward pass ends.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if _is_module(module):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     model.decode = lambda *given, **options: decoder(*given, **options)  # pyright: ignore
@@ -62,7 +68,7 @@ def shard(model: PreTrainedModel) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the ranks hold slices of the model's weights."""
-    return isinstance(model, FSDPModule) or zero.is_sliced(model)
+    return _is_module(model) or zero.is_sliced(model)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,20 +81,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def release(model: nn.Module) -> None:
     """Go back to slices after passes without a gradient, which leave weights gathered."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if _is_module(module):
             module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's slice, or a whole tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sliced(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor gathered from all ranks, who all must ask for it."""
     if hasattr(tensor, "slice"):
         return zero.gathered(tensor)
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sliced(tensor) else tensor
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
@@ -99,14 +105,16 @@ def shape_of(parameter: Tensor) -> torch.Size:
 def like(tensor: Tensor, example: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, sliced as `example` is."""
     tensor = tensor.to(example.device).view(example.shape)
-    if not isinstance(example, DTensor):
+    if not is_sliced(example):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def norm_of_all(norm: float, tensors: Sequence[Tensor]) -> float:
     """The 2-norm of whole tensors, from the `norm` of what this rank holds of them."""
-    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+    if not any(map(is_sliced, tensors)):
         return norm
     return math.sqrt(parallel.total({"square": norm**2})["square"])
 
@@ -120,6 +128,17 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             gathered = whole(tensor).detach()
             found[id(tensor)] = gathered.cpu() if parallel.is_main() else gathered.new_empty(0)
     return {name: found[id(tensor)] for name, tensor in state.items()}
+
+
+def is_sliced(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this rank holds a slice of the tensor alone."""
+    found = sys.modules.get("torch.distributed.tensor")
+    return found is not None and isinstance(tensor, found.DTensor)
+
+
+def _is_module(module: nn.Module) -> TypeGuard[FSDPModule]:
+    found = sys.modules.get("torch.distributed.fsdp")
+    return found is not None and isinstance(module, found.FSDPModule)
 
 
 def _asked(name: str) -> bool:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 from torch.nn import Parameter
 
 from expunge import parallel
 from expunge.errors import RunError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
 
@@ -113,6 +112,8 @@ class _Gathered(torch.autograd.Function):
 
 def _slice(parameter: Tensor, mesh: DeviceMesh) -> None:
     """Give the weight its `slice`: DeepSpeed's part of it, the last one without its padding."""
+    from torch.distributed.tensor import DTensor, Shard
+
     part = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
     count = parameter.ds_numel  # pyright: ignore[reportAttributeAccessIssue]
     mine = max(0, min(len(part), count - parallel.rank() * len(part)))
@@ -131,6 +132,8 @@ def _scatter(parameter: Tensor) -> None:
 
 @torch.no_grad()
 def _add_to_slice(parameter: Tensor, gradient: Tensor) -> None:
+    from torch.distributed.tensor import DTensor
+
     held, size = parameter.slice, len(parameter.ds_tensor)  # pyright: ignore
     flat = gradient.new_zeros(size * parallel.world())
     flat[: gradient.numel()] = gradient.reshape(-1)

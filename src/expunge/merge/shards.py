@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from expunge.merge.direct import OutputFile
 
 SHARD_BYTES = 5_000_000_000
 _SYNC_BYTES = 1 << 30  # written between two entries of the journal
+_QUEUED = 3  # writes that wait while the next slice is worked on
 _JOURNAL, _IDENTITY = "journal.jsonl", "identity.json"
 
 
@@ -68,7 +70,7 @@ class ShardWriter:
         self._noted: dict[str, Any] = {}
         self._unsynced = 0
         self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._begun: deque[Future[None]] = deque()
         self.weight_map: dict[str, str] = {}
         groups = grouped(tensors, shard_bytes)
         for number, group in enumerate(groups):
@@ -84,8 +86,8 @@ class ShardWriter:
     def write(self, name: str, offset: int, raw: np.ndarray) -> None:
         """Write bytes at an offset within a tensor, while the caller goes on computing."""
         file, start = self._places[name]
-        self._wait()
-        self._last = self._thread.submit(file.write, start + offset, raw)
+        self._wait(_QUEUED)
+        self._begun.append(self._thread.submit(file.write, start + offset, raw))
         self._unsynced += len(raw)
 
     def finished(self, name: str, note: Any) -> None:
@@ -98,7 +100,7 @@ class ShardWriter:
         """Put on disk what was written, then say so in the journal."""
         self._wait()
         noted, self._noted, self._unsynced = self._noted, {}, 0
-        self._last = self._thread.submit(self._sync, noted)
+        self._begun.append(self._thread.submit(self._sync, noted))
 
     def close(self) -> None:
         """Wait for everything, and close the shards."""
@@ -120,9 +122,10 @@ class ShardWriter:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
+    def _wait(self, left: int = 0) -> None:
+        """Until at most so many of the writes that were begun are left, the oldest first."""
+        while len(self._begun) > left:
+            self._begun.popleft().result()
 
     def _open(self, name: str, group: Sequence[Planned]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
