@@ -2,10 +2,11 @@
 
 Writes random models shaped like OLMo-1B (1.28 B parameters, bf16): a base and two that look tuned
 from it, and two LoRAs on a 191 M model. Each merge runs in a process of its own, timed without its
-imports; private memory is the peak of its anonymous pages. Both read the same YAML. Sameness is
-shown in the same run, on two layers of the same shapes in float32, and the outputs are compared:
-differences of bf16 numbers are often equal, and which of equals stays is each tool's choice.
-Methods that draw numbers are compared by their norms.
+imports; private memory is the peak of its anonymous pages. Both read the same YAML, and find the
+inputs in the page cache, as far as it holds them. Sameness is shown in the same run, on two layers
+of the same shapes in float32, and the outputs are compared: differences of bf16 numbers are often
+equal, and which of equals stays is each tool's choice. Methods that draw numbers are compared by
+their norms.
 
     python benchmarks/merge.py [--layers 16] [--cases ties,linear] [--rounds 3] [--folder DIR]
     python benchmarks/merge.py --same [--cases ties]      # sameness alone, kept with the times
@@ -95,6 +96,7 @@ def _case(name: str, models: list[str], folder: Path, rounds: int) -> dict[str, 
         for who in ("ours", "mergekit") if turn == 0 else ("ours",):
             out = folder / f"out-{who}"
             shutil.rmtree(out, ignore_errors=True)
+            _cat(models)  # so that neither reads from the disk what the other finds in memory
             took, private = _run(who, config, out, folder)
             mine = "ours" if who == "ours" else "peer"
             seconds[mine].append(took)
@@ -186,14 +188,19 @@ def _work(who: str, config: Path, out: Path) -> None:
 
 def _copy(models: list[str], merged: Path, to: Path) -> float:
     """Seconds to read every input with cat and to copy the output with cp."""
-    inputs = [str(p) for m in models for p in Path(m.split("+")[-1]).glob("*.safetensors")]
     outputs = [str(path) for path in merged.glob("*.safetensors")]
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
     begin = time.perf_counter()
-    subprocess.run(["cat", *inputs], stdout=subprocess.DEVNULL, check=True)
+    _cat(models)
     subprocess.run(["cp", "--reflink=never", *outputs, str(to)], check=True)
     return time.perf_counter() - begin
+
+
+def _cat(models: list[str]) -> None:
+    """Read every input once."""
+    inputs = [str(p) for m in models for p in Path(m.split("+")[-1]).glob("*.safetensors")]
+    subprocess.run(["cat", *inputs], stdout=subprocess.DEVNULL, check=True)
 
 
 def _same(name: str, small: list[str], loras: list[str], folder: Path) -> str:
