@@ -156,6 +156,38 @@ def test_bounds_are_exact_whether_or_not_the_sample_misleads(misleading, formed,
     assert counted == ([sampled, 32_000] if misleading else [sampled])
 
 
+@pytest.mark.parametrize("ops", [fused, plain])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("sample", ["none", "true", "misleading"])
+def test_the_greatest_variances_are_those_of_a_sort(ops, count, sample, monkeypatch):
+    """A share of what differs at all, whether or not a sample tells where the bound is."""
+    if sample != "none":
+        monkeypatch.setattr(bounds, "_WORTH_SAMPLING", 1)
+        monkeypatch.setattr(bounds, "_LEAST_SAMPLE", 1)
+    rng = np.random.default_rng(count)
+    deltas = np.round(rng.normal(size=(count, 20_000)), 2).astype(np.float32)
+    deltas[:, rng.random(20_000) < 0.3] = 0.25  # the same in all
+    if sample == "misleading":
+        deltas.reshape(count, -1, 16)[:, ::20] *= 1e-6
+    mean = sum(deltas) / np.float32(count)
+    scores = sum((row - mean) * (row - mean) for row in deltas) / np.float32(count)
+    operand = Operand("w", (200, 100), None, [stored(torch.from_numpy(row)) for row in deltas])
+    order = np.lexsort((np.arange(20_000), -scores))
+    for share in (0.0, 1e-5, 0.3, 0.999, 1.0):
+        wanted = int(share * (scores != 0).sum()) if share < 1 else 20_000
+        ((outer, (bits, cut)),) = bounds.find_varied_bounds(operand, share, ops)
+        assert tuple(outer) == fused.NEVER
+        magnitudes = scores.view(np.uint32)
+        within = (magnitudes > bits) | ((magnitudes == bits) & (np.arange(20_000) < cut))
+        assert np.array_equal(np.flatnonzero(within), np.sort(order[:wanted]))
+
+
+def test_differences_that_are_not_finite_are_named_among_variances():
+    rows = [stored(torch.tensor([1.0, float("nan")])), stored(torch.tensor([1.0, 2.0]))]
+    with pytest.raises(MergeError, match="w"):
+        bounds.find_varied_bounds(Operand("w", (1, 2), None, rows), 0.5, fused)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.004, 0.06, 0.07, 1.0])
 @pytest.mark.parametrize("size", [7, 16_384, 50_003])
 def test_a_window_counts_the_same_however_many_lie_within(share, size):
@@ -166,7 +198,7 @@ def test_a_window_counts_the_same_however_many_lie_within(share, size):
     numbers = np.where(rng.random(size) < share, inside, outside)
     piece = Operand("w", (1, size), None, [stored(torch.from_numpy(numbers))]).slice(0, size)
     none, lows = np.zeros(1, np.int64), np.array([low])
-    above, bad, firsts, parts = fused.window(piece, False, none, lows)
+    above, _, bad, firsts, parts = fused.window(piece, False, none, lows)
     bits = np.abs(numbers).view(np.uint32)
     places = bits[(bits >= low) & (bits < low + WINDOW)] - low
     assert np.array_equal(parts.sum(0)[0], np.bincount(places, minlength=WINDOW))

@@ -10,6 +10,7 @@ was wrong, or no sample is worth taking, all magnitudes are first counted by the
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -49,6 +50,41 @@ def find_bounds(
     return places
 
 
+def find_varied_bounds(operand: Operand, share: float, ops: ModuleType) -> np.ndarray:
+    """The bounds of the greatest variances, a share of those that are not 0: (1, 2, 2) int64.
+
+    How many are not 0 is counted in the same pass over them. Raises as `find_bounds`.
+    """
+    count = operand.size
+    if share < 1:
+        search = Search([operand], np.zeros(1, np.int64), np.ones(1, np.int64), True, ops)
+        lows = search.guessed(share)
+        counted = search.counted(np.zeros(1, np.int64) if lows is None else lows)
+        count = int((operand.size - counted.nought) * max(share, 0.0))
+        found = None if lows is None or count < 1 else search.located(0, lows[0], count, counted)
+        if found is not None:
+            bits, (cut,) = found
+            return np.array([[NEVER, (bits, cut)]])
+    return find_bounds([operand], [(0, count)], ops, shared=True)[0]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted of some windows."""
+
+    beyond: np.ndarray
+    """How many lie beyond each: (S,)."""
+
+    nought: int
+    """How many are 0, in the row of the first."""
+
+    hists: np.ndarray
+    """How many equal each pattern within: (groups, S, WINDOW), by groups of numbers in order."""
+
+    begins: list[tuple[int, int]]
+    """Of each group the span, and the place in it, with which it begins."""
+
+
 class Search:
     """The search for some bounds: `rows` (S,) in which they lie, `counts` (S,) down to them."""
 
@@ -75,14 +111,20 @@ class Search:
             assert found is not None
         return found
 
-    def guessed(self) -> np.ndarray | None:
-        """Where the windows should begin, by a sample; None where that is not worth it."""
+    def guessed(self, share: float | None = None) -> np.ndarray | None:
+        """Where the windows should begin, by a sample; None where that is not worth it.
+
+        A `share` of what is not 0 stands in place of the counts.
+        """
         operand = self.operands[0]
         if len(self.operands) > 1 or operand.size < _WORTH_SAMPLING:
             return None
         sample = operand.sample(min(_SAMPLE, max(_LEAST_SAMPLE, operand.size // 16)))
+        hist = self.ops.bins(sample, self.shared)
         counts = np.rint(self.counts * (sample.n / operand.size)).astype(np.int64)
-        return self.centred(self.ops.bins(sample, self.shared), np.clip(counts, 1, sample.n))
+        if share is not None:
+            counts = ((sample.n - hist[:, 0]) * share).astype(np.int64)
+        return self.centred(hist, np.clip(counts, 1, sample.n))
 
     def centred(self, hist: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """The beginnings of windows around the k-th greatest of a count by bins: (S,)."""
@@ -95,44 +137,50 @@ class Search:
 
     def within(self, lows: np.ndarray) -> list[tuple[int, list[int]]] | None:
         """What `bounds` says, or None if a bound lies outside its window."""
-        beyond, hists, begins = self.counted(lows)
-        found = []
-        for s, (low, count) in enumerate(zip(lows, self.counts - beyond, strict=True)):
-            step, left, equal = descend(hists, s, count)
-            if count < 1 or left > equal:
+        counted, found = self.counted(lows), []
+        for s, (low, count) in enumerate(zip(lows, self.counts, strict=True)):
+            place = self.located(s, low, count, counted)
+            if place is None:
                 return None
-            cuts = [ALWAYS[1]] * len(self.operands)
-            if left < equal:
-                running = hists[:, s, step].cumsum()
-                group = int(np.searchsorted(running, left))
-                left -= int(running[group - 1]) if group else 0
-                cuts = self.cuts(int(self.rows[s]), int(low) + step, left, begins[group])
-            found.append((int(low) + step, cuts))
+            found.append(place)
         return found
 
-    def counted(self, lows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-        """How many lie beyond each window (S,), and how many equal each pattern within it.
+    def located(
+        self, s: int, low: int, count: int, counted: Counted
+    ) -> tuple[int, list[int]] | None:
+        """The bound of the count-th greatest within one window; None if it lies outside."""
+        count -= counted.beyond[s]
+        step, left, equal = descend(counted.hists, s, count)
+        if count < 1 or left > equal:
+            return None
+        cuts = [ALWAYS[1]] * len(self.operands)
+        if left < equal:
+            running = counted.hists[:, s, step].cumsum()
+            group = int(np.searchsorted(running, left))
+            left -= int(running[group - 1]) if group else 0
+            cuts = self.cuts(int(self.rows[s]), int(low) + step, left, counted.begins[group])
+        return int(low) + step, cuts
 
-        The latter (groups, S, WINDOW) by groups of numbers in order; of each the span, and the
-        place in it, with which it begins.
-        """
-        beyond, hists = np.zeros(len(lows), np.int64), np.empty(0)
+    def counted(self, lows: np.ndarray) -> Counted:
+        """All numbers, counted by the windows that begin at `lows` (S,)."""
+        beyond, nought, hists = np.zeros(len(lows), np.int64), 0, np.empty(0)
         begins: dict[int, tuple[int, int]] = {}
         for number, (which, span) in enumerate(self.spans):
             piece = self.piece((which, span))
-            above, bad, firsts, parts = self.ops.window(piece, self.shared, self.rows, lows)
+            above, none, bad, firsts, parts = self.ops.window(piece, self.shared, self.rows, lows)
             if bad:
                 raise MergeError(blame(self.operands[which]))
-            beyond += above
+            beyond, nought = beyond + above, nought + none
             if len(self.spans) == 1:
-                return beyond, parts, [(number, first) for first in firsts]
+                return Counted(beyond, nought, parts, [(number, first) for first in firsts])
             if number == 0:
                 hists = np.zeros((self.groups, len(lows), WINDOW), np.int64)
             for part, (first, hist) in enumerate(zip(firsts, parts, strict=True)):
                 group = (number * len(parts) + part) * self.groups // (len(self.spans) * len(parts))
                 begins.setdefault(group, (number, first))
                 hists[group] += hist
-        return beyond, hists, [begins.get(group, (0, 0)) for group in range(self.groups)]
+        known = [begins.get(group, (0, 0)) for group in range(self.groups)]
+        return Counted(beyond, nought, hists, known)
 
     def cuts(self, row: int, bits: int, number: int, begin: tuple[int, int]) -> list[int]:
         """For each operand: the index just after the `number`-th of its magnitudes `bits`.

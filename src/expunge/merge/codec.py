@@ -173,17 +173,28 @@ def _subtract(models, kinds, low, high, b, d):
 
 @compiled()
 def variance(d, width, out):
-    """out[j] = the variance of the δ_i[j] over models."""
-    m = np.float32(len(d))
-    for j in range(width):
-        mean = np.float32(0)
-        for i in range(len(d)):
-            mean += d[i, j]
-        mean /= m
-        total = np.float32(0)
-        for i in range(len(d)):
-            total += (d[i, j] - mean) * (d[i, j] - mean)
-        out[j] = total / m
+    """out[j] = the variance of the δ_i[j] over models; a loop a model, for those are vectorised."""
+    v, m = out[:width], np.float32(len(d))
+    if len(d) == 2:
+        one, two = d[0, :width], d[1, :width]
+        for j in range(len(v)):
+            mean = (one[j] + two[j]) / m
+            first, second = one[j] - mean, two[j] - mean
+            v[j] = (first * first + second * second) / m
+        return
+    means = np.zeros(width, np.float32)
+    for i in range(len(d)):
+        row = d[i, :width]
+        for j in range(len(row)):
+            means[j] += row[j]
+    for j in range(len(v)):
+        means[j], v[j] = means[j] / m, np.float32(0)
+    for i in range(len(d)):
+        row = d[i, :width]
+        for j in range(len(row)):
+            v[j] += (row[j] - means[j]) * (row[j] - means[j])
+    for j in range(len(v)):
+        v[j] /= m
 
 
 @compiled()

@@ -54,11 +54,11 @@ def count_bins(base, base_kind, models, kinds, n, shared, hists):
 
 
 @compiled(parallel=True)
-def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, bad, hists):
-    """Count each of the WINDOW magnitudes from lows (S,) on by itself, and those beyond.
+def count_window(base, base_kind, models, kinds, n, shared, rows, lows, tallies, hists):
+    """Count each of the WINDOW magnitudes from lows (S,) on by itself, and others in sum.
 
-    Sets hists (chunks, S, WINDOW), beyond and bad (chunks, S); bad ones are not finite. The
-    magnitudes are those of the models `rows` (S,).
+    Sets hists (chunks, S, WINDOW) and adds to tallies (chunks, S, 3): those beyond the window, those
+    that are 0, those that are not finite. The magnitudes are those of the models `rows` (S,).
     """
     tiles = (n + TILE - 1) // TILE
     parts = len(hists)
@@ -82,9 +82,7 @@ def count_window(base, base_kind, models, kinds, n, shared, rows, lows, beyond, 
                 else:
                     row = v[: high - low] if shared else d[rows[s], : high - low]
                 first = np.uint32(lows[s])
-                above, within, wrong = _flag(row, first, flags)
-                beyond[part, s] += above
-                bad[part, s] += wrong
+                within = _flag(row, first, flags, tallies[part, s])
                 if within * _SPARSE > len(row):
                     found = _gather(row, first, inside)
                 else:
@@ -100,21 +98,25 @@ def _add(inside, found, hist):
 
 
 @compiled()
-def _flag(row, low, flags):
-    """How many magnitudes lie above the window from `low` on, within it, and are not finite.
+def _flag(row, low, flags, tally):
+    """How many magnitudes lie within the window from `low` on; flags[j] = 1 for those, else 0.
 
-    flags[j] = 1 for those within, 0 for others.
+    Adds to tally (3,) how many lie above it, are 0, and are not finite.
     """
     bits = row.view(np.uint32)
-    above = within = wrong = np.int32(0)
+    above = within = nought = wrong = np.int32(0)
     for j in range(len(bits)):
         magnitude = bits[j] & np.uint32(0x7FFFFFFF)
         here = np.uint32(magnitude - low) < np.uint32(WINDOW)
         flags[j] = here
         within += np.int32(here)
         above += np.int32(magnitude >= np.uint32(low + np.uint32(WINDOW)))
+        nought += np.int32(magnitude == np.uint32(0))
         wrong += np.int32(magnitude >= np.uint32(INFINITY))
-    return above, within, wrong
+    tally[0] += above
+    tally[1] += nought
+    tally[2] += wrong
+    return within
 
 
 @compiled()

@@ -18,7 +18,7 @@ _count: Any = counting
 _merge: Any = kernels
 _ranks: Any = ranks
 _sums: Any = sums
-Window = tuple[np.ndarray, int, list[int], np.ndarray]
+Window = tuple[np.ndarray, int, int, list[int], np.ndarray]
 NEVER, ALWAYS = (0xFFFFFFFF, 0), (0, 1 << 62)
 """Bounds that no number and every number lies within."""
 
@@ -122,15 +122,16 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
 def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Window:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,); how many are not finite; where the parts of the slice begin; how
-    many equal each pattern in each part (parts, S, WINDOW).
+    How many lie beyond it (S,); how many are 0 of the first of them; how many are not finite; where
+    the parts of the slice begin; how many equal each pattern in each part (parts, S, WINDOW).
     """
     parts, sought, tiles = _parts(piece.n), len(rows), -(-piece.n // TILE)
-    beyond, bad = np.zeros((2, parts, sought), np.int64)
+    tallies = np.zeros((parts, sought, 3), np.int64)
     hists = np.empty((parts, sought, WINDOW), np.uint32)
-    _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, beyond, bad, hists)
+    _count.count_window(*_inputs(piece), piece.n, shared, rows, lows, tallies, hists)
     begins = [part * tiles // parts * TILE for part in range(parts)]
-    return beyond.sum(0), int(bad.sum()), begins, hists
+    beyond, nought, bad = tallies.sum(0).T
+    return beyond, int(nought[0]), int(bad.sum()), begins, hists
 
 
 def descend(hists: np.ndarray, row: int, number: int) -> tuple[int, int, int]:

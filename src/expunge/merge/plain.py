@@ -33,14 +33,16 @@ def bins(piece: Slice, shared: bool) -> np.ndarray:
 def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Window:
     """Magnitudes of the models `rows` (S,) at and beyond a window that begins at `lows` (S,).
 
-    How many lie beyond it (S,); how many are not finite; where the parts of the slice begin (here
-    it is one); how many equal each pattern in each part (parts, S, WINDOW).
+    How many lie beyond it (S,); how many are 0 of the first of them; how many are not finite; where
+    the parts of the slice begin (here it is one); how many equal each pattern in each part
+    (parts, S, WINDOW).
     """
-    places = _magnitudes(piece, shared)[rows] - torch.tensor(lows, device=device())[:, None]
+    magnitudes = _magnitudes(piece, shared)[rows]
+    places, nought = magnitudes - torch.tensor(lows, device=device())[:, None], int((magnitudes[0] == 0).sum())
     bad = int((places >= torch.tensor(INFINITY - lows, device=device())[:, None]).sum())
     inside = [row[(row >= 0) & (row < WINDOW)] for row in places]
     hists = [torch.bincount(row, minlength=WINDOW).cpu().numpy() for row in inside]
-    return (places >= WINDOW).sum(1).cpu().numpy(), bad, [0], np.stack(hists)[None]
+    return (places >= WINDOW).sum(1).cpu().numpy(), nought, bad, [0], np.stack(hists)[None]
 
 
 def place_of(

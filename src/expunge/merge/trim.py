@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.errors import MergeError
-from expunge.merge.bounds import find_bounds
+from expunge.merge.bounds import find_bounds, find_varied_bounds
 from expunge.merge.fused import Trim
 from expunge.merge.operands import Operand, summed
 
@@ -61,15 +61,14 @@ def find_trim(
         spread = np.array(settings.options["epsilon"], np.float32)
         spread[density >= 1] = 0
         _check_spread(density, spread)
+    if bounds is None and keep == "variance":
+        bounds = find_varied_bounds(operand, float(settings.options["select_topk"]), ops)
     if bounds is None:
         counts = [
             counts_of(keep, float(d), operand.size, gamma)
             for d, gamma in zip(density, _gammas(settings, models), strict=True)
         ]
-        if keep == "variance":
-            share = float(settings.options["select_topk"])
-            counts = [(0, _varied(operand, share, ops))] if share < 1 else [(0, operand.size)]
-        bounds = find_bounds([operand], counts, ops, shared=keep == "variance")[0]
+        bounds = find_bounds([operand], counts, ops)[0]
     trim = Trim(
         bounds=bounds,
         keys=np.array([settings.key(number) for number in range(models)], np.uint64),
@@ -95,13 +94,6 @@ def counts_of(keep: Keep, density: float, size: int, gamma: float = 0.0) -> tupl
         return 0, kept
     outliers = min(int(gamma * size), size - kept)
     return outliers, outliers + kept
-
-
-def _varied(operand: Operand, share: float, ops: ModuleType) -> int:
-    """How many entries are a share of those in which the models differ at all."""
-    none = np.zeros(1, np.int64)
-    same = sum(int(ops.window(piece, True, none, none)[3][:, 0, 0].sum()) for piece in operand)
-    return int((operand.size - same) * max(share, 0.0))
 
 
 def _rescaled(trim: Trim, operand: Operand, settings: Settings, ops: ModuleType) -> Trim:
