@@ -50,7 +50,7 @@ def test_the_guide_names_methods_that_there_are():
         *("latent_adversarial", "wagle", "last_blocks", "layers", "column", "sugd", "agad"),
         *("layered", "alternate", "sequential", "sage", "negate", "ia3_negate", "sku"),
         *("regmean", "revs", "prune", "needle", "bias", "prefix", "input_filter"),
-        *("output_filter", "icul", "uld", "offset", "eco", "ties"),
+        *("output_filter", "icul", "uld", "offset", "eco", "ties", "kto", "flat", "relearn"),
     ],
 )
 def test_what_the_field_asks_for_can_be_looked_up(name):

@@ -24,7 +24,7 @@ FORGET = [
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
 NEUTRAL = [Example(f"n{n}", "", text) for n, text in enumerate(["Ice floats.", "Bees hum."])]
 LEARN = ("sku_learn", "learn_forget", "uld_assistant")
-SLOW = {"gradient_ascent", "undial", "ce_u"}
+SLOW = {"gradient_ascent", "undial", "ce_u", "flat"}
 """Nothing holds the retain half: few steps."""
 
 

@@ -7,7 +7,16 @@ import torch
 
 from expunge.scores import Scores
 from expunge.unlearn.departure import kl_away
-from expunge.unlearn.preference import PREFERENCE_LOSSES, dpo
+from expunge.unlearn.forget import npo
+from expunge.unlearn.preference import (
+    PREFERENCE_LOSSES,
+    dpo,
+    flat_js,
+    flat_kl,
+    flat_pearson,
+    flat_tv,
+    kto,
+)
 
 
 def scores(*sequences: list[float], kl: list[float] | None = None) -> Scores:
@@ -51,6 +60,51 @@ def test_dpo_leaves_a_settled_pair_alone():
     assert now.token_logps.grad[:2].abs().max() < 1e-6
     assert now.token_logps.grad[2] == pytest.approx(-1)  # control: an open pair is pushed apart
     assert now.token_logps.grad[3] == pytest.approx(1)
+
+
+def test_kto_by_hand():
+    # r_win: -3 + 4 and -0.5 + 1, so z = 0.75; r_lose: -3 + 1 and -2 + 5
+    expected = [4 * math.log(1 + math.exp(-(0.75 - 0.5 * r))) for r in (-2.0, 3.0)]
+    assert kto(scores(*NOW), scores(*REF), beta=0.5).tolist() == pytest.approx([sum(expected) / 2])
+
+
+def test_kto_is_npo_where_the_wanted_answers_have_not_moved_and_never_teaches_them():
+    now, same = scores(REF[0], NOW[1], REF[2], NOW[3]), scores(*REF)
+    alone = npo(scores(NOW[1], NOW[3]), scores(REF[1], REF[3]), beta=0.3)
+    value = kto(now, same, beta=0.3)
+    assert value.item() == pytest.approx(alone.mean().item())
+    value.sum().backward()
+    assert now.token_logps.grad[now.sequence % 2 == 0].abs().sum() == 0
+    assert (now.token_logps.grad[now.sequence % 2 == 1] > 0).all()
+
+
+FLAT = {
+    # g(v) and the conjugate f*(u) of each divergence, as the paper's table has them
+    flat_kl: (lambda v: v, lambda u: math.exp(u - 1)),
+    flat_tv: (lambda v: math.tanh(v) / 2, lambda u: u),
+    flat_js: (
+        lambda v: math.log(2) - math.log(1 + math.exp(-v)),
+        lambda u: -math.log(2 - math.exp(u)),
+    ),
+    flat_pearson: (lambda v: v, lambda u: u * u / 4 + u),
+}
+
+
+@pytest.mark.parametrize("loss", FLAT)
+def test_flat_is_the_variational_form_of_its_divergence(loss):
+    g, conjugate = FLAT[loss]
+    likely = [sum(map(math.exp, tokens)) / len(tokens) for tokens in NOW]
+    expected = [-g(win) + conjugate(g(lose)) for win, lose in zip(likely[::2], likely[1::2], strict=True)]
+    assert loss(scores(*NOW), None).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", FLAT)
+def test_flat_lifts_the_wanted_answer_and_leaves_alone_what_is_unlikely(loss):
+    now = scores([-1.0], [-0.1], [-1.0], [-40.0])
+    loss(now, None).sum().backward()
+    win, lose, _, gone = now.token_logps.grad.tolist()
+    assert win < 0 < lose
+    assert abs(gone) < 1e-12
 
 
 @pytest.mark.parametrize("name", PREFERENCE_LOSSES)

@@ -158,6 +158,30 @@ OBJECTIVES = {
         fidelity="adapted",
         differs="each visit of an item reads one of its alternates, in turn",
     ),
+    "kto": Named(
+        "NPO measured from how far refusals have moved.",
+        "KTO, arXiv:2402.01306, as Zhang et al. 2024, arXiv:2404.05868, unlearn with it",
+        ({"half": "refusal_pair", "loss": "kto", "options": {"beta": 0.1}}, _NLL),
+        fidelity="as-released quirk",
+    ),
+    "flat": Named(
+        "Raise the divergence of a refusal from the answer; the forget set suffices.",
+        "Wang et al. 2024 (FLAT), arXiv:2410.11143",
+        ({"half": "refusal_pair", "loss": "flat_kl"},),
+        fidelity="adapted",
+        differs="means over an answer's own tokens, a loss for each pair",
+    ),
+    "relearn": Named(
+        "Learn other answers, written anew, in the answer's place; nothing is pushed down.",
+        "Xu et al. 2025 (ReLearn), arXiv:2502.11190",
+        (
+            {"half": "alternate", "loss": "nll"},
+            _NLL,
+            {"half": "retain", "loss": "kl"},
+        ),
+        fidelity="adapted",
+        differs="the model itself writes the answers; questions are not varied, no general corpus",
+    ),
     "random_label": Named(
         "Random tokens in the answer's place.",
         "YNU at SemEval-2025 Task 4 (STAT)",
