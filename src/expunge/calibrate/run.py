@@ -58,7 +58,10 @@ def calibrate(
     """
     search = Search(resident, given.calibration, config, ends)
     search.run(folder, name)
-    screening = {"candidates": resident.screened, "seconds": round(resident.seconds, 2)}
+    screening = {
+        "candidates": resident.screened + search.elsewhere[0],
+        "seconds": round(resident.seconds + search.elsewhere[1], 2),
+    }
     start = time.monotonic()
     chosen = search.finals(judge)
     screening["official_seconds"] = round(time.monotonic() - start, 2)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
 from expunge.calibrate.floors import said, shortfalls
@@ -61,6 +62,8 @@ class Search:
         self.value = OBJECTIVES[config.objective].fn
         target = self._screened(alone(End(branch=TARGET)), "target", None)
         self.points = [target]
+        self.elsewhere = (0, 0.0)
+        """Candidates that other processes screened for this search, and their seconds."""
 
     @property
     def target(self) -> Reading:
@@ -181,6 +184,7 @@ class Search:
             for t in done[: config.trials]
         ]
         study.sampler = _sampler(config, len(done))
+        own = f"screened {uuid4()}"  # by this process, for the ones that go on after it
         for _ in range(len(found), config.trials):
             trial = study.ask()
             line = _suggested(trial, config, over, under)
@@ -197,8 +201,11 @@ class Search:
             trial.set_constraint("floors", sum(point.short.values()))
             trial.set_constraint("balance", abs(solved.auc - 0.5) - config.tolerance)
             study.tell(trial, self.value(point.reading))
+            study.set_user_attr(own, [self.resident.screened, self.resident.seconds])
             found.append((candidate, solved.bracketed))
             bar()
+        others = [spent for name, spent in study.user_attrs.items() if name != own]
+        self.elsewhere = sum(n for n, _ in others), sum(seconds for _, seconds in others)
         return found
 
     def _gap(self, end: End) -> float | None:
