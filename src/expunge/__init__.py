@@ -7,6 +7,7 @@ that folder holds already is not computed again.
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,11 +49,21 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module 'expunge' has no attribute {name!r}")
 
 
-def run(recipe: RecipeLike, out: Path | str, *, workers: Workers | None = None) -> dict[int, Path]:
+def run(
+    recipe: RecipeLike,
+    out: Path | str,
+    *,
+    workers: Workers | None = None,
+    budget: float | None = None,
+) -> dict[int, Path]:
     """Run every stage of a recipe, on `workers` or here; returns the folder of each seed's report.
 
+    With a `budget`, in seconds, training is cut short so that all of it ends in time: here, not on
+    workers. One in which not even one step of each training fits is a `RecipeError`.
     `runner.run_recipes` runs several.
     """
+    if budget is not None:
+        return _run_in_time(recipe, Path(out), workers, budget)
     from expunge.runner import run_recipes
 
     (folders,) = run_recipes([recipe], out, workers=workers).values()
@@ -158,6 +169,20 @@ def analyse(
 
     limit = generate_limit
     return analyse_run(run, only, seed=seed, generations=generations, generate_limit=limit)
+
+
+def _run_in_time(
+    recipe: RecipeLike, out: Path, workers: Workers | None, budget: float
+) -> dict[int, Path]:
+    from expunge.errors import RecipeError
+    from expunge.plan.outcome import run_as_planned
+    from expunge.recipe import load_recipe
+
+    if workers is not None:
+        raise RecipeError("a budget is for a run here: leave out workers")
+    if not 0 < budget < float("inf"):
+        raise RecipeError(f"a budget of {budget} s is no time")
+    return run_as_planned(load_recipe(recipe), out, budget, time.monotonic())[0]
 
 
 def _pipeline(recipe: RecipeLike, out: Path | str) -> Pipeline:

@@ -96,6 +96,8 @@ class Recipe(Section):
             for other in (edit.of, *edit.others):
                 if other in self.guards:
                     self._check_weights(f"edit '{name}'", other)
+                if other in self.branches and self.branches[other].blocks is not None:
+                    raise ValueError(f"edit '{name}' takes whole models, and '{other}' is blocks")
         _ = self.adapters
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")

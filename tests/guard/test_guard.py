@@ -252,6 +252,7 @@ def test_guards_are_foretold(fields):
             "a guard changes no weights",
         ),
         ({"merges": {"m": {}}}, "branches of the whole target"),
+        ({"edits": {"e": {"of": "assistant", "method": "negate"}}}, "'assistant' is blocks"),
     ],
 )
 def test_what_cannot_be_is_refused_when_the_recipe_is_read(fields, change, message):

@@ -7,6 +7,7 @@ import pytest
 
 import expunge
 from expunge import runs
+from expunge.cells import Workers
 from expunge.errors import RecipeError, TrainingError
 from expunge.plan.budget import SAFETY, Budget, parse_budget, run_in_time
 from expunge.plan.folder import BudgetRun
@@ -87,7 +88,7 @@ def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_
     assert runs.read_json(cut / runs.PROVENANCE)["inputs"]["budget"] == f"{budget} s"
     (merged,) = (out / "stages").glob("merged-*")
 
-    run_in_time(long, out, budget, time.monotonic())  # finds what it had shortened
+    expunge.run(long, out, budget=budget)  # finds what it had shortened
     assert list((out / "stages").glob("strong-*")) == [cut]
     assert list((out / "stages").glob("merged-*")) == [merged]
     short = with_epochs(recipe, 1)  # control: enough time for all steps
@@ -95,6 +96,19 @@ def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_
     (whole,) = set((out / "stages").glob("strong-*")) - {cut}
     assert not (whole / trainer.SHORTENED).exists()
     assert expunge.unlearn(short, out)["strong"].parent == whole
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"budget": 60.0, "workers": Workers("auto")}, "leave out workers"),
+        ({"budget": -1.0}, "no time"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused_from_python(recipe, tmp_path, given, says):
+    with pytest.raises(RecipeError, match=says):
+        expunge.run(recipe, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
 
 
 class Folders:
