@@ -122,6 +122,12 @@ def test_measured_stands_beside_published_with_the_order_of_both():
     assert "target" not in section
 
 
+def test_what_was_not_scored_has_no_row():
+    page = results_page([row("original", 1), row("merged", 1, final=0.6)])
+    assert "| original |" not in page
+    assert "| merged |" in page
+
+
 def test_a_destroyed_system_has_no_final_in_the_docs():
     rows = [row("strong", n, final=0.42, collapsed=True) for n in (1, 2)]
     assert "**COLLAPSED**" in line_of(results_page(rows), "strong")
@@ -139,7 +145,7 @@ def test_stale_documents_are_found_and_written(tmp_path):
     assert not list(tmp_path.iterdir())
     assert len(write_docs(methods, folder=tmp_path)) == 4
     assert write_docs(methods, check=True, folder=tmp_path) == []  # control: now they are not
-    add_rows(tmp_path / "results.json", [row("merged", 1)])
+    add_rows(tmp_path / "results.json", [row("merged", 1, final=0.6)])
     with pytest.raises(RunError, match=r"stale: [^,]*results\.md; run"):
         write_docs(methods, check=True, folder=tmp_path)
     assert [path.name for path in write_docs(methods, folder=tmp_path)] == ["results.md"]

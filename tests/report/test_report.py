@@ -21,7 +21,7 @@ from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
 from expunge.report.sections import sections
 from expunge.report.tables import column_names, lines, markdown, markdown_table, results_tables
-from expunge.report.terminal import print_results
+from expunge.report.terminal import print_results, print_rows
 from expunge.report.verdict import verdict
 
 
@@ -80,6 +80,19 @@ def test_a_narrow_terminal_gets_the_models_below_each_other(results):
     assert "…" not in out.getvalue()
     for line in lines(results):
         assert all(cell in out.getvalue() for cell in line.cells)
+
+
+def test_rows_too_wide_for_a_terminal_go_on_below_under_the_same_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"column-{n}" for n in range(8)]
+    print_rows([{"name": name, **{n: f"{name}/{n}" for n in names}} for name in "ab"], as_json=False)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 40
+    words = said.split()
+    assert all(words.count(f"{name}/{n}") == 1 for name in "ab" for n in names)
+    assert words.count("a") == words.count("name") > 1
+    print_rows([{"name": "a", "says": "long " * 30}], as_json=False)
+    assert capsys.readouterr().out.split().count("long") == 30  # folded, not cut
 
 
 def test_the_terminal_shows_the_same_cells(results):

@@ -78,12 +78,18 @@ def analyse(
 ) -> None:
     """Analyse what is finished of a run: weights, trajectories, failures. Nothing is trained."""
     from expunge.analysing.run import analyse_run, overview
-    from expunge.report.terminal import print_rows
+    from expunge.report.terminal import console, print_rows
 
     limit = generate_limit
     told = {"seed": seed, "generations": generations, "generate_limit": limit}
     chosen = names_of(only)
-    print_rows(overview(analyse_run(run, chosen, **told), chosen), as_json)
+    folder = analyse_run(run, chosen, **told)
+    rows = overview(folder, chosen)
+    if as_json:
+        return print_rows(rows, as_json)
+    print_rows([{"table": Path(row["file"]).name, "rows": row["rows"]} for row in rows], as_json)
+    console().print(f"In {folder}, each beside its JSON.", markup=False, soft_wrap=True)
+    return None
 
 
 @data.command(name="synthesize")

@@ -69,10 +69,12 @@ _MEANS = ("forget_sc", "forget_qa", "retain_sc", "retain_qa")
 
 
 def results_page(rows: Sequence[Row], paper_rows: Iterable[PaperRow] = PAPER_ROWS) -> str:
-    """The whole page; every row names its recipe, board, seeds and commit."""
+    """The whole page; every row names its recipe, board, seeds and commit. What was not scored has no
+    row."""
     papers = list(paper_rows)
-    boards = list(dict.fromkeys(row["board"] for row in rows))
-    parts = [_board(board, [r for r in rows if r["board"] == board], papers) for board in boards]
+    scored = [r for r in rows if any(r.get(m) is not None for m in (*_MEANS, *_MEASURES))]
+    boards = list(dict.fromkeys(row["board"] for row in scored))
+    parts = [_board(board, [r for r in scored if r["board"] == board], papers) for board in boards]
     return "\n".join([_HEAD, *(parts or ["Nothing measured yet.\n"]), _papers(papers)])
 
 

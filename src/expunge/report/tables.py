@@ -1,6 +1,6 @@
 """One table, models across and measures down: for a terminal, for Markdown, and for the page."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -65,14 +65,19 @@ def results_tables(results: Results, width: int) -> list[Table]:
         max(len(name), *(len(line.cells[place]) for line in found)) + 1
         for place, name in enumerate(names)
     ]
-    room = width - max(len(line.label) for line in found) - 2
+    groups = packed(widths, width - max(len(line.label) for line in found) - 2)
+    title = f"{results.recipe}, seed {results.seed}"
+    return [_table(title, [names[p] for p in group], found, group) for group in groups]
+
+
+def packed(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Places of columns that are so wide: as many side by side as fit, the rest below."""
     groups: list[list[int]] = [[]]
     for place, wide in enumerate(widths):
         if groups[-1] and sum(widths[p] for p in groups[-1]) + wide > room:
             groups.append([])
         groups[-1].append(place)
-    title = f"{results.recipe}, seed {results.seed}"
-    return [_table(title, [names[p] for p in group], found, group) for group in groups]
+    return groups
 
 
 def _table(title: str, names: list[str], found: list[Line], places: list[int]) -> Table:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from expunge.report.leaderboard import Standing, leaderboard_table
 from expunge.report.results import Results, read_results
-from expunge.report.tables import NOT_MEASURED, results_tables
+from expunge.report.tables import NOT_MEASURED, packed, results_tables
 from expunge.report.verdict import verdict
 
 _SHORT = {
@@ -29,6 +29,9 @@ _SHORT = {
     "peak GB": "GB",
 }
 """Columns of a leaderboard that fit a terminal, and their names there."""
+
+_FOLDED = 36
+"""Text longer than this is folded where a table would be too wide."""
 
 
 def console() -> Console:
@@ -88,12 +91,27 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     elif not rows:
         out.print("nothing found")
     else:
-        first, *others = (Column(name, overflow="fold") for name in rows[0])
-        first.no_wrap = True  # names are looked for by eye
-        table = Table(first, *others, box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
-        out.print(table)
+        for table in _tables(list(rows[0]), [[_cell(v) for v in r.values()] for r in rows], out):
+            out.print(table)
+
+
+def _tables(names: list[str], body: list[list[str]], out: Console) -> list[Table]:
+    """One table if all columns fit, else several that begin with the first column: long text is
+    folded, numbers and names are not."""
+    widths = [
+        min(_FOLDED, max(len(name), *(len(row[place]) for row in body))) + 1
+        for place, name in enumerate(names)
+    ]
+    made = []
+    for group in packed(widths[1:], out.width - widths[0]):
+        places = [0, *(place + 1 for place in group)]
+        shown = [Column(names[place], overflow="fold", min_width=widths[place] - 1) for place in places]
+        shown[0].no_wrap = True  # names are looked for by eye
+        table = Table(*shown, box=None, pad_edge=False)
+        for row in body:
+            table.add_row(*(escape(row[place]) for place in places))
+        made.append(table)
+    return made
 
 
 def print_leaderboard(rows: Sequence[Standing], as_json: bool) -> None:
