@@ -85,7 +85,8 @@ def test_a_narrow_terminal_gets_the_models_below_each_other(results):
 def test_rows_too_wide_for_a_terminal_go_on_below_under_the_same_names(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     names = [f"column-{n}" for n in range(8)]
-    print_rows([{"name": name, **{n: f"{name}/{n}" for n in names}} for name in "ab"], as_json=False)
+    rows = [{"name": name, **{n: f"{name}/{n}" for n in names}} for name in "ab"]
+    print_rows(rows, as_json=False)
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 40
     words = said.split()

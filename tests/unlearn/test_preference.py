@@ -94,7 +94,8 @@ FLAT = {
 def test_flat_is_the_variational_form_of_its_divergence(loss):
     g, conjugate = FLAT[loss]
     likely = [sum(map(math.exp, tokens)) / len(tokens) for tokens in NOW]
-    expected = [-g(win) + conjugate(g(lose)) for win, lose in zip(likely[::2], likely[1::2], strict=True)]
+    pairs = zip(likely[::2], likely[1::2], strict=True)
+    expected = [-g(win) + conjugate(g(lose)) for win, lose in pairs]
     assert loss(scores(*NOW), None).tolist() == pytest.approx(expected)
 
 

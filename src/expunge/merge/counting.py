@@ -57,8 +57,8 @@ def count_bins(base, base_kind, models, kinds, n, shared, hists):
 def count_window(base, base_kind, models, kinds, n, shared, rows, lows, tallies, hists):
     """Count each of the WINDOW magnitudes from lows (S,) on by itself, and others in sum.
 
-    Sets hists (chunks, S, WINDOW) and adds to tallies (chunks, S, 3): those beyond the window, those
-    that are 0, those that are not finite. The magnitudes are those of the models `rows` (S,).
+    Sets hists (chunks, S, WINDOW) and adds to tallies (chunks, S, 3): those beyond the window,
+    those that are 0, those that are not finite. They are those of the models `rows` (S,).
     """
     tiles = (n + TILE - 1) // TILE
     parts = len(hists)

@@ -38,7 +38,8 @@ def window(piece: Slice, shared: bool, rows: np.ndarray, lows: np.ndarray) -> Wi
     (parts, S, WINDOW).
     """
     magnitudes = _magnitudes(piece, shared)[rows]
-    places, nought = magnitudes - torch.tensor(lows, device=device())[:, None], int((magnitudes[0] == 0).sum())
+    places = magnitudes - torch.tensor(lows, device=device())[:, None]
+    nought = int((magnitudes[0] == 0).sum())
     bad = int((places >= torch.tensor(INFINITY - lows, device=device())[:, None]).sum())
     inside = [row[(row >= 0) & (row < WINDOW)] for row in places]
     hists = [torch.bincount(row, minlength=WINDOW).cpu().numpy() for row in inside]

@@ -69,8 +69,10 @@ _MEANS = ("forget_sc", "forget_qa", "retain_sc", "retain_qa")
 
 
 def results_page(rows: Sequence[Row], paper_rows: Iterable[PaperRow] = PAPER_ROWS) -> str:
-    """The whole page; every row names its recipe, board, seeds and commit. What was not scored has no
-    row."""
+    """The whole page; every row names its recipe, board, seeds and commit.
+
+    What was not scored has no row.
+    """
     papers = list(paper_rows)
     scored = [r for r in rows if any(r.get(m) is not None for m in (*_MEANS, *_MEASURES))]
     boards = list(dict.fromkeys(row["board"] for row in scored))

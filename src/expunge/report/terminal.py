@@ -105,7 +105,7 @@ def _tables(names: list[str], body: list[list[str]], out: Console) -> list[Table
     made = []
     for group in packed(widths[1:], out.width - widths[0]):
         places = [0, *(place + 1 for place in group)]
-        shown = [Column(names[place], overflow="fold", min_width=widths[place] - 1) for place in places]
+        shown = [Column(names[p], overflow="fold", min_width=widths[p] - 1) for p in places]
         shown[0].no_wrap = True  # names are looked for by eye
         table = Table(*shown, box=None, pad_edge=False)
         for row in body:
