@@ -177,6 +177,14 @@ def test_branches_that_do_not_bracket_the_balance_say_how_far_they_are(run):
     assert "would help" in done.stderr
 
 
+def test_a_branch_that_is_balanced_as_it_stands_is_an_end(run):
+    """The same branch, which is within this tolerance of the balance."""
+    words = ("--of", "shallow", "-o", "snapshots=0", "-o", "tolerance=0.45", "--trials", "1")
+    done = calibrate(run, *SEARCH, *words, "--json")
+    (trial,) = (p for p in json.loads(done.stdout)["points"] if p["role"] == "trial")
+    assert trial["balanced"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -138,20 +138,20 @@ class Search:
         return officially(reading, entry), entry
 
     def _sides(self) -> tuple[list[End], list[End]]:
-        """Ends below the balance, alone or as far as the scale goes, and ends above it."""
+        """Ends at or below the balance, alone or as far as the scale goes, and ends above it."""
         over, under, tried = [], [End(branch=TARGET)], []
-        most = self.config.scale[1]
+        most, balanced = self.config.scale[1], 0.5 + self.config.tolerance
         for point in self.points:
             if point.role != "end":
                 continue
             end, auc = point.candidate.over, point.reading.auc
-            if auc > 0.5 and most > 1:
+            if auc > balanced and most > 1:
                 further = self._membership(alone(end, most)).auc
                 tried.append(f"{end.label} {auc:.2f}, at scale {most:g} {further:.2f}")
-                (over if further < 0.5 else under).append(end)
+                (over if further <= balanced else under).append(end)
             else:
                 tried.append(f"{end.label} {auc:.2f}")
-                (over if auc < 0.5 else under).append(end)
+                (over if auc <= balanced else under).append(end)
         if self.target.auc <= 0.5:
             raise CalibrationError(
                 f"the target's own membership AUC is {self.target.auc:.2f} on the calibration "
