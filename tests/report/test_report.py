@@ -73,22 +73,23 @@ def test_a_sample_says_that_it_is_one(results):
 
 
 def test_a_narrow_terminal_gets_the_models_below_each_other(results):
-    tables = results_tables(results, 60)
-    assert len(tables) > 1
-    out = io.StringIO()
-    Console(file=out, width=60).print(*tables)
-    assert "…" not in out.getvalue()
-    for line in lines(results):
-        assert all(cell in out.getvalue() for cell in line.cells)
+    assert len(results_tables(results, 60)) > 1
+    for width in range(50, 100):
+        out = io.StringIO()
+        Console(file=out, width=width).print(*results_tables(results, width))
+        assert "…" not in out.getvalue()
+        for line in lines(results):
+            assert all(cell in out.getvalue() for cell in line.cells)
 
 
-def test_rows_too_wide_for_a_terminal_go_on_below_under_the_same_names(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
+@pytest.mark.parametrize("width", range(40, 60))
+def test_rows_too_wide_for_a_terminal_go_on_below_under_the_same_names(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     names = [f"column-{n}" for n in range(8)]
     rows = [{"name": name, **{n: f"{name}/{n}" for n in names}} for name in "ab"]
     print_rows(rows, as_json=False)
     said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 40
+    assert max(map(len, said.splitlines())) <= width
     words = said.split()
     assert all(words.count(f"{name}/{n}") == 1 for name in "ab" for n in names)
     assert words.count("a") == words.count("name") > 1

@@ -11,6 +11,8 @@ from expunge.report.results import TERMS, ModelResults, Results
 
 NOT_MEASURED = "–"
 COLLAPSED = "COLLAPSED"
+GAP = 2
+"""Between two columns on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ def results_tables(results: Results, width: int) -> list[Table]:
     """The table for a terminal of `width` columns: as many side by side as fit, the rest below."""
     names, found = column_names(results), lines(results)
     widths = [
-        max(len(name), *(len(line.cells[place]) for line in found)) + 1
+        max(len(name), *(len(line.cells[place]) for line in found)) + GAP
         for place, name in enumerate(names)
     ]
-    groups = packed(widths, width - max(len(line.label) for line in found) - 2)
+    groups = packed(widths, width - max(len(line.label) for line in found) - GAP)
     title = f"{results.recipe}, seed {results.seed}"
     return [_table(title, [names[p] for p in group], found, group) for group in groups]
 

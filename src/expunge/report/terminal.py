@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from expunge.report.leaderboard import Standing, leaderboard_table
 from expunge.report.results import Results, read_results
-from expunge.report.tables import NOT_MEASURED, packed, results_tables
+from expunge.report.tables import GAP, NOT_MEASURED, packed, results_tables
 from expunge.report.verdict import verdict
 
 _SHORT = {
@@ -99,13 +99,13 @@ def _tables(names: list[str], body: list[list[str]], out: Console) -> list[Table
     """One table if all columns fit, else several that begin with the first column: long text is
     folded, numbers and names are not."""
     widths = [
-        min(_FOLDED, max(len(name), *(len(row[place]) for row in body))) + 1
+        min(_FOLDED, max(len(name), *(len(row[place]) for row in body))) + GAP
         for place, name in enumerate(names)
     ]
     made = []
     for group in packed(widths[1:], out.width - widths[0]):
         places = [0, *(place + 1 for place in group)]
-        shown = [Column(names[p], overflow="fold", min_width=widths[p] - 1) for p in places]
+        shown = [Column(names[p], overflow="fold", min_width=widths[p] - GAP) for p in places]
         shown[0].no_wrap = True  # names are looked for by eye
         table = Table(*shown, box=None, pad_edge=False)
         for row in body:
