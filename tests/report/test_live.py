@@ -261,7 +261,11 @@ def test_the_command_prints_one_frame_and_ctrl_c_leaves_quietly(run):
     assert "strong" in done.stdout
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["recipe"] == "demo"
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores Ctrl-C, and so does all that it starts: these tests, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         time.sleep(10)
         assert child.poll() is None
