@@ -93,6 +93,11 @@ def test_rows_too_wide_for_a_terminal_go_on_below_under_the_same_names(width, ca
     words = said.split()
     assert all(words.count(f"{name}/{n}") == 1 for name in "ab" for n in names)
     assert words.count("a") == words.count("name") > 1
+    if width > 50:
+        print_rows([{"name": "n" * 40, **dict.fromkeys(names, "0.5")}], as_json=False)
+        said = capsys.readouterr().out.split()
+        assert (said.count("n" * 40), said.count("0.5")) == (len(names), len(names))
+        assert set(names) <= set(said)
     print_rows([{"name": "a", "says": "long " * 30}], as_json=False)
     assert capsys.readouterr().out.split().count("long") == 30  # folded, not cut
 

@@ -96,12 +96,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _tables(names: list[str], body: list[list[str]], out: Console) -> list[Table]:
-    """One table if all columns fit, else several that begin with the first column: long text is
-    folded, numbers and names are not."""
-    widths = [
-        min(_FOLDED, max(len(name), *(len(row[place]) for row in body))) + GAP
-        for place, name in enumerate(names)
-    ]
+    """One table if all columns fit, else several that begin with the first column.
+
+    Long text is folded; numbers, and names in the first column, are not.
+    """
+    widest = [max(len(n), *(len(row[place]) for row in body)) for place, n in enumerate(names)]
+    widths = [GAP + (min(_FOLDED, wide) if place else wide) for place, wide in enumerate(widest)]
     made = []
     for group in packed(widths[1:], out.width - widths[0]):
         places = [0, *(place + 1 for place in group)]
