@@ -55,7 +55,7 @@ def test_what_stays_is_what_sorting_would_keep(name, columns):
         share = places / max(1, columns - 1) if columns > 1 else places + np.float32(0.5)
         low, span = trim.odds[i] - trim.spread[i], np.float32(2) * trim.spread[i]
         chance = (low + share * span).astype(np.float32).ravel()
-        draws = plain.uniform(int(trim.keys[i]), piece.start, piece.n).numpy()
+        draws = plain.uniform(int(trim.keys[i]), piece.start, piece.n).cpu().numpy()
         np.testing.assert_array_equal(kept[i], draws < chance)
 
 
