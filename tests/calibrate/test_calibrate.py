@@ -1,6 +1,7 @@
 """Whole calibrations of a tiny model, in real processes: found again, picked, refused, scored."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +255,15 @@ def test_a_landscape_lies_between_the_two_branches(run):
     assert {row["dial"] for row in tables["balance"]} == {"density", "scale"}
     before = (folder / "landscape.json").read_bytes()
     assert (analyse_run(run, ["landscape"]) / "landscape.json").read_bytes() == before
+
+
+def test_a_landscape_needs_no_calibration_that_chooses_among_both(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    recipe["calibrate"] = {"chosen": {"of": ["deep"]}}
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    said = runs.read_json(analyse_run(copied, ["landscape"]) / "landscape.json")
+    assert said["models"] == ["deep", "shallow"]
 
 
 def test_a_recipe_chooses_and_scores_both_sides(fields, run):

@@ -14,7 +14,8 @@ from expunge.memory import release_freed_memory
 def analyse_landscape(looked: Looked, seed: int, look: Look) -> Analysis:
     """Metrics along the line between two branches and over density, and where membership is
     balanced. Candidates are read in memory; nothing is generated."""
-    chosen = next(iter(looked.recipe.calibrate.values()), Calibrate())
+    several = [c for c in looked.recipe.calibrate.values() if c.of is None or len(c.of) > 1]
+    chosen = next(iter(several), Calibrate())
     done = looked.done(seed)
     names = [name for name in looked.recipe.calibrated_branches(chosen) if name in done]
     if len(names) < 2:
