@@ -1,4 +1,4 @@
-"""A run on the terminal while it goes: a row for each stage, drawn anew each second."""
+"""A run while it goes: drawn anew each second on a terminal, elsewhere a line for what moves on."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,6 +18,9 @@ from expunge.report.live import Frame, Stage, as_json, frame
 SPARKS = "▁▂▃▄▅▆▇█"
 _REFRESH_SECONDS = 1.0
 _WIDTH = 16
+_TOLD = 10
+"""Lines about one piece of work, where there is no terminal to draw on."""
+
 _EVALUATED = 4
 """Numbers of an evaluation during training that have room."""
 
@@ -32,7 +36,7 @@ def watch(root: Path, *, once: bool, json_: bool, out: Console) -> None:
         out.print(drawn(shown))
     else:
         try:
-            _follow(root, shown, out)
+            (_follow if out.is_terminal else _tell)(root, shown, out)
         except KeyboardInterrupt:
             return
 
@@ -45,13 +49,42 @@ def _follow(root: Path, shown: Frame, out: Console) -> None:
             live.update(drawn(shown), refresh=True)
 
 
+def _tell(root: Path, shown: Frame, out: Console) -> None:
+    said: dict[tuple[str, int | None], tuple[Any, ...]] = {}
+    out.print(Text(headline(shown)), soft_wrap=True)
+    while True:
+        for stage in shown.stages:
+            share = stage.done / stage.total if stage.done and stage.total else 0.0
+            mark = stage.state, stage.at, int(_TOLD * share)
+            if stage.state != "waiting" and said.get((stage.name, stage.seed)) != mark:
+                said[stage.name, stage.seed] = mark
+                out.print(Text(told(stage)), soft_wrap=True)
+        if shown.state == "ended":
+            return
+        time.sleep(_REFRESH_SECONDS)
+        shown = frame(root)
+
+
+def told(stage: Stage) -> str:
+    """A stage in one line."""
+    left = _left(stage)
+    parts = [stage.state, *_at(stage).splitlines(), *([f"{left} left"] if left else [])]
+    return f"{_name(stage)}: {', '.join(part for part in parts if part)}"
+
+
 def drawn(shown: Frame) -> Group:
     """A frame as text: the headline, and the table of the stages."""
     table = Table("stage", "", "at", "left", "losses", "GB", box=None, pad_edge=False)
     for stage in shown.stages:
         style = _STYLES[stage.state]
-        name = stage.name if stage.seed is None else f"{stage.name} ({stage.seed})"
-        cells = (name, stage.state, _at(stage), _left(stage), _losses(stage), _memory(stage))
+        cells = (
+            _name(stage),
+            stage.state,
+            _at(stage),
+            _left(stage),
+            _losses(stage),
+            _memory(stage),
+        )
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return Group(Text(headline(shown), style="bold"), table)
 
@@ -87,6 +120,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return str(timedelta(seconds=whole))
+
+
+def _name(stage: Stage) -> str:
+    return stage.name if stage.seed is None else f"{stage.name} ({stage.seed})"
 
 
 def _at(stage: Stage) -> str:
