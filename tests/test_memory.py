@@ -1,6 +1,7 @@
 """Kept memory is reused, and handed back when asked for."""
 
 import gc
+import os
 import resource
 import subprocess
 import sys
@@ -44,6 +45,40 @@ def test_freed_memory_is_used_again_and_then_released():
     pages = 64 * 2**20 // resource.getpagesize()
     assert faults < pages / 10  # mapped anew, five buffers would fault five times that
     assert released > 32 * 2**20
+
+
+KERNELS = """
+import resource
+from pathlib import Path
+import torch
+from expunge.memory import keep_few_kernels, keep_freed_memory, release_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+keep_freed_memory()
+keep_few_kernels()
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+for tokens in range(1, 11):
+    torch.nn.functional.linear(torch.ones(tokens, 64, dtype=torch.bfloat16), weight)
+held = resident()
+for tokens in range(11, 601):
+    torch.nn.functional.linear(torch.ones(tokens, 64, dtype=torch.bfloat16), weight)
+release_freed_memory()
+print(resident() - held)
+"""
+
+
+@pytest.mark.skipif(_LIBRARY is None, reason="freed code is handed back by glibc's heap")
+def test_products_of_many_shapes_leave_less_behind_unless_the_user_wants_them_kept():
+    def grown(**said) -> int:
+        words, env = [sys.executable, "-c", KERNELS], {**os.environ, **said}
+        return int(subprocess.run(words, env=env, capture_output=True, check=True).stdout)
+
+    kept = grown(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024")
+    if kept < 100e6:
+        pytest.skip("this CPU multiplies bfloat16 without code of its own for each shape")
+    assert grown() < 0.75 * kept
 
 
 def test_what_was_set_aside_is_collected_again_afterwards_however_it_ends():

@@ -1,8 +1,9 @@
-"""Memory of this process: freed blocks are kept for the next step rather than handed back."""
+"""Memory of this process: freed blocks are kept for the next step, and little else is."""
 
 import contextlib
 import ctypes
 import gc
+import os
 import platform
 import resource
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ BLOCK = 4096
 """Bytes of a page of memory, and of what disks write at once."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+_KERNELS = 128
+"""Shapes of products that a training step has, and some more."""
+
 _POPULATE_READ = 22  # of madvise
 _LIMIT = 2**31 - 1  # mallopt takes an int
 _LIBRARY = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -28,6 +32,18 @@ def keep_freed_memory() -> None:
     if _LIBRARY is not None:
         _LIBRARY.mallopt(_MMAP_THRESHOLD, 2**30)
         _LIBRARY.mallopt(_TRIM_THRESHOLD, _LIMIT)
+
+
+def keep_few_kernels() -> None:
+    """Keep machine code for the last products only, unless the user has said for how many.
+
+    oneDNN writes code for every shape of a product, half a megabyte, and keeps that of the last
+    1024. Packs of text are of ever new lengths: what a step used is of no use to the next, and a
+    gigabyte gathers. Has an effect before the first product only.
+
+    Source: oneDNN, developer guide, "Primitive Cache".
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
 
 
 def release_freed_memory() -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from expunge import parallel, quantized, runs, sharding
 from expunge.config import Section
 from expunge.errors import ModelError
-from expunge.memory import keep_freed_memory
+from expunge.memory import keep_few_kernels, keep_freed_memory
 from expunge.quantized import Quantize
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def load_model(
     folder = Path(folder)
     _refuse_pickles(folder)
     keep_freed_memory()
+    keep_few_kernels()
     if quantize is not None:
         quantized.check_possible()
     try:
