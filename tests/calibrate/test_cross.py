@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from expunge.calibrate.cross import Line, around, balanced_at, cross_calibrated
+from expunge.evaluate.membership import auc
 
 POINTS = [0.0, 0.5, 1.0]
 
@@ -18,6 +19,30 @@ def test_the_balance_lies_where_members_pass_the_others():
     line = rising([0.0, 0.0], [3.0, 3.0])
     everyone = np.array([True, True])
     assert balanced_at(line, everyone, everyone) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_no_place_on_a_line_is_better_for_the_worst_attack_than_the_balance():
+    rng = np.random.default_rng(0)
+    scores = {}
+    for name, ahead in (("loss", 0.0), ("zlib_total", 0.4), ("min_k_plus_plus", 3.0)):
+        members, others = rng.normal(size=(2, 300))
+        scores[name] = (
+            np.array([members + 8 * t - 4 + ahead for t in POINTS]),
+            np.array([others] * len(POINTS)),
+        )
+    line, everyone = Line(POINTS, scores), np.full(300, fill_value=True)
+
+    def aucs(t: float) -> np.ndarray:
+        return np.array([auc(m.tolist(), n.tolist()) for m, n in line.at(t).values()])
+
+    def worst(t: float) -> float:
+        return float(np.abs(aucs(t) - 0.5).max())
+
+    places = np.linspace(0, 1, 101)
+    balanced = worst(balanced_at(line, everyone, everyone))
+    assert balanced == pytest.approx(min(map(worst, places)), abs=0.01)
+    mean = min(places, key=lambda t: abs(aucs(t).mean() - 0.5))  # two of three outvote the third
+    assert worst(mean) > balanced + 0.05
 
 
 def test_documents_between_two_points_are_interpolated():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge.evaluate.balance import balance
+from expunge.evaluate.balance import balance, midway
 from expunge.evaluate.membership import auc
 
 Sides = tuple[np.ndarray, np.ndarray]
@@ -45,7 +45,7 @@ class Line:
             found.append(
                 {
                     "t": t,
-                    "auc": fmean(one["auc"] for one in each.values()),
+                    "auc": midway(one["auc"] for one in each.values()),
                     "two_sided": max(one["two_sided"] for one in each.values()),
                     "ks": max(one["ks"] for one in each.values()),
                 }
@@ -59,7 +59,7 @@ def cross_calibrated(
     """For each fold: the t that the other folds balance, and what this one shows there.
 
     `members` and `nonmembers` are the fold of each document. Returns `folds` (each with `t` and the
-    numbers of `balance` by attack), and of the held-out AUC, the mean over the attacks, `auc_mean`
+    numbers of `balance` by attack), and of the held-out AUC, midway over the attacks, `auc_mean`
     and `auc_deviation` over the folds, beside `t_deviation`. A fold that lacks a side is left out.
     """
     m, n = np.asarray(members), np.asarray(nonmembers)
@@ -73,8 +73,8 @@ def cross_calibrated(
         t = balanced_at(line, m != fold, n != fold)
         kept = {a: (x[m == fold], y[n == fold]) for a, (x, y) in line.at(t).items()}
         each = balance({a: (x.tolist(), y.tolist()) for a, (x, y) in kept.items()})
-        mean = fmean(one["auc"] for one in each.values())
-        found.append({"fold": fold, "t": t, "auc": mean, "membership": each})
+        between = midway(one["auc"] for one in each.values())
+        found.append({"fold": fold, "t": t, "auc": between, "membership": each})
     aucs, places = [one["auc"] for one in found], [one["t"] for one in found]
     return {
         "folds": found,
@@ -85,11 +85,11 @@ def cross_calibrated(
 
 
 def balanced_at(line: Line, members: np.ndarray, nonmembers: np.ndarray) -> float:
-    """Where the mean AUC of some documents is 1/2; an end of the line where it is nowhere."""
+    """Where the AUC of some documents, midway, is 1/2; an end of the line where it is nowhere."""
 
     def off(t: float) -> float:
         scores = line.at(t).values()
-        return fmean(auc(m[members].tolist(), n[nonmembers].tolist()) for m, n in scores) - 0.5
+        return midway(auc(m[members].tolist(), n[nonmembers].tolist()) for m, n in scores) - 0.5
 
     low, high = line.points[0], line.points[-1]
     if off(low) >= 0:

@@ -13,7 +13,7 @@ from expunge.data.batches import TokenSequence, encode, encode_document
 from expunge.data.examples import Document, Example
 from expunge.data.sets import Sets
 from expunge.evaluate.attacks import Read
-from expunge.evaluate.balance import attacked, balance
+from expunge.evaluate.balance import attacked, balance, midway
 from expunge.evaluate.collapse import NEUTRAL
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import TERMS, task_aggregate
@@ -70,13 +70,13 @@ class Reading:
 
     @property
     def auc(self) -> float:
-        """The mean AUC over the attacks."""
-        return fmean(found["auc"] for found in self.membership.values())
+        """Midway between the greatest and the least AUC of the attacks."""
+        return midway(found["auc"] for found in self.membership.values())
 
     @property
     def gap(self) -> float:
-        """The mean separation over the attacks, in spreads."""
-        return fmean(found["gap"] for found in self.membership.values())
+        """The same of the separation, in spreads."""
+        return midway(found["gap"] for found in self.membership.values())
 
     @property
     def mia(self) -> float:

@@ -68,7 +68,7 @@ class Calibrate(Section):
     """Candidates on one line, at most, until it is balanced."""
 
     tolerance: float = Field(default=0.02, gt=0, lt=0.5)
-    """How near the mean AUC must come to 1/2 on the calibration fold."""
+    """How near the AUC, midway over the attacks, must come to 1/2 on the calibration fold."""
 
     per_term: int = Field(default=12, ge=2)
     """Items of each term that are screened, at most."""

@@ -4,7 +4,7 @@ Dimensions: M members, N non-members.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,18 @@ def two_sided_auc(member_scores: Sequence[float], nonmember_scores: Sequence[flo
     from_others = np.abs(others - (total - others) / (len(others) - 1))
     from_all = np.abs(members - total / len(others))
     return auc(from_all.tolist(), from_others.tolist())
+
+
+def midway(values: Iterable[float]) -> float:
+    """The middle between the greatest and the least of some attacks' numbers.
+
+        (max + min) / 2
+
+    Where that of the AUCs is 1/2, the worst attack is as near 1/2 as it can be brought on a line
+    along which all of them rise. Their mean may rest there while one alone gives members away.
+    """
+    found = list(values)
+    return (max(found) + min(found)) / 2
 
 
 def separation_gap(member_scores: Sequence[float], nonmember_scores: Sequence[float]) -> float:

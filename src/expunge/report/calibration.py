@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = ("task", "AUC", "two-sided", "KS", "retain", "neutral")
-"""What is said of each side: the screened task aggregate, the mean AUC, the worst two-sided AUC and
-KS distance over the attacks, the least retain term, the NLL of neutral texts."""
+"""What is said of each side: the screened task aggregate, the AUC midway, the worst two-sided AUC
+and KS distance over the attacks, the least retain term, the NLL of neutral texts."""
 
 
 def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[dict[str, Any]]:
