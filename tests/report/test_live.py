@@ -15,6 +15,7 @@ from rich.console import Console
 
 from expunge import progress
 from expunge.errors import RunError
+from expunge.recipe import load_recipe
 from expunge.report.dashboard import drawn, duration, headline, sparkline
 from expunge.report.live import as_json, frame, losses, seconds_left, tail
 
@@ -75,6 +76,19 @@ def text_of(shown) -> str:
     with console.file:
         console.print(drawn(shown))
     return console.export_text()
+
+
+@pytest.mark.parametrize("name", ["demo", "board-calibrated", "synthetic-small", "uld"])
+def test_every_model_of_a_recipe_is_waited_for(name, tmp_path):
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "run.json").write_text(json.dumps({"recipe": name}))
+    path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
+    (root / "recipe.yaml").write_text(path.read_text())
+    waiting = {stage.name for stage in frame(root).stages}
+    recipe = load_recipe(path)
+    scored = {f"evaluate-{model}" for model in recipe.models if model not in recipe.unscored}
+    assert scored | ({*recipe.models} - {"original"}) <= waiting
 
 
 def test_a_run_that_goes(run):

@@ -127,7 +127,7 @@ def _planned(recipe: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """The stages of a recipe and how many there are of each: one for each seed."""
     seeds = len(recipe.get("seeds") or (42,))
     unscored = recipe.get("unscored") or ()
-    parts = ("branches", "merges", "edits", "guards")
+    parts = ("branches", "merges", "calibrate", "edits", "guards")
     made = [name for part in parts for name in recipe.get(part) or ()]
     tuned = recipe.get("tune") is not None
     if (recipe.get("data") or {}).get("synthetic") is not None:
