@@ -8,6 +8,7 @@ import pytest
 import expunge
 from expunge.errors import RunError
 from expunge.pipeline import Pipeline
+from expunge.report.tables import column_names, results_tables
 from expunge.reporting import materials, write_reports
 
 
@@ -49,6 +50,7 @@ def test_a_killed_run_is_reported_as_far_as_it_got(fields, tmp_path):
     )
     assert {stage["stage"] for stage in material.results.stages} >= {"data", "strong"}
     text = page.read_text()
+    assert column_names(material.results) == ["before"]  # strong is not measured
     assert "This run is not finished" in text and "weak was not begun" in text
     assert 'data-chart="trajectory-strong-' in text
     assert files(tmp_path / "stages") == before  # nothing was trained or measured
@@ -61,6 +63,9 @@ def test_a_run_that_has_only_begun_has_a_page(fields, tmp_path):
     assert list(material.results.models) == ["target"]  # the original itself
     assert len(material.missing) == 4
     assert "There is no verdict" in page.read_text()
+    assert "The twelve terms" not in page.read_text()  # a table of nothing but dashes
+    assert "|" not in (page.parent / "report.md").read_text()
+    assert results_tables(material.results, 80) == []
 
 
 def test_a_finished_run_is_reported_from_its_results(fields, tmp_path):

@@ -56,7 +56,9 @@ def test_a_destroyed_model_has_no_final_score(results):
 
 
 def test_what_is_not_measured_is_a_dash_and_zero_is_a_zero(results):
-    assert set(cells(results, "forget Task1 completion ↓").values()) > {"–", "0.000"}
+    assert cells(results, "forget Task1 completion ↓")["strong"] == "0.000"
+    assert cells(results, "MIA AUC → 0.5")["linear"] == "–"
+    assert "original" not in cells(results, "MMLU ↑")  # nothing of it was measured
     assert set(cells(results, "MMLU ↑").values()) == {"–"}
 
 

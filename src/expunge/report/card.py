@@ -94,7 +94,7 @@ def model_card(
     `results` are None before the model is evaluated, and the card then says so. `before` are
     those of the model that still knows everything. `repository` is where the model is to be had.
     """
-    measured = results if results is not None and _is_measured(results) else None
+    measured = results if results is not None and results.is_measured else None
     parts = [
         f"# {plain(facts.recipe)}: {plain(facts.name)}",
         _summary(facts, measured),
@@ -199,10 +199,6 @@ def plain(text: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-
-
-def _is_measured(results: ModelResults) -> bool:
-    return results != ModelResults()
 
 
 def _interval(low: float | None, high: float | None) -> Interval | None:

@@ -160,7 +160,7 @@ def _change_note(change: Change) -> str:
 
 
 def _heat(results: Results) -> Iterator[tuple[str, list[Heat]]]:
-    for name, model in results.ordered_models().items():
+    for name, model in results.measured_models().items():
         cells = []
         for term in TERMS:
             interval, n = model.semeval.intervals.get(term), model.semeval.counts.get(term)

@@ -165,6 +165,11 @@ class ModelResults(Section):
     folds: dict[str, Fold] = Field(default_factory=dict)
     """`calibration` and `test`, where the recipe splits its documents."""
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything of it."""
+        return self != ModelResults()
+
 
 class Results(Section):
     """One run: every model of it, every stage that made them."""
@@ -193,6 +198,10 @@ class Results(Section):
     def ordered_models(self) -> dict[str, ModelResults]:
         """The models in the order of the story: before, branches, merged, other merges."""
         return {name: self.models[name] for name in story_order(self.models)}
+
+    def measured_models(self) -> dict[str, ModelResults]:
+        """Those of them of which something was measured."""
+        return {name: model for name, model in self.ordered_models().items() if model.is_measured}
 
 
 def read_results(path: Path | str) -> Results:

@@ -30,13 +30,18 @@ class Line:
 
 
 def column_names(results: Results) -> list[str]:
-    """The models in the order of the story; the target is the state before."""
-    return ["before" if name == "target" else name for name in results.ordered_models()]
+    """The measured models in the order of the story; the target is the state before."""
+    return ["before" if name == "target" else name for name in results.measured_models()]
 
 
 def lines(results: Results) -> list[Line]:
-    """Every measure that the run knows, as text; what was not measured is a dash."""
-    models = list(results.ordered_models().values())
+    """Every measure that the run knows, as text; what was not measured is a dash.
+
+    None where no model was measured.
+    """
+    models = list(results.measured_models().values())
+    if not models:
+        return []
     sample = _common_sample(models)
 
     def line(label: str, cell: Callable[[ModelResults], str], section: bool = False) -> Line:
@@ -63,6 +68,8 @@ def lines(results: Results) -> list[Line]:
 def results_tables(results: Results, width: int) -> list[Table]:
     """The table for a terminal of `width` columns: as many side by side as fit, the rest below."""
     names, found = column_names(results), lines(results)
+    if not found:
+        return []
     widths = [
         max(len(name), *(len(line.cells[place]) for line in found)) + GAP
         for place, name in enumerate(names)
@@ -103,7 +110,9 @@ def _table(title: str, names: list[str], found: list[Line], places: list[int]) -
 
 
 def markdown_table(results: Results) -> str:
-    """The same table as Markdown."""
+    """The same table as Markdown; no text where nothing was measured."""
+    if not results.measured_models():
+        return ""
     body = [
         [line.label, *(f"**{c}**" if c == COLLAPSED else c for c in line.cells)]
         for line in lines(results)
