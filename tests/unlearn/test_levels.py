@@ -85,12 +85,11 @@ def test_gradients_are_those_of_finite_differences(name):
     generator = torch.Generator().manual_seed(0)
     now, then = (-4 * torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(2))
     weights = torch.rand(5, generator=generator, dtype=torch.float64)
-    options = {} if name == "match_standardized" else {"margin": 2.7}
 
     def loss(logps: torch.Tensor) -> torch.Tensor:
         more = {LEVELS: columns(then), STANDARDIZED: logps}
         given = Scores(logps, torch.tensor([0, 0, 0, 1, 1]), 2, None, weights, more)
-        return FORGET_BY_LEVEL[name](given, None, **options)
+        return FORGET_BY_LEVEL[name](given, None, margin=2.7)
 
     assert loss(now).min() > 0  # control: there is something to differentiate
     assert torch.autograd.gradcheck(loss, now.requires_grad_())
@@ -101,6 +100,7 @@ def test_standardised_log_probs_are_matched_in_order_too():
     more[STANDARDIZED] = torch.tensor([-3.0, -1.0])
     given = Scores(torch.zeros(2), torch.tensor([0, 0]), 1, more=more)
     assert match_standardized(given, None).tolist() == [1.0]  # -3 with -4, -1 with -2
+    assert match_standardized(given, None, margin=-1.0).tolist() == [0.0]  # a level one higher
 
 
 def test_standardised_log_probs_by_hand():

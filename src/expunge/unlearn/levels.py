@@ -97,17 +97,20 @@ def match_profile(current: Scores, reference: Scores | None, *, margin: float = 
     return _transport(current, current.token_logps + margin, current.more[LEVELS][:, 0])  # (B,)
 
 
-def match_standardized(current: Scores, reference: Scores | None) -> Tensor:
+def match_standardized(current: Scores, reference: Scores | None, *, margin: float = 0.0) -> Tensor:
     """The same for standardised log-probs: whether the model is as sure of what it says instead.
 
-        L_i = (1/T) Σ_k (s_(k) - q_(k))²,    s = asinh z, z the log-probs as min-k++ reads them
+        L_i = (1/T) Σ_k (s_(k) + margin - q_(k))²,    s = asinh z, z the log-probs as min-k++ reads
+        them
 
     A token that was pushed down where the model is certain of another one lies hundreds of spreads
-    below what is usual, however usual its NLL is.
+    below what is usual, however usual its NLL is. Levels are read before training: where that
+    moves unseen text up, a margin below 0 lets the items follow.
 
     Source: this project; z of Zhang et al. 2025 (min-k++), arXiv:2404.02936.
     """
-    return _transport(current, current.more[STANDARDIZED], current.more[LEVELS][:, 1])  # (B,)
+    found = current.more[STANDARDIZED] + margin
+    return _transport(current, found, current.more[LEVELS][:, 1])  # (B,)
 
 
 def counterparts(texts: Sequence[str], unseen: Sequence[str]) -> list[int]:
