@@ -22,7 +22,7 @@ from expunge.report.results import Results, read_results
 from expunge.report.sections import sections
 from expunge.report.tables import column_names, lines, markdown, markdown_table, results_tables
 from expunge.report.terminal import print_results, print_rows
-from expunge.report.verdict import verdict
+from expunge.report.verdict import models_compared, verdict
 
 
 def cells(results, label) -> dict[str, str]:
@@ -379,6 +379,13 @@ def test_the_verdict_follows_the_numbers(results):
     assert "Failed" in after(0.9, 0.5)
     assert "destroyed" in after(0.1, 0.9, collapsed=True)
     assert "was not measured" in after(0.1, 0.9, collapsed=None)
+
+
+def test_the_verdict_is_about_the_calibrated_model_where_there_is_one(results):
+    content = results.model_dump()
+    content["models"]["calibrated"] = content["models"]["merged"]
+    assert models_compared(Results.model_validate(content)) == ("target", "calibrated")
+    assert models_compared(results) == ("target", "merged")
 
 
 def test_there_is_no_verdict_on_what_was_not_known_before(results):

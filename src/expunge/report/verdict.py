@@ -37,9 +37,10 @@ def models_compared(results: Results) -> tuple[str, str] | None:
 
 
 def _after(results: Results) -> str | None:
-    """The model that the verdict is about: the merge, or else the last one made."""
-    if "merged" in results.models:
-        return "merged"
+    """The model that the verdict is about: the calibrated one, the merge, or the last one made."""
+    for name in ("calibrated", "merged"):
+        if name in results.models:
+            return name
     later = [name for name in results.ordered_models() if name not in ("original", "target")]
     return later[-1] if later else None
 
