@@ -2,6 +2,7 @@
 
 import copy
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from expunge.unlearn.levels import (
     FORGET_BY_LEVEL,
     LEVELS,
     STANDARDIZED,
+    compression,
     counterparts,
     hinge_level,
     hinge_level_token,
@@ -139,13 +141,19 @@ def test_a_profile_is_the_same_in_whatever_order_packs_hold_their_sequences():
 
 
 def test_each_text_takes_the_unseen_one_that_compresses_as_well():
-    texts = ["Xq7 zP!vW", "a" * 50, "the cat and the cat and the cat"]
-    assert counterparts(texts, texts) == [0, 1, 2]
-    assert counterparts(texts[::-1], texts) == [2, 1, 0]
-    assert counterparts(texts, texts[:1]) == [0, 0, 0]
-    assert counterparts(texts[1:2], texts) == [2]  # one text takes the middle one
-    assert counterparts(["same", "same"], texts) == [1, 0]  # ranks 0 and 2; equals keep their order
-    assert counterparts([], texts) == []
+    rates = [3.0, 1.0, 2.0]
+    assert counterparts(rates, rates) == [0, 1, 2]
+    assert counterparts(rates[::-1], rates) == [2, 1, 0]
+    assert counterparts(rates, rates[:1]) == [0, 0, 0]
+    assert counterparts(rates[1:2], rates) == [2]  # one text takes the middle one
+    assert counterparts([7.0, 7.0], rates) == [1, 0]  # ranks 0 and 2; equals keep their order
+    assert counterparts([], rates) == []
+
+
+def test_compression_is_counted_in_bytes_for_each_token():
+    assert compression("a" * 50, 4) == len(zlib.compress(b"a" * 50)) / 4
+    assert compression("é", 1) == len(zlib.compress("é".encode()))
+    assert compression("", 0) > 0
 
 
 def test_a_profile_keeps_mean_and_order_at_any_length():

@@ -15,7 +15,7 @@ from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence
 from expunge.data.examples import Example
 from expunge.errors import ModelError
-from expunge.unlearn.levels import counterparts, profile
+from expunge.unlearn.levels import compression, counterparts, profile
 from expunge.unlearn.reference import Asked, cached_reference
 
 FILE = "levels.safetensors"
@@ -43,11 +43,12 @@ def write_unseen_levels(
     """
     told = _told(model, unseen, folder)
     readable = [place for place, found in enumerate(told) if len(found)]
-    known = [_text(texts[place]) for place in readable]
+    known = [_rate(texts[place], unseen[place]) for place in readable]
+    rates = [_rate(*both) for both in zip(examples, forget, strict=True)]
     levels = [torch.empty(0)] * len(forget)
     for asked in (True, False):
         items = [i for i, example in enumerate(examples) if (example.kind == "qa") == asked]
-        found = counterparts([_text(examples[item]) for item in items], known)
+        found = counterparts([rates[item] for item in items], known)
         for item, place in zip(items, found, strict=True):
             count, columns = len(forget[item].tokens) - 1, told[readable[place]].double().T
             profiles = [torch.from_numpy(profile(column.numpy(), count)) for column in columns]
@@ -86,8 +87,10 @@ def _told(model: PreTrainedModel, sequences: Sequence[TokenSequence], folder: Pa
     return [torch.stack(both, dim=1) for both in zip(told.logps, told.standardized, strict=True)]
 
 
-def _text(example: Example) -> str:
-    return example.prompt + example.answer
+def _rate(example: Example, sequence: TokenSequence) -> float:
+    """How well a text compresses, with what was cut off its tokens."""
+    count = len(sequence.tokens) + sequence.cut - 1
+    return compression(example.prompt + example.answer, count)
 
 
 def _keep(levels: Sequence[Tensor], folder: Path) -> None:

@@ -113,23 +113,32 @@ def match_standardized(current: Scores, reference: Scores | None, *, margin: flo
     return _transport(current, found, current.more[LEVELS][:, 1])  # (B,)
 
 
-def counterparts(texts: Sequence[str], unseen: Sequence[str]) -> list[int]:
+def counterparts(rates: Sequence[float], unseen: Sequence[float]) -> list[int]:
     """For each of F texts the place of the unseen one that compresses as well among the U.
 
-        u_i = the unseen text of rank ⌊(r_i + ½) U / F⌋,    r_i = rank of Z_i / characters, from 0
-        Z = bytes of zlib.compress(text in UTF-8), level 6
+        u_i = the unseen text of rank ⌊(r_i + ½) U / F⌋,    r_i = rank of rate i, from 0
 
-    What compresses well is easy to foretell, and attacks divide by it, so NLL and compressibility
-    go together as they do in unseen text. Nothing is drawn; equals keep their order.
+    Rates are those of `compression`. Nothing is drawn; equals keep their order.
 
     Source: this project.
     """
-    own, others = _by_rate(texts), _by_rate(unseen)
+    own, others = (sorted(range(len(of)), key=of.__getitem__) for of in (rates, unseen))
     found = {
         text: others[(2 * rank + 1) * len(others) // (2 * len(own))]
         for rank, text in enumerate(own)
     }
-    return [found[text] for text in range(len(texts))]
+    return [found[text] for text in range(len(rates))]
+
+
+def compression(text: str, tokens: int) -> float:
+    """Bytes of zlib.compress(text in UTF-8), level 6, for each token.
+
+    What compresses well is easy to foretell, token by token, and attacks divide the NLL of all
+    tokens by the bytes: so both go together as they do in unseen text.
+
+    Source: this project.
+    """
+    return len(zlib.compress(text.encode())) / max(1, tokens)
 
 
 def profile(logps: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -141,11 +150,6 @@ def profile(logps: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """
     found = np.quantile(logps, (np.arange(count) + 0.5) / count, method="hazen")
     return found + (logps.mean() - found.mean())
-
-
-def _by_rate(texts: Sequence[str]) -> list[int]:
-    rates = [len(zlib.compress(text.encode())) / max(1, len(text)) for text in texts]
-    return sorted(range(len(texts)), key=rates.__getitem__)
 
 
 def _transport(current: Scores, values: Tensor, levels: Tensor) -> Tensor:
