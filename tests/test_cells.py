@@ -173,6 +173,8 @@ def test_without_ray_the_command_says_how_to_get_it(monkeypatch):
 def workers():
     """Two nodes of one CPU on this machine."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # Workers are at nice 15 by default, and starve where other work is on all cores.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
@@ -210,7 +212,7 @@ def test_a_killed_workers_cell_goes_on_from_its_checkpoint(fields, tmp_path, wor
 
 def kill_in_the_middle(run: Path, name: str) -> int:
     """SIGKILL the worker that builds a stage once it has a checkpoint, and mark its log."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (found := list(run.glob(f"stages/{name}-*.partial/checkpoint.safetensors"))):
         assert time.monotonic() < deadline
         time.sleep(0.005)
