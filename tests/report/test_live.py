@@ -1,5 +1,6 @@
 """What `expunge watch` shows of run folders made by hand, and of a process that is killed."""
 
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from rich.console import Console
 from expunge import progress
 from expunge.errors import RunError
 from expunge.recipe import load_recipe
-from expunge.report.dashboard import drawn, duration, headline, sparkline
-from expunge.report.live import as_json, frame, losses, seconds_left, tail
+from expunge.report import dashboard
+from expunge.report.dashboard import drawn, duration, headline, sparkline, watch
+from expunge.report.live import Frame, Stage, as_json, frame, losses, seconds_left, tail
 
 RECIPE = """\
 name: demo
@@ -266,6 +269,29 @@ def test_a_run_that_is_killed_is_seen_going_and_then_stopped(tmp_path, tiny_fold
     assert strong.total and strong.total > 1000
     assert frame(out).state == "stopped"
     assert logs[0].exists()
+
+
+def test_without_a_terminal_each_stage_of_a_name_is_told_once(monkeypatch):
+    done = Stage("evaluate-strong", "finished", wall_seconds=3.0)
+    begun = Stage("evaluate-strong", "going", at="generate", done=1.0, total=100.0, unit="prompts")
+    shown = [
+        Frame("run", "demo", "going", 1.0, (done, begun)),
+        Frame("run", "demo", "going", 2.0, (done, replace(begun, done=9.0))),
+        Frame("run", "demo", "going", 3.0, (done, replace(begun, done=10.0))),
+        Frame("run", "demo", "ended", 1.0, (done, done)),
+    ]
+    monkeypatch.setattr(dashboard, "frame", lambda root: shown.pop(0))
+    monkeypatch.setattr(dashboard.time, "sleep", lambda seconds: None)
+    told = io.StringIO()
+    watch(Path("run"), once=False, json_=False, out=Console(file=told, width=40))
+    assert told.getvalue().splitlines() == [
+        "demo in run: going; something moved 1 s ago",
+        "evaluate-strong: finished, took 3 s",
+        "evaluate-strong: going, generate, 1/100 prompts",
+        "evaluate-strong: going, generate, 10/100 prompts",
+        "demo in run: ended 1 s ago; expunge report run prints its results",
+        "evaluate-strong: finished, took 3 s",
+    ]
 
 
 def test_the_command_prints_one_frame_and_ctrl_c_leaves_quietly(run):

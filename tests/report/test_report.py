@@ -386,6 +386,8 @@ def test_the_verdict_is_about_the_calibrated_model_where_there_is_one(results):
     content["models"]["calibrated"] = content["models"]["merged"]
     assert models_compared(Results.model_validate(content)) == ("target", "calibrated")
     assert models_compared(results) == ("target", "merged")
+    content["models"]["calibrated"] = {}  # made, and not measured yet
+    assert models_compared(Results.model_validate(content)) == ("target", "merged")
 
 
 def test_there_is_no_verdict_on_what_was_not_known_before(results):

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -50,14 +51,20 @@ def _follow(root: Path, shown: Frame, out: Console) -> None:
 
 
 def _tell(root: Path, shown: Frame, out: Console) -> None:
-    said: dict[tuple[str, int | None], tuple[Any, ...]] = {}
-    out.print(Text(headline(shown)), soft_wrap=True)
+    said: dict[tuple[str, int], tuple[Any, ...]] = {}  # seeds have stages of one name
+    before = None
     while True:
+        if shown.state != before:
+            before = shown.state
+            out.print(Text(headline(shown)), soft_wrap=True)
+        places: Counter[str] = Counter()
         for stage in shown.stages:
+            places[stage.name] += 1
+            one = stage.name, places[stage.name]
             share = stage.done / stage.total if stage.done and stage.total else 0.0
             mark = stage.state, stage.at, int(_TOLD * share)
-            if stage.state != "waiting" and said.get((stage.name, stage.seed)) != mark:
-                said[stage.name, stage.seed] = mark
+            if stage.state != "waiting" and said.get(one) != mark:
+                said[one] = mark
                 out.print(Text(told(stage)), soft_wrap=True)
         if shown.state == "ended":
             return

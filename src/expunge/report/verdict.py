@@ -37,11 +37,12 @@ def models_compared(results: Results) -> tuple[str, str] | None:
 
 
 def _after(results: Results) -> str | None:
-    """The model that the verdict is about: the calibrated one, the merge, or the last one made."""
+    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
+    measured = results.measured_models()
     for name in ("calibrated", "merged"):
-        if name in results.models:
+        if name in measured:
             return name
-    later = [name for name in results.ordered_models() if name not in ("original", "target")]
+    later = [name for name in measured if name not in ("original", "target")]
     return later[-1] if later else None
 
 
