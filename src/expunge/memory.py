@@ -38,8 +38,8 @@ def keep_few_kernels() -> None:
     """Keep machine code for the last products only, unless the user has said for how many.
 
     oneDNN writes code for every shape of a product, half a megabyte, and keeps that of the last
-    1024. Packs of text are of ever new lengths: what a step used is of no use to the next, and a
-    gigabyte gathers. Has an effect before the first product only.
+    1024. Packs of text are of ever new lengths: what a step used is of no use to the next, and
+    hundreds of megabytes gather. Has an effect before the first product only.
 
     Source: oneDNN, developer guide, "Primitive Cache".
     """
