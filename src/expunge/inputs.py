@@ -1,6 +1,7 @@
 """The data of a recipe as its stages take them: sets, questions, token sequences."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, runs
-from expunge.companions.levels import check_vocabulary
+from expunge.companions.levels import UnseenLevels, check_vocabulary
 from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
 from expunge.data.companions import Answers
@@ -17,6 +18,7 @@ from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.edit.task import Weights
+from expunge.errors import RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
 from expunge.memory import release_freed_memory
@@ -24,6 +26,7 @@ from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.companions import CompanionSet
+from expunge.unlearn.levels import Levels, set_apart
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.preparing import check_fit
 from expunge.unlearn.sets import Half
@@ -57,7 +60,15 @@ class Inputs:
     @cached_property
     def sets(self) -> Sets:
         """The examples and documents, read and checked."""
-        return read_sets(self._data)
+        sets = read_sets(self._data)
+        for name, branch in self.recipe.branches.items():
+            apart = branch.levels.apart if branch.levels is not None else 0
+            if apart and apart >= len(sets.neutral):
+                raise RecipeError(
+                    f"branch '{name}': levels.apart is {apart}, and data has {len(sets.neutral)} "
+                    "neutral texts; some must be left for terms"
+                )
+        return sets
 
     @cached_property
     def _data(self) -> Data:
@@ -98,9 +109,24 @@ class Inputs:
         def encode(examples: list[Example]) -> list[TokenSequence]:
             return self._encode(examples, tokenizer)
 
-        config = branch.companions
-        making = Making(self.sets, forget, config, encode, tokenizer, alternates)
+        sets, config = self.sets, branch.companions
+        if branch.levels is not None and branch.levels.apart:
+            apart = {*set_apart(len(sets.neutral), branch.levels.apart)}
+            read = [text for place, text in enumerate(sets.neutral) if place not in apart]
+            sets = replace(sets, neutral=read)
+        making = Making(sets, forget, config, encode, tokenizer, alternates)
         return companion_sets(Objective(branch.terms).halves, making)
+
+    def unseen_levels(
+        self,
+        config: Levels,
+        forget: Sequence[TokenSequence],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> UnseenLevels:
+        """What gives the forget items the levels of unseen texts."""
+        texts = [self.sets.neutral[i] for i in set_apart(len(self.sets.neutral), config.apart)]
+        unseen = self._encode(texts, tokenizer)
+        return UnseenLevels.of(unseen, forget, texts, self.sets.forget)
 
     @staticmethod
     def companion_inputs(branch: Branch) -> dict[str, str]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from expunge import models, runs
 from expunge.companions.alternates import read_alternates, write_alternates
-from expunge.companions.levels import read_levels, write_levels, write_unseen_levels
+from expunge.companions.levels import read_levels, write_levels
 from expunge.config import Section
 from expunge.edit.task import Weights
 from expunge.evaluate.numbers import flat_numbers
@@ -91,13 +91,12 @@ class Training(Guards, ABC):
             forget = self._encode(self.sets.forget, tokenizer)
             if config.of_tokens:
                 write_levels(model, forget, work)
-                return
-            unseen = self._encode(self.sets.neutral, tokenizer)
-            texts = self.sets.neutral, self.sets.forget
-            write_unseen_levels(model, unseen, forget, *texts, work)
+            else:
+                self.unseen_levels(config, forget, tokenizer).write(model, work)
 
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key}
-        return self.folder.stage("levels", config, inputs, build, together=True)
+        once = config.model_copy(update={"every": 0})
+        return self.folder.stage("levels", once, inputs, build, together=True)
 
     def branch(self, name: str, seed: int) -> Weights:
         """One unlearned branch of the target."""
@@ -113,6 +112,7 @@ class Training(Guards, ABC):
                 models.save_model(model, tokenizer, work / "base")
             forget = self._encode(self.sets.forget, tokenizer)
             answers = None if alternates is None else read_alternates(alternates)
+            moves = config.levels if config.levels and config.levels.every else None
             halves = Halves(
                 forget=forget,
                 retain=self._encode(self.sets.retain, tokenizer),
@@ -122,6 +122,7 @@ class Training(Guards, ABC):
                 + (f"-{config.blocks}" if config.blocks else "")
                 + (f"-{quantize}" if quantize else ""),
                 levels=None if levels is None else read_levels(levels),
+                relevel=moves and self.unseen_levels(moves, forget, tokenizer).now,
             )
 
             def measure(now: PreTrainedModel) -> dict[str, float]:

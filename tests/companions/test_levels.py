@@ -8,13 +8,21 @@ import torch
 from transformers import AutoTokenizer
 
 from expunge.companions.levels import FILE, read_levels
-from expunge.data.batches import pack
-from expunge.errors import ExpungeError, RecipeError
+from expunge.data.batches import TokenSequence, pack
+from expunge.errors import ExpungeError, RecipeError, TrainingError
+from expunge.lora import load_adapter
 from expunge.models import load_model, load_tokenizer
 from expunge.pipeline import Pipeline
 from expunge.plan.predict import plan
+from expunge.plan.work import Encoded, levelling, relevelling
 from expunge.recipe import load_recipe, recipe_text
 from expunge.scores import score
+from expunge.unlearn import relevel, trainer
+from expunge.unlearn.objective import Term
+from expunge.unlearn.relevel import Releveller
+from expunge.unlearn.snapshots import Keeper, snapshots
+
+NEUTRAL = Term(half="neutral", loss="nll")
 
 
 @pytest.fixture
@@ -141,6 +149,119 @@ def test_a_killed_run_goes_on_with_the_same_levels_and_ends_with_the_same_bytes(
     assert len(list(stages.glob("levels-*"))) == 1
     for path in expected.rglob("*.safetensors"):
         assert (made / path.name).read_bytes() == path.read_bytes()
+
+
+# --- levels that move ---------------------------------------------------------------------------
+
+
+def moving(fields, **levels) -> dict:
+    """A branch of several steps whose levels are read anew after every second one."""
+    branch = fields["branches"]["unseen"]
+    branch["schedule"]["epochs"] = 2
+    branch["levels"] = {"of": "unseen", "every": 2, **levels}
+    branch["keep"] = {"every": 2}
+    fields["data"]["synthetic"] |= {"members": 2, "kept": 1, "nonmembers": 2, "unseen": 6}
+    return fields
+
+
+def test_levels_read_anew_are_those_of_the_weights_at_that_step(fields, tmp_path, monkeypatch):
+    pipeline, seen = Pipeline(moving(fields), tmp_path), {}
+    real = Releveller.take
+
+    def noted(self, step):
+        before = [level.clone() for level in self.levels]
+        real(self, step)
+        seen[step] = before, list(self.levels)
+
+    monkeypatch.setattr(Releveller, "take", noted)
+    folder = pipeline.branch("unseen", 42).folder.parent
+    assert list(seen) == list(snapshots(folder)) and len(seen) > 1
+    assert not (folder / FILE).exists()  # it was for a killed run
+    first = read_levels(levels_of(pipeline, "unseen"))
+    assert torch.equal(seen[2][0][0], first[0])
+    for step, path in snapshots(folder).items():
+        model = load_model(pipeline.target.base)
+        load_adapter(model, path)
+        items = encoded(pipeline, pipeline.sets.forget, pipeline.target.base)
+        config = pipeline.recipe.branches["unseen"].levels
+        tokenizer = load_tokenizer(pipeline.target.base)
+        expected = pipeline.unseen_levels(config, items, tokenizer).now(model)
+        before, now = seen[step]
+        torch.testing.assert_close(now, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(now[0], before[0], rtol=1e-5, atol=1e-5)  # control: it moved
+
+
+@pytest.mark.parametrize("where", ["take", "reading", "after", "between"])
+def test_killed_around_a_reading_of_levels_a_run_ends_with_the_same_bytes(
+    fields, tmp_path, monkeypatch, where
+):
+    expected = Pipeline(moving(fields), tmp_path / "whole").branch("unseen", 42).folder
+    places = {
+        "take": (Releveller, "take", 0),
+        "reading": (relevel, "save_file", 1),
+        "after": (Keeper, "take", 1),
+        "between": (trainer, "_clip", 3),
+    }
+    owner, name, calls = places[where]
+    real = getattr(owner, name)
+
+    def killed(*given, **options):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    broken = Pipeline(fields, tmp_path / "broken")
+    levels_of(broken, "unseen")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            broken.branch("unseen", 42)
+    made = Pipeline(fields, tmp_path / "broken").branch("unseen", 42).folder
+    for path in expected.rglob("*.safetensors"):
+        assert (made / path.name).read_bytes() == path.read_bytes()
+
+
+def test_texts_set_apart_give_levels_and_are_trained_on_by_no_term(fields, tmp_path):
+    pipeline = Pipeline(moving(fields, apart=2), tmp_path)
+    branch = pipeline.recipe.branches["unseen"]
+    branch = branch.model_copy(update={"terms": (*branch.terms, NEUTRAL)})
+    base = pipeline.original.base
+    items, tokenizer = encoded(pipeline, pipeline.sets.forget, base), load_tokenizer(base)
+    apart = [text.id for text in pipeline.unseen_levels(branch.levels, items, tokenizer).unseen]
+    read = pipeline.companions(branch, items, tokenizer, None)["neutral"].sequences
+    names = [text.id for text in pipeline.sets.neutral]
+    assert apart == [names[0], names[3]]
+    assert [text.id for text in read] == [name for name in names if name not in apart]
+
+
+def test_more_apart_than_there_are_is_refused_before_anything_is_computed(fields, tmp_path):
+    with pytest.raises(RecipeError, match=r"levels.apart is 6, and data has 6 neutral texts"):
+        _ = Pipeline(moving(fields, apart=6), tmp_path).sets
+
+
+def test_a_lost_file_of_levels_is_an_error_and_not_other_levels(tmp_path):
+    levels = [torch.zeros(3, 2)]
+    releveller = Releveller(2, levels, lambda: [torch.ones(3, 2)], tmp_path)
+    releveller.take(2)
+    again = Releveller(2, [torch.zeros(3, 2)], list, tmp_path)
+    again.start(3)
+    assert torch.equal(again.levels[0], torch.ones(3, 2))
+    with pytest.raises(TrainingError, match="is of step 2 where 4 is wanted; delete"):
+        again.start(5)
+    (tmp_path / FILE).write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        again.start(3)
+
+
+def test_what_is_read_anew_is_foretold(fields, tmp_path):
+    data = Encoded([], [], [TokenSequence(str(n), (1,) * n, 0) for n in (3, 5, 7, 9)], [])
+    recipe = load_recipe(moving(fields, apart=2))
+    branch = recipe.branches["unseen"]
+    assert relevelling(branch, data, steps=7) == 3 * (3 + 7)
+    assert relevelling(recipe.branches["other"], data, steps=7) == 0
+    assert levelling(recipe.model_copy(update={"branches": {"unseen": branch}}), data) == 3 + 7
 
 
 # --- refusals ----------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from expunge.unlearn.levels import (
     match_profile,
     match_standardized,
     profile,
+    set_apart,
 )
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.passes import Passes
@@ -148,6 +149,12 @@ def test_each_text_takes_the_unseen_one_that_compresses_as_well():
     assert counterparts(rates[1:2], rates) == [2]  # one text takes the middle one
     assert counterparts([7.0, 7.0], rates) == [1, 0]  # ranks 0 and 2; equals keep their order
     assert counterparts([], rates) == []
+
+
+def test_texts_set_apart_are_evenly_spaced():
+    assert set_apart(8, 3) == [0, 2, 5]
+    assert set_apart(5, 1) == [0]
+    assert set_apart(4, 4) == set_apart(4, 0) == [0, 1, 2, 3]
 
 
 def test_compression_is_counted_in_bytes_for_each_token():
@@ -289,6 +296,9 @@ HINGE = {"half": "forget", "loss": "hinge_level", "scope": "document"}
         ({"loss": "hinge_level_token"}, {"of": "unseen"}, "reads a level for each token, and"),
         ({"options": {"target": 3}}, {"of": "unseen"}, "has no option 'target'. Its options: marg"),
         ({}, {"of": ""}, "at least 1 character"),
+        ({}, {"of": "original", "every": 4}, "levels.of: original stays as it is. Use of: unseen"),
+        ({}, {"of": "original", "apart": 4}, "levels.of: original stays as it is. Use of: unseen"),
+        ({}, {"of": "unseen", "every": -1}, "greater than or equal to 0"),
     ],
 )
 def test_a_branch_whose_levels_cannot_be_is_refused_when_it_is_read(term, levels, says):

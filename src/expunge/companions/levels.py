@@ -4,8 +4,10 @@ Dimensions: F forget items, N scored tokens of one.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,7 +18,7 @@ from expunge.data.batches import TokenSequence
 from expunge.data.examples import Example
 from expunge.errors import ModelError
 from expunge.unlearn.levels import compression, counterparts, profile
-from expunge.unlearn.reference import Asked, cached_reference
+from expunge.unlearn.reference import Asked, cached_reference, scores_now
 
 FILE = "levels.safetensors"
 PACK_TOKENS = 4096  # of a forward pass
@@ -27,33 +29,54 @@ def write_levels(model: PreTrainedModel, forget: Sequence[TokenSequence], folder
     _keep(_told(model, forget, folder), folder)
 
 
-def write_unseen_levels(
-    model: PreTrainedModel,
-    unseen: Sequence[TokenSequence],
-    forget: Sequence[TokenSequence],
-    texts: Sequence[Example],
-    examples: Sequence[Example],
-    folder: Path,
-) -> None:
+@dataclass(frozen=True)
+class UnseenLevels:
     """Of each forget item the sorted log-probs, plain and standardised, of its counterpart among
-    the unseen `texts`, at as many tokens as it has. Questions and texts each have counterparts
-    among all of the unseen.
+    unseen texts, at as many tokens as it has."""
 
-    `unseen` are the tokens of `texts`, `forget` those of the forget items, `examples`.
-    """
-    told = _told(model, unseen, folder)
-    readable = [place for place, found in enumerate(told) if len(found)]
-    known = [_rate(texts[place], unseen[place]) for place in readable]
-    rates = [_rate(*both) for both in zip(examples, forget, strict=True)]
-    levels = [torch.empty(0)] * len(forget)
-    for asked in (True, False):
-        items = [i for i, example in enumerate(examples) if (example.kind == "qa") == asked]
-        found = counterparts([rates[item] for item in items], known)
-        for item, place in zip(items, found, strict=True):
-            count, columns = len(forget[item].tokens) - 1, told[readable[place]].double().T
-            profiles = [torch.from_numpy(profile(column.numpy(), count)) for column in columns]
-            levels[item] = torch.stack(profiles, dim=1).float()
-    _keep(levels, folder)
+    unseen: Sequence[TokenSequence]
+    forget: Sequence[TokenSequence]
+    counterpart: Sequence[int]
+    """Of each forget item the place of its unseen text: (F,)."""
+
+    @classmethod
+    def of(
+        cls,
+        unseen: Sequence[TokenSequence],
+        forget: Sequence[TokenSequence],
+        texts: Sequence[Example],
+        examples: Sequence[Example],
+    ) -> "UnseenLevels":
+        """Questions and texts each have counterparts among all of the unseen.
+
+        `unseen` are the tokens of `texts`, `forget` those of the forget items, `examples`.
+        """
+        readable = [place for place, text in enumerate(unseen) if len(text.tokens) > 1]
+        known = [_rate(texts[place], unseen[place]) for place in readable]
+        rates = [_rate(*both) for both in zip(examples, forget, strict=True)]
+        counterpart = [0] * len(forget)
+        for asked in (True, False):
+            items = [i for i, example in enumerate(examples) if (example.kind == "qa") == asked]
+            found = counterparts([rates[item] for item in items], known)
+            for item, place in zip(items, found, strict=True):
+                counterpart[item] = readable[place]
+        return cls(unseen, forget, counterpart)
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """The levels that `model` gives, into `folder`."""
+        _keep(self._at_lengths(_told(model, self.unseen, folder)), folder)
+
+    def now(self, model: PreTrainedModel) -> list[Tensor]:
+        """The levels that `model` gives with the adapter that is trained on it."""
+        return self._at_lengths(_told(model, self.unseen))
+
+    def _at_lengths(self, told: Sequence[Tensor]) -> list[Tensor]:
+        levels = []
+        for item, place in zip(self.forget, self.counterpart, strict=True):
+            columns = told[place].double().T
+            profiles = [profile(column.numpy(), len(item.tokens) - 1) for column in columns]
+            levels.append(torch.from_numpy(np.stack(profiles, axis=1)).float())
+        return levels
 
 
 def read_levels(folder: Path) -> list[Tensor]:
@@ -72,17 +95,22 @@ def check_vocabulary(base: Path, other: Path, origin: str) -> None:
         )
 
 
-def _told(model: PreTrainedModel, sequences: Sequence[TokenSequence], folder: Path) -> list[Tensor]:
-    """Log-probs of each sequence, and these standardised: (T - 1, 2)."""
-    asked = Asked(logps=True, standardized=True)
-    told = cached_reference(
-        model,
-        sequences,
-        "document",
-        file=folder / "scores.safetensors",
-        max_tokens=PACK_TOKENS,
-        asked=asked,
-    )
+def _told(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], folder: Path | None = None
+) -> list[Tensor]:
+    """Log-probs of each sequence, and these standardised: (T - 1, 2). With a `folder` they are the
+    reference's, kept there; else the model's as training has it."""
+    if folder is None:
+        told = scores_now(model, sequences, max_tokens=PACK_TOKENS)
+    else:
+        told = cached_reference(
+            model,
+            sequences,
+            "document",
+            file=folder / "scores.safetensors",
+            max_tokens=PACK_TOKENS,
+            asked=Asked(logps=True, standardized=True),
+        )
     assert told.standardized is not None
     return [torch.stack(both, dim=1) for both in zip(told.logps, told.standardized, strict=True)]
 

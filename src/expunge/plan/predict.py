@@ -20,6 +20,7 @@ from expunge.plan.work import (
     Training,
     levelling,
     reading,
+    relevelling,
     survey,
     tuning,
     unlearning,
@@ -167,13 +168,14 @@ class _Foreteller:
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "target":
             assert recipe.tune is not None
-            work, full = tuning(recipe.tune, self.data), True
+            work, full, again = tuning(recipe.tune, self.data), True, 0
         else:
             branch = recipe.branches[name]
             work = unlearning(branch, self.data.halves(name, Path()), seen.seed or 0)
             full = branch.training == "full"
+            again = relevelling(branch, self.data, work.steps)
         fixed = self._fixed(name, work, full)
-        training = self.rates.token[name] * work.tokens
+        training = self.rates.token[name] * work.tokens + self.rates.read * again
         training += self.rates.release * (work.steps // RELEASE_EVERY)
         memory = memory_of(self.rates.shape, self.demands[name], scale=self.rates.scale[name])
         speed = 1 / self.rates.token[name]

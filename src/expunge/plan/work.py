@@ -22,6 +22,7 @@ from expunge.plan.folder import Survey, Unmade
 from expunge.recipe import Recipe
 from expunge.unlearn.companions import CompanionSet
 from expunge.unlearn.halves import Halves
+from expunge.unlearn.levels import Levels, set_apart
 from expunge.unlearn.masks import MASKS
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.schedule import Phase
@@ -166,8 +167,21 @@ def writing(config: Branch, data: Encoded) -> Reading:
 def levelling(recipe: Recipe, data: Encoded) -> int:
     """Tokens read to find levels, at most."""
     given = [branch.levels for branch in recipe.branches.values() if branch.levels is not None]
-    texts = [data.forget if levels.of_tokens else data.neutral for levels in given]
-    return max(sum(len(text.tokens) for text in one) for one in texts)
+    return max(_level_tokens(levels, data) for levels in given)
+
+
+def relevelling(config: Branch, data: Encoded, steps: int) -> int:
+    """Tokens read while a branch trains, to find its levels anew."""
+    if config.levels is None or not config.levels.every:
+        return 0
+    return steps // config.levels.every * _level_tokens(config.levels, data)
+
+
+def _level_tokens(levels: Levels, data: Encoded) -> int:
+    if levels.of_tokens:
+        return sum(len(text.tokens) for text in data.forget)
+    places = set_apart(len(data.neutral), levels.apart)
+    return sum(len(data.neutral[place].tokens) for place in places)
 
 
 def reading(

@@ -15,9 +15,12 @@ from expunge.quantized import is_quantized
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
+from expunge.unlearn.relevel import FILE as LEVELS
+from expunge.unlearn.relevel import Releveller
 from expunge.unlearn.section import Branch
 from expunge.unlearn.snapshots import Keeper
 from expunge.unlearn.trainer import (
+    AtSteps,
     autocast,
     finish,
     train,
@@ -64,23 +67,33 @@ def train_branch(
             model.train()
             return found
 
+        def relevelled() -> list[torch.Tensor]:
+            assert halves.relevel is not None
+            with autocast(model.dtype, config.optimizer.compute, models.device()):
+                return halves.relevel(model)
+
         if config.unguarded:
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
         given = made.parameters, folder, f"{label} watch"
         watched = config.watch and Watcher(config.watch, evaluated, *given)
-        keeper = config.keep and Keeper(config.keep, write, made.ends, folder)
+        steps, others = sum(span.steps for span in made.spans), list[AtSteps]()
+        if config.keep is not None:
+            others.append(Keeper(config.keep, write, made.ends, folder, steps=steps))
+        if halves.relevel is not None:
+            assert config.levels is not None and halves.levels is not None
+            others.append(Releveller(config.levels.every, halves.levels, relevelled, folder))
         model.train()
         train(
             made.parameters,
             made.gradient,
-            steps=sum(span.steps for span in made.spans),
+            steps=steps,
             config=config.optimizer,
             seed=seed,
             folder=folder,
             label=label,
             deadline=deadline,
             watcher=watched,
-            keeper=keeper,
+            others=others,
             spans=made.spans,
             masks=made.masks,
             state=made.state,
@@ -95,6 +108,8 @@ def train_branch(
     else:
         models.save_model(model, tokenizer, folder / "model")
     finish(folder)
+    if parallel.is_main():
+        (folder / LEVELS).unlink(missing_ok=True)
 
 
 def _check_moved(

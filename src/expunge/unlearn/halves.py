@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.companions import Chosen, CompanionSet, with_companions
@@ -26,9 +27,11 @@ class Halves:
     """Stands for the target model and the data."""
     companions: Mapping[Half, CompanionSet] = field(default_factory=dict)
     """The sets beside the halves that a term reads."""
-    levels: Sequence[Tensor] | None = None
+    levels: list[Tensor] | None = None
     """Of each forget item the level log-probs of its tokens from the second on, where a term reads
     levels."""
+    relevel: Callable[[PreTrainedModel], list[Tensor]] | None = None
+    """Reads them anew in the model as it is, where they are not read once alone."""
 
     @property
     def names(self) -> tuple[Half, ...]:

@@ -7,11 +7,12 @@ level is kept as log-probs of the item's tokens, log p_t below; their mean over 
 
 import zlib
 from collections.abc import Sequence
+from operator import not_
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.config import Section
@@ -33,6 +34,23 @@ class Levels(Section):
     token by token. `unseen`: what the target says of the text of data.neutral that compresses as
     well as the item. Else a model that has not seen the items and has the same vocabulary: an id,
     a folder, a GGUF file."""
+
+    every: int = Field(default=0, ge=0, exclude_if=not_)
+    """Steps after which levels of unseen text are read anew, in the model as it is then; 0: once,
+    before training. Training moves text that it does not read: so the items follow."""
+
+    apart: int = Field(default=0, ge=0, exclude_if=not_)
+    """How many of the texts of data.neutral, evenly spaced, are for levels of unseen text alone, so
+    that no term trains on them; 0: levels and terms have all of them in common."""
+
+    @model_validator(mode="after")
+    def _of_unseen_text(self) -> "Levels":
+        if self.of_tokens and (self.every or self.apart):
+            raise ValueError(
+                "every and apart are about unseen text, which training moves; levels.of: "
+                f"{self.of} stays as it is. Use of: unseen, or leave them out"
+            )
+        return self
 
     @property
     def of_tokens(self) -> bool:
@@ -104,8 +122,8 @@ def match_standardized(current: Scores, reference: Scores | None, *, margin: flo
         them
 
     A token that was pushed down where the model is certain of another one lies hundreds of spreads
-    below what is usual, however usual its NLL is. Levels are read before training: where that
-    moves unseen text up, a margin below 0 lets the items follow.
+    below what is usual, however usual its NLL is. Training moves unseen text up: `levels.every`
+    reads the levels anew, and a margin below 0 lets the items follow a move that is foreseen.
 
     Source: this project; z of Zhang et al. 2025 (min-k++), arXiv:2404.02936.
     """
@@ -128,6 +146,14 @@ def counterparts(rates: Sequence[float], unseen: Sequence[float]) -> list[int]:
         for rank, text in enumerate(own)
     }
     return [found[text] for text in range(len(rates))]
+
+
+def set_apart(texts: int, count: int) -> list[int]:
+    """The places of `count` of the texts, evenly spaced: all of them where it is 0.
+
+    Source: this project.
+    """
+    return [place * texts // count for place in range(count)] if count else list(range(texts))
 
 
 def compression(text: str, tokens: int) -> float:

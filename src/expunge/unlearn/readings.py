@@ -39,7 +39,7 @@ class HalfData:
     count in no mean over the half."""
     levels: Sequence[Tensor] | None = None
     """Of each item the level log-probs of its tokens from the second on, and these standardised, as
-    columns; see `levels`."""
+    columns; see `levels`. Training may put others in their place."""
 
 
 def weights_of(

@@ -96,7 +96,8 @@ def cached_reference(
     """
     asked = asked or Asked(logps=True, kl=kl)
     if not parallel.from_main(file.exists()):
-        _keep(_forward(model, sequences, scope, asked, max_tokens), file)
+        with switched_off(model):
+            _keep(_forward(model, sequences, scope, asked, max_tokens), file)
     before = None  # the head, which training moves
     if trains_head(model) and (asked.kl or asked.states):
         before = sharding.whole(output_head(model).detach()).clone()
@@ -127,9 +128,24 @@ def cached_reference(
         )
 
 
+def scores_now(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], *, max_tokens: int
+) -> Reference:
+    """Log-probs, plain and standardised, of whole `sequences` by the model as training has it."""
+    asked = Asked(logps=True, standardized=True)
+    found = _of_all_ranks(_forward(model, sequences, "document", asked, max_tokens))
+    places = range(len(sequences))
+    logps, standard = ([found[f"{i}.{n}"] for i in places] for n in ("logps", "standardized"))
+    return Reference(logps, standardized=standard)
+
+
+def _of_all_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for part in parallel.gather(tensors) for name, tensor in part.items()}
+
+
 def _keep(tensors: dict[str, Tensor], file: Path) -> None:
     """Write what all ranks found; then it is there for each of them."""
-    found = {name: tensor for part in parallel.gather(tensors) for name, tensor in part.items()}
+    found = _of_all_ranks(tensors)
     if parallel.is_main():
         file.parent.mkdir(parents=True, exist_ok=True)
         with runs.replacing(file) as temporary, runs.safetensors_errors():
@@ -151,14 +167,14 @@ def _forward(
     asked: Asked,
     max_tokens: int,
 ) -> dict[str, Tensor]:
-    """One pass with the adapters off."""
+    """One pass over the sequences; of several ranks each reads its own."""
     place = {sequence.id: number for number, sequence in enumerate(sequences)}
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     tensors: dict[str, Tensor] = {}
     total = sum(len(sequence.tokens) for sequence in sequences)
-    with switched_off(model), progress("reference", total, "tokens") as bar:
+    with progress("reference", total, "tokens") as bar:
         for group in _my_packs(sequences, max_tokens):
             batch = pack(group, scope, device)
             found = _found(model, batch, asked)

@@ -50,17 +50,21 @@ class Keeper:
     """
 
     def __init__(
-        self, config: Keep, write: Callable[[Path], None], ends: Collection[int], folder: Path
+        self,
+        config: Keep,
+        write: Callable[[Path], None],
+        ends: Collection[int],
+        folder: Path,
+        *,
+        steps: int,
     ) -> None:
-        """`write` puts the weights as they are now into a folder, whole or not at all."""
-        self.config, self.write, self.ends = config, write, ends
-        self.folder = folder
-
-    def check(self, steps: int) -> None:
-        """Refuse what a branch of so many steps would never come to."""
-        last = max(self.config.every, *self.config.at, 0)
+        """`write` puts the weights as they are now into a folder, whole or not at all. What a
+        branch of so many `steps` would never come to is refused."""
+        last = max(config.every, *config.at, 0)
         if last > steps:
             raise TrainingError(f"keep names step {last}, and the branch has {steps}")
+        self.config, self.write, self.ends = config, write, ends
+        self.folder = folder
 
     def start(self, step: int) -> None:
         """Training begins after this step: what is of a later one will be trained again."""

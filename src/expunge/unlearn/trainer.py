@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,7 +35,6 @@ from expunge.unlearn.checkpoints import (
     save,
 )
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
-from expunge.unlearn.snapshots import Keeper
 from expunge.unlearn.watch import Watcher
 
 RELEASE_EVERY = 8
@@ -43,6 +43,20 @@ RELEASE_EVERY = 8
 
 Gradient = Callable[[int], dict[str, float]]
 """Leaves the gradient of step number n in `.grad` and returns what to log."""
+
+
+class AtSteps(Protocol):
+    """What is done after chosen steps, each time with a checkpoint of the step already written."""
+
+    def start(self, step: int) -> None:
+        """Training begins after this step."""
+
+    def due(self, step: int) -> bool:
+        """Whether there is something to do after this step."""
+        ...
+
+    def take(self, step: int) -> None:
+        """Do it; a killed run may ask again after the same step."""
 
 
 def train(
@@ -57,7 +71,7 @@ def train(
     stop: Callable[[list[dict[str, float]]], bool] = lambda log: False,
     deadline: float | None = None,
     watcher: Watcher | None = None,
-    keeper: Keeper | None = None,
+    others: Sequence[AtSteps] = (),
     spans: Sequence[Span] = (),
     masks: Mapping[str, Tensor] | None = None,
     state: dict[str, float] | None = None,
@@ -67,10 +81,10 @@ def train(
     `stop(log)` is asked after each step and ends training early. With a `deadline` (a time of
     `time.monotonic`) the schedule is shortened to the steps that the time allows, and
     `shortened.json` says so. A `watcher` evaluates at its steps, may end training, and leaves the
-    best weights. A `keeper` writes snapshots of those on the way. The optimiser starts anew with
-    each of the `spans`, the last of which a deadline leaves out first. `masks` says which weights
-    of a parameter may move, where not all may. `state` is what the gradient carries from step to
-    step; its `rate`, where it has one, is the learning rate of the step that set it.
+    best weights. The `others` have their own steps and come before it. The optimiser starts anew
+    with each of the `spans`, the last of which a deadline leaves out first. `masks` says which
+    weights of a parameter may move, where not all may. `state` is what the gradient carries from
+    step to step; its `rate`, where it has one, is the learning rate of the step that set it.
     """
     state = {} if state is None else state
     stepper = Stepper(parameters, config, spans or [Span(steps)], masks)
@@ -79,11 +93,10 @@ def train(
     size = 3 * sum(p.numel() * p.element_size() for p in parameters.values())
     saver = Saver(config.checkpoint_seconds, size)
     clock = _Clock(deadline, len(log))
-    if keeper is not None:
-        keeper.check(steps)
-        keeper.start(len(log))
-        if keeper.due(len(log)):  # it was killed between this step and its snapshot
-            keeper.take(len(log))
+    for other in others:
+        other.start(len(log))
+        if other.due(len(log)):  # it was killed between this step and what is done after it
+            other.take(len(log))
     if watcher is not None:
         watcher.start(len(log))
         if watcher.due(len(log)):  # it was killed between this step and its evaluation
@@ -126,12 +139,12 @@ def train(
             if len(log) % RELEASE_EVERY == 0:
                 release_freed_memory()
             looks = watcher is not None and watcher.due(len(log))
-            keeps = keeper is not None and keeper.due(len(log))
-            if looks or keeps or parallel.from_main(saver.due()):
+            due = [other for other in others if other.due(len(log))]
+            if looks or due or parallel.from_main(saver.due()):
                 with saver:
                     save(parameters, stepper.torch, log, folder, state)
-            if keeper is not None and keeps:
-                keeper.take(len(log))
+            for other in due:
+                other.take(len(log))
             if watcher is not None and looks:
                 watcher.look(len(log))
     if not log:
