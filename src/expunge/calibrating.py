@@ -2,6 +2,7 @@
 
 import tempfile
 from abc import ABC
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -197,12 +198,33 @@ class Calibrating(Training, ABC):
         fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
         documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
         return Given(
-            read(side, per_term=config.per_term, documents=config.documents),
-            read(part(self.sets, self.judged_by, inside=True)),
+            read(
+                self._with_tasks(side, config, "calibration"),
+                per_term=config.per_term,
+                documents=config.documents,
+                by_task=config.by_task,
+            ),
+            read(
+                self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test"),
+                by_task=config.by_task,
+            ),
             read(documents),
             fold.__getitem__,
             count,
         )
+
+    def _with_tasks(self, side: Sets, config: Calibrate, name: str) -> Sets:
+        """The documents of a side, of which tasks that are balanced apart have enough."""
+        counts = [Counter(document.task for document in s) for s in (side.members, side.nonmembers)]
+        for task in counts[0] if config.by_task else ():
+            few = min(count[task] for count in counts)
+            if few < self.folds.least:
+                raise CalibrationError(
+                    f"by_task: the {name} fold has {counts[0][task]} members and {counts[1][task]} "
+                    f"nonmembers of task '{task}', and folds.least asks for {self.folds.least} of "
+                    "each; give more, name the task in their rows, or leave by_task out"
+                )
+        return side
 
     def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
         longest = self.recipe.evaluate.document_tokens

@@ -178,6 +178,13 @@ def test_branches_that_do_not_bracket_the_balance_say_how_far_they_are(run):
     assert "would help" in done.stderr
 
 
+def test_tasks_without_documents_on_both_sides_are_refused_with_their_counts(run):
+    done = calibrate(run, *SEARCH, "-o", "by_task=true")
+    assert done.returncode == 2
+    assert "members and 0 nonmembers of task 'Task" in done.stderr
+    assert "name the task in their rows, or leave by_task out" in done.stderr
+
+
 def test_a_branch_that_is_balanced_as_it_stands_is_an_end(run):
     """The same branch, which is within this tolerance of the balance."""
     words = ("--of", "shallow", "-o", "snapshots=0", "-o", "tolerance=0.45", "--trials", "1")

@@ -194,3 +194,8 @@ def test_without_the_datasets_package_the_error_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'expunge\[hub\]'"):
         read_examples(Source(path="hub:who/what"))
+
+
+def test_documents_may_name_their_task(put):
+    given = put("d.jsonl", [{"id": "1", "text": "a", "task": "T"}, {"id": "2", "text": "b"}])
+    assert [document.task for document in read_documents(given)] == ["T", ""]

@@ -37,10 +37,13 @@ class Material:
     end: int | None
     """The token that ends an answer."""
 
+    tasks: tuple[Sequence[str], Sequence[str]] | None = None
+    """The task of each member and of each non-member, where tasks are balanced apart."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """What one model showed on one fold; membership by attack, as balance() gives it."""
+    """What one model showed on one fold; membership by attack (and task), as balance() gives it."""
 
     terms: Mapping[str, float | None]
     """Teacher-forced: the share of a completion's tokens that are the likeliest, and the share of
@@ -129,9 +132,10 @@ def material(
     seed: int = 0,
     per_term: int | None = None,
     documents: int | None = None,
+    by_task: bool = False,
 ) -> Material:
-    """The texts of some sets, at most so many of each, the same for the same seed; `how` says how
-    items are cut and joined."""
+    """The texts of some sets, at most so many of each (with `by_task`, of each task), the same for
+    the same seed; `how` says how items are cut and joined."""
     by_term: dict[str, list[Example]] = {term: [] for term in TERMS}
     for half in ("forget", "retain"):
         for example in getattr(sets, half):
@@ -143,18 +147,24 @@ def material(
     ]
 
     def read(given: Sequence[Document]) -> list[tuple[str, TokenSequence]]:
-        chosen = _drawn(given, documents, seed)
-        return [(d.text, encode_document(d, tokenizer, max_length=document_tokens)) for d in chosen]
+        return [(d.text, encode_document(d, tokenizer, max_length=document_tokens)) for d in given]
 
+    def drawn(given: Sequence[Document]) -> list[Document]:
+        kinds = sorted({d.task for d in given}) if by_task else [None]
+        each = [[d for d in given if kind in (None, d.task)] for kind in kinds]
+        return [d for mine in each for d in _drawn(mine, documents, seed)]
+
+    members, nonmembers = drawn(sets.members), drawn(sets.nonmembers)
+    tasks = ([d.task for d in members], [d.task for d in nonmembers]) if by_task else None
     neutral = [encode_document(d, tokenizer, max_length=document_tokens) for d in NEUTRAL]
     end = tokenizer.eos_token_id
-    return Material(items, read(sets.members), read(sets.nonmembers), neutral, end)  # pyright: ignore
+    return Material(items, read(members), read(nonmembers), neutral, end, tasks)  # pyright: ignore
 
 
 def documents_of(
     reader: Reader, given: Material, attacks: Sequence[str]
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Both sides' scores under each attack."""
+    """Both sides' scores under each attack, and on each task where these are balanced apart."""
     both = [*given.members, *given.nonmembers]
     scores = reader.scores([sequence for _, sequence in both], label="screen documents")
     reads = [
@@ -162,7 +172,16 @@ def documents_of(
         for (text, sequence), found in zip(both, scores, strict=True)
     ]
     cut = len(given.members)
-    return attacked(reads[:cut], reads[cut:], attacks)
+    sides = reads[:cut], reads[cut:]
+    found = attacked(*sides, attacks)
+    for task in sorted({*given.tasks[0]}) if given.tasks else ():
+        mine = [
+            [read for read, own in zip(side, whose, strict=True) if own == task]
+            for side, whose in zip(sides, given.tasks or (), strict=True)
+        ]
+        of_task = attacked(mine[0], mine[1], attacks)
+        found |= {f"{attack} of {task}": scores for attack, scores in of_task.items()}
+    return found
 
 
 def screen(

@@ -1,5 +1,7 @@
 """The calibration section of a recipe: what is searched, what for, and within which limits."""
 
+from operator import not_
+
 from pydantic import Field, field_validator, model_validator
 
 from expunge.calibrate.candidate import space_of
@@ -88,6 +90,10 @@ class Calibrate(Section):
     standins: bool = False
     """Calibrate against documents made up in the form of the members, not the given non-members,
     which then only judge."""
+
+    by_task: bool = Field(default=False, exclude_if=not_)
+    """Balance the documents of each `task` apart, too: the worst attack on the worst task counts.
+    Members and nonmembers need a `task` in their rows."""
 
     seed: int = 0
     """Seeds the sampler and the samples."""

@@ -52,6 +52,8 @@ class Document:
 
     id: str
     text: str
+    task: str = ""
+    """What kind of document it is, where a set holds several."""
 
 
 def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> None:

@@ -1,6 +1,6 @@
 """The sets of a run: what is forgotten, what is kept, and what the membership attack compares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import model_validator
@@ -67,8 +67,9 @@ def read_sets(data: Data) -> Sets:
     assert data.retain is not None
     forget, retain = read_examples(data.forget), read_examples(data.retain)
     check_disjoint(forget, retain)
-    known = {example.document for example in forget}
+    known = {example.document: example.task for example in forget}
     members = read_documents(data.members, only=known) if data.members else []
+    members = [replace(member, task=member.task or known[member.id]) for member in members]
     nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
     _check_apart(members, nonmembers)
     neutral = read_examples(data.neutral) if data.neutral else []

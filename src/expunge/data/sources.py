@@ -87,7 +87,7 @@ def read_examples(source: Source) -> list[Example]:
             id=_id(row, number, source.path),
             prompt=_string(row, columns[0], source.path) if len(columns) == 2 else "",
             answer=filled(row, columns[-1], source.path),
-            task=_string(row, "task", source.path) if row.fields.get("task") is not None else "",
+            task=_task(row, source.path),
         )
         for number, row in enumerate(rows)
     ]
@@ -100,7 +100,11 @@ def read_documents(source: Source, only: Collection[str] | None = None) -> list[
     rows = source_rows(source)
     (column,) = _columns(rows[0], DOCUMENT_COLUMNS, source.path)
     documents = [
-        Document(id=_id(row, number, source.path), text=filled(row, column, source.path))
+        Document(
+            id=_id(row, number, source.path),
+            text=filled(row, column, source.path),
+            task=_task(row, source.path),
+        )
         for number, row in enumerate(rows)
     ]
     check_unique_ids(documents, source.path)
@@ -227,6 +231,10 @@ def filled(row: Row, name: str, origin: str) -> str:
     if not value.strip():
         raise DataError(f"{origin}, {row.place}: '{name}' is empty")
     return value
+
+
+def _task(row: Row, origin: str) -> str:
+    return _string(row, "task", origin) if row.fields.get("task") is not None else ""
 
 
 def _string(row: Row, name: str, origin: str) -> str:

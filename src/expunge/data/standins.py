@@ -98,7 +98,7 @@ def stand_ins(
             failed.add(document.id)
         else:
             served.add(document.id)
-            made.append(Document(f"{document.id}-standin{again}", text))
+            made.append(Document(f"{document.id}-standin{again}", text, document.task))
     if not made:
         raise DataError(
             f"none of the {len(documents)} documents says enough that can be replaced (names, "
