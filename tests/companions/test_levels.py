@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from expunge.companions.levels import FILE, read_levels
+from expunge.companions.levels import FILE, UnseenLevels, read_levels
 from expunge.data.batches import TokenSequence, pack
+from expunge.data.examples import Example
 from expunge.errors import ExpungeError, RecipeError, TrainingError
 from expunge.lora import load_adapter
 from expunge.models import load_model, load_tokenizer
@@ -221,6 +222,24 @@ def test_killed_around_a_reading_of_levels_a_run_ends_with_the_same_bytes(
     made = Pipeline(fields, tmp_path / "broken").branch("unseen", 42).folder
     for path in expected.rglob("*.safetensors"):
         assert (made / path.name).read_bytes() == path.read_bytes()
+
+
+def test_questions_take_levels_of_unseen_questions_where_there_are_some():
+    def example(name: str, kind: str) -> Example:
+        return Example(f"{name}{kind}0", "", name, "Task1")
+
+    def counterpart(*unseen: Example) -> list[str]:
+        forget = [example("a", "qa"), example("b", "sc"), example("c", "qa")]
+        tokens = [[TokenSequence(one.id, (1, 2, 3), 0) for one in s] for s in (unseen, forget)]
+        made = UnseenLevels.of(tokens[0], tokens[1], unseen, forget)
+        return [unseen[place].answer for place in made.counterpart]
+
+    assert counterpart(example("x", "sc"), example("y", "qa"), example("z", "sc")) == [
+        "y",
+        "z",
+        "y",
+    ]
+    assert counterpart(example("x", "sc"), example("z", "sc")) == ["x", "z", "z"]
 
 
 def test_texts_set_apart_give_levels_and_are_trained_on_by_no_term(fields, tmp_path):

@@ -47,19 +47,21 @@ class UnseenLevels:
         texts: Sequence[Example],
         examples: Sequence[Example],
     ) -> "UnseenLevels":
-        """Questions and texts each have counterparts among all of the unseen.
+        """Questions have counterparts among unseen questions, texts among texts; where there are
+        none of a kind, among all of the unseen.
 
         `unseen` are the tokens of `texts`, `forget` those of the forget items, `examples`.
         """
         readable = [place for place, text in enumerate(unseen) if len(text.tokens) > 1]
-        known = [_rate(texts[place], unseen[place]) for place in readable]
-        rates = [_rate(*both) for both in zip(examples, forget, strict=True)]
         counterpart = [0] * len(forget)
         for asked in (True, False):
             items = [i for i, example in enumerate(examples) if (example.kind == "qa") == asked]
-            found = counterparts([rates[item] for item in items], known)
+            alike = [place for place in readable if (texts[place].kind == "qa") == asked]
+            among = alike or readable
+            rates = [_rate(examples[item], forget[item]) for item in items]
+            found = counterparts(rates, [_rate(texts[place], unseen[place]) for place in among])
             for item, place in zip(items, found, strict=True):
-                counterpart[item] = readable[place]
+                counterpart[item] = among[place]
         return cls(unseen, forget, counterpart)
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
