@@ -6,9 +6,14 @@ from dataclasses import replace
 import pytest
 
 import expunge
+from expunge.data.batches import encode
+from expunge.data.examples import Example
+from expunge.lora import Lora, adapters_of
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
+from expunge.plan import pace
 from expunge.plan.outcome import run_as_planned
+from expunge.plan.pace import Pace
 from expunge.plan.predict import plan, write_plan
 from expunge.plan.settings import Settings, with_settings, write_recipe
 from expunge.plan.shown import print_plan
@@ -64,6 +69,33 @@ def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path, capsys):
         shown = " ".join(capsys.readouterr().out.split())
         assert f"a budget of {budget:.0f} s is {verdict}" in shown
         assert f"total – {made.seconds:.1f}" in shown
+
+
+def test_scoring_an_adapter_is_foretold_by_what_adapters_take(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("expunge.plan.rates.pace_of", lambda *given: Pace(read=1.0))
+    monkeypatch.setattr("expunge.plan.rates.adapted_pace", lambda *given: Pace(read=2.0))
+    assert recipe.adapters == {"target": False, "strong": True, "merged": True}
+    seconds = {stage.stage: stage.seconds for stage in plan(recipe, tmp_path / "run").stages}
+    plain = seconds["evaluate-target"]
+    assert seconds["evaluate-strong"] == pytest.approx(2 * plain, rel=0.02)
+    assert seconds["evaluate-merged"] == pytest.approx(2 * plain, rel=0.02)
+
+
+def test_the_pace_of_adapters_is_taken_with_one_on_the_model_and_leaves_none(tiny, tokenizer):
+    texts = [encode(Example(str(n), "ask", "answer"), tokenizer, max_length=64) for n in range(4)]
+    seen, real = [], pace.score_texts
+
+    def noted(model, *given, **options):
+        seen.append(len(adapters_of(model)))
+        return real(model, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "score_texts", noted)
+        found = pace.adapted_pace(tiny, tokenizer, texts, 2, Lora(rank=2))
+        plain = pace.pace_of(tiny, tokenizer, texts, 2)
+    assert found.read > 0
+    assert plain.read > 0
+    assert seen == [14, 14, 0, 0]
 
 
 def test_a_planned_run_says_how_wrong_the_plan_was(recipe, tmp_path):

@@ -155,7 +155,8 @@ class _Foreteller:
         if name.startswith("evaluate-"):
             model = name.removeprefix("evaluate-")
             work = reading(model, self.pipeline, self.data, tokenizer)
-            fixed, memory, how = self._evaluate(work)
+            adapted = self.recipe.adapters.get(model, False)
+            fixed, memory, how = self._evaluate(work, adapted=adapted)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "alternates" and name not in recipe.branches:
             works = [writing(b, self.data) for b in recipe.branches.values() if b.reads_alternates]
@@ -175,7 +176,7 @@ class _Foreteller:
             full = branch.training == "full"
             again = relevelling(branch, self.data, work.steps)
         fixed = self._fixed(name, work, full)
-        training = self.rates.token[name] * work.tokens + self.rates.read * again
+        training = self.rates.token[name] * work.tokens + self.rates.adapted.read * again
         training += self.rates.release * (work.steps // RELEASE_EVERY)
         memory = memory_of(self.rates.shape, self.demands[name], scale=self.rates.scale[name])
         speed = 1 / self.rates.token[name]
@@ -190,7 +191,7 @@ class _Foreteller:
         rates, demand = self.rates, self.demands[name]
         trained = rates.shape.parameters if full else rates.shape.adapter(demand.rank or 1)
         once = hash((full, demand.kl, work.reference_tokens))
-        reference = 0.0 if once in self.referenced else work.reference_tokens * rates.read
+        reference = 0.0 if once in self.referenced else work.reference_tokens * rates.plain.read
         self.referenced.add(once)
         how = self.recipe.model
         load = rates.load["float32" if full else how.quantize or how.dtype]
@@ -212,19 +213,20 @@ class _Foreteller:
         passes = told["targets"] * shape.layers if "targets" in told else told.get("steps", 1)
         size = 0 if adapter else shape.parameters * 4
         load = rates.load[self.recipe.model.dtype] if read else 0.0
-        seconds = OVERHEAD + load + passes * read * rates.read + size * rates.written
+        seconds = OVERHEAD + load + passes * read * rates.plain.read + size * rates.written
         held = 2 * shape.parameters * 4 if read else 0
         return seconds, PROCESS + held + size, f"{passes * read} tokens read, at most"
 
-    def _evaluate(self, work: Reading) -> tuple[float, int, str]:
+    def _evaluate(self, work: Reading, *, adapted: bool = False) -> tuple[float, int, str]:
         recipe, rates = self.recipe, self.rates
+        pace = rates.adapted if adapted else rates.plain
         rows = recipe.evaluate.max_batch
         steps = max([*work.written[:1], sum(work.written) // rows])
-        writing = rates.new[0] * steps + rates.new[1] * sum(work.written)
+        writing = pace.step * steps + pace.row * sum(work.written)
         # A model of the run is hashed once for its tables, and loaded.
         size = rates.shape.parameters * 4
         fixed = OVERHEAD + rates.load[recipe.model.dtype] + size * rates.hashed
-        seconds = fixed + work.read * rates.read + writing
+        seconds = fixed + work.read * pace.read + writing
         how = f"{work.read} tokens read, {sum(work.written)} written, at most"
         longest = work.longest + max(recipe.evaluate.max_new_tokens, *work.written[:1])
         memory = _reading_memory(rates.shape, BYTES[recipe.model.dtype], rows, longest, work.read)

@@ -18,13 +18,11 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models
-from expunge.evaluate.generate import generate
-from expunge.evaluate.reader import PACK_TOKENS
-from expunge.evaluate.scoring import score_texts
 from expunge.lora import Lora
 from expunge.memory import forget_peak, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
+from expunge.plan.pace import Pace, adapted_pace, pace_of
 from expunge.plan.work import Encoded, encoded, step_tokens
 from expunge.quantized import Quantize
 from expunge.unlearn.footprint import Demand, Shape, memory_of, passing, shape_of
@@ -44,8 +42,6 @@ PATIENCE = 30.0
 PROBE_BYTES = 64_000_000
 """Written, and hashed, to see how fast that is."""
 
-SCORED_TOKENS, NEW_TOKENS = 4000, 6
-
 
 @dataclass
 class Rates:
@@ -56,10 +52,10 @@ class Rates:
     token: dict[str, float] = field(default_factory=dict)
     """A trained token, by stage."""
     scale: dict[str, float] = field(default_factory=dict)
-    read: float = 0.0
-    """A token read in the type of the base weights."""
-    new: tuple[float, float] = (0.0, 0.0)
-    """A step of generation: as such, and for each row."""
+    plain: Pace = field(default_factory=Pace)
+    """Reading and writing in the type of the base weights."""
+    adapted: Pace = field(default_factory=Pace)
+    """The same with an adapter."""
     written: float = 0.0
     """A byte put on disk."""
     hashed: float = 0.0
@@ -83,7 +79,7 @@ def measure(pipeline: Pipeline, wanted: Sequence[str], where: Path) -> tuple[Rat
         work = Path(scratch)
         _disk(rates, work)
         model = _load(rates, base, recipe.model.dtype)
-        _reading(rates, pipeline, model, tokenizer, data)
+        _paces(rates, pipeline, model, tokenizer, data)
         for name in recipe.merges:
             if name in wanted:
                 _merging(rates, pipeline, name, model, work)
@@ -120,44 +116,20 @@ def _load(
     return model
 
 
-def _reading(
+def _paces(
     rates: Rates,
     pipeline: Pipeline,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Encoded,
 ) -> None:
-    chosen, tokens = [], 0
-    for text in (*data.retain, *data.forget):
-        if tokens < SCORED_TOKENS:
-            chosen.append(text)
-            tokens += len(text.tokens)
-    warm = chosen[: max(1, len(chosen) // 4)]
-    list(score_texts(model, warm, max_tokens=PACK_TOKENS))
-    start = time.monotonic()
-    list(score_texts(model, chosen, max_tokens=PACK_TOKENS))
-    rates.read = (time.monotonic() - start) / tokens
-    prompts = [text.tokens[: text.answer_start] for text in chosen if text.answer_start]
-    rows = min(pipeline.recipe.evaluate.max_batch, len(prompts))
-    few = max(1, rows // 4)
-    many, one = (_step(model, tokenizer, prompts[:count]) for count in (rows, few))
-    each = max(0.0, (many - one) / (rows - few)) if rows > few else 0.0
-    rates.new = (max(0.0, one - few * each), each)
-
-
-def _step(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
-) -> float:
-    """Seconds of a step of generation over these prompts, reading them left out."""
-
-    def seconds(count: int) -> float:
-        start = time.monotonic()
-        generate(model, tokenizer, prompts, max_new_tokens=count, max_batch=len(prompts))
-        return time.monotonic() - start
-
-    short = min(seconds(1) for _ in range(2))
-    long = min(seconds(NEW_TOKENS + 1) for _ in range(2))
-    return max(0.0, long - short) / NEW_TOKENS
+    recipe, texts = pipeline.recipe, (*data.retain, *data.forget)
+    given = model, tokenizer, texts, recipe.evaluate.max_batch
+    rates.plain = rates.adapted = pace_of(*given)
+    adapters = [branch.lora for branch in recipe.branches.values() if branch.training == "lora"]
+    if adapters:
+        widest = max(adapters, key=lambda one: one.rank)
+        rates.adapted = adapted_pace(*given, widest)
 
 
 def _merging(
