@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from expunge import parallel, runs, sharding
+from expunge.companions.levels import UnseenLevels
 from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
@@ -94,6 +95,15 @@ BRANCHES = {
         ],
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
+    "levels": {
+        **BRANCH,
+        "terms": [
+            {"half": "forget", "loss": "match_profile", "scope": "document"},
+            {"half": "forget", "loss": "match_standardized", "scope": "document"},
+            {"half": "retain", "loss": "nll"},
+        ],
+        "levels": {"of": "unseen", "every": 1},
+    },
 }
 TUNE = {
     "epochs": 2,
@@ -117,8 +127,12 @@ def train_all(base: Path, out: Path) -> None:
             tune(model, tokenizer, forget, retain, Tune.model_validate(TUNE), folder=folder)
             continue
         cache = out / "cache" / name
-        halves = Halves(forget, retain, cache, "key", companions(forget, tokenizer))
         config = Branch.model_validate(BRANCHES[name])
+        found, levels = companions(forget, tokenizer), (None, None)
+        if config.levels is not None:
+            unseen = UnseenLevels.of(retain, forget, RETAIN, FORGET)
+            levels = unseen.now(model), unseen.now
+        halves = Halves(forget, retain, cache, "key", found, *levels)
         train_branch(
             model, tokenizer, halves, config, seed=1, folder=folder, base="tiny", label=name
         )

@@ -86,6 +86,7 @@ RUNS = [
     "sam",
     "logits",
     "hidden",
+    "levels",
     "tune",
 ]
 
