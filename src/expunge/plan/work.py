@@ -174,7 +174,7 @@ def relevelling(config: Branch, data: Encoded, steps: int) -> int:
     """Tokens read while a branch trains, to find its levels anew."""
     if config.levels is None or not config.levels.every:
         return 0
-    return steps // config.levels.every * _level_tokens(config.levels, data)
+    return (steps - 1) // config.levels.every * _level_tokens(config.levels, data)
 
 
 def _level_tokens(levels: Levels, data: Encoded) -> int:

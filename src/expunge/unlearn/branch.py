@@ -74,14 +74,16 @@ def train_branch(
 
         if config.unguarded:
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
-        given = made.parameters, folder, f"{label} watch"
-        watched = config.watch and Watcher(config.watch, evaluated, *given)
+        watched = config.watch and Watcher(
+            config.watch, evaluated, made.parameters, folder, f"{label} watch"
+        )
         steps, others = sum(span.steps for span in made.spans), list[AtSteps]()
         if config.keep is not None:
             others.append(Keeper(config.keep, write, made.ends, folder, steps=steps))
         if halves.relevel is not None:
             assert config.levels is not None and halves.levels is not None
-            others.append(Releveller(config.levels.every, halves.levels, relevelled, folder))
+            given = config.levels.every, halves.levels, relevelled, folder
+            others.append(Releveller(*given, steps=steps))
         model.train()
         train(
             made.parameters,

@@ -24,11 +24,17 @@ class Releveller:
     """
 
     def __init__(
-        self, every: int, levels: list[Tensor], now: Callable[[], list[Tensor]], folder: Path
+        self,
+        every: int,
+        levels: list[Tensor],
+        now: Callable[[], list[Tensor]],
+        folder: Path,
+        *,
+        steps: int,
     ) -> None:
         """`levels`, each (N, 2), are what losses read, and are replaced in place by those of `now`,
-        every so many steps."""
-        self.every, self.levels, self.now = every, levels, now
+        every so many of the `steps`, but for the last, after which nobody reads them."""
+        self.every, self.levels, self.now, self.steps = every, levels, now, steps
         self.file = folder / FILE
 
     def start(self, step: int) -> None:
@@ -48,7 +54,7 @@ class Releveller:
 
     def due(self, step: int) -> bool:
         """Whether levels are read after this step."""
-        return step > 0 and step % self.every == 0
+        return 0 < step < self.steps and step % self.every == 0
 
     def take(self, step: int) -> None:
         """Read the levels after this step, unless `start` found them."""
