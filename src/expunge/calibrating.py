@@ -218,11 +218,11 @@ class Calibrating(Training, ABC):
         counts = [Counter(document.task for document in s) for s in (side.members, side.nonmembers)]
         for task in counts[0] if config.by_task else ():
             few = min(count[task] for count in counts)
-            if few < self.folds.least:
+            if not task or few < self.folds.least:
                 raise CalibrationError(
                     f"by_task: the {name} fold has {counts[0][task]} members and {counts[1][task]} "
                     f"nonmembers of task '{task}', and folds.least asks for {self.folds.least} of "
-                    "each; give more, name the task in their rows, or leave by_task out"
+                    "each, all named; give more, name the task in their rows, or leave by_task out"
                 )
         return side
 

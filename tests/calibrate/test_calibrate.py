@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,17 @@ def test_tasks_without_documents_on_both_sides_are_refused_with_their_counts(run
     assert done.returncode == 2
     assert "members and 0 nonmembers of task 'Task" in done.stderr
     assert "name the task in their rows, or leave by_task out" in done.stderr
+
+
+def test_documents_of_no_task_are_not_balanced_by_task(run):
+    pipeline, config = Pipeline.of_run(run), Calibrate(by_task=True)
+    nameless = replace(
+        pipeline.sets,
+        members=[replace(member, task="") for member in pipeline.sets.members],
+    )
+    with pytest.raises(CalibrationError, match="of task ''.*name the task in their rows"):
+        pipeline._with_tasks(nameless, config, "test")
+    pipeline._with_tasks(nameless, Calibrate(), "test")  # control
 
 
 def test_a_branch_that_is_balanced_as_it_stands_is_an_end(run):

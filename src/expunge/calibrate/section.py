@@ -76,7 +76,7 @@ class Calibrate(Section):
     """Items of each term that are screened, at most."""
 
     documents: int = Field(default=48, ge=4)
-    """Members, and non-members, that are screened, at most."""
+    """Members, and non-members, that are screened, at most; with by_task of each task."""
 
     finalists: int = Field(default=2, ge=1)
     """Candidates that are generated from and scored officially on the calibration fold."""
@@ -93,7 +93,7 @@ class Calibrate(Section):
 
     by_task: bool = Field(default=False, exclude_if=not_)
     """Balance the documents of each `task` apart, too: the worst attack on the worst task counts.
-    Members and nonmembers need a `task` in their rows."""
+    Nonmembers need a `task` in their rows; members without one take that of their items."""
 
     seed: int = 0
     """Seeds the sampler and the samples."""

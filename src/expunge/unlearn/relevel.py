@@ -1,6 +1,6 @@
 """Levels read anew on the way: what training does to unseen text, the forget items follow.
 
-Dimensions: F forget items, N scored tokens of one.
+Dimensions: N scored tokens of a forget item.
 """
 
 from collections.abc import Callable
