@@ -192,7 +192,7 @@ def test_documents_of_no_task_are_not_balanced_by_task(run):
         pipeline.sets,
         members=[replace(member, task="") for member in pipeline.sets.members],
     )
-    with pytest.raises(CalibrationError, match="of task ''.*name the task in their rows"):
+    with pytest.raises(CalibrationError, match=r"of task ''.*name the task in their rows"):
         pipeline._with_tasks(nameless, config, "test")
     pipeline._with_tasks(nameless, Calibrate(), "test")  # control
 
