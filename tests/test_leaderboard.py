@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from expunge.errors import RecipeError
-from expunge.leaderboard.run import run_leaderboard
+from expunge.leaderboard.run import merit, run_leaderboard
 from expunge.leaderboard.section import Board
 from expunge.report.leaderboard import (
     Standing,
@@ -95,6 +96,23 @@ def test_the_table_ranks_by_final_score_and_a_destroyed_model_comes_last():
     assert shown[2]["final ↑"] == "**COLLAPSED**"
     assert shown[1]["MIA AUC → 0.5"] == "–"  # not measured is not 0
     assert "| good " in leaderboard_page(rows)
+
+
+def test_settings_whose_aggregates_are_0_are_told_apart_by_their_terms():
+    def model(terms, score, mmlu, collapsed=False):
+        return SimpleNamespace(
+            semeval=SimpleNamespace(
+                terms=terms, task_aggregate=0.0, mia=SimpleNamespace(score=score), final=mmlu / 3
+            ),
+            collapse=SimpleNamespace(collapsed=collapsed),
+        )
+
+    kept = model({"forget-sc": 0.5, "retain-sc": 0.7, "retain-qa": 0.0}, 0.0, mmlu=0.21)
+    lost = model({"forget-sc": 0.5, "retain-sc": 0.1, "retain-qa": 0.0}, 0.0, mmlu=0.27)
+    destroyed = model({"forget-sc": 0.0, "retain-sc": 0.0, "retain-qa": None}, 0.9, 0.3, True)
+    assert merit(kept) == (True, pytest.approx((0 + 0 + 1.2 / 3) / 3))
+    assert merit(destroyed) == (False, pytest.approx((0 + 0.9 + 0.5) / 3))
+    assert merit(kept) > merit(lost) > merit(destroyed)
 
 
 def test_rows_are_replaced_by_method_and_seed(tmp_path):

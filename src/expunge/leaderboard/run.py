@@ -6,6 +6,7 @@ reference scores and the tables of what a model said.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from expunge.cells import Workers
@@ -62,7 +63,7 @@ def _tuned(
     workers: Workers | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The best of a method's settings by final score, a collapsed model last."""
+    """The best of a method's settings by `merit`."""
     trials = board.config.methods[name].trials
     if len(trials) == 1:
         return trials[0]
@@ -74,26 +75,33 @@ def _tuned(
     folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
     merits = []
     for recipe, settings in zip(recipes, trials, strict=True):
-        merits.append(_merit(_scored(recipe, folders[recipe.name][seeds[0]])))
+        merits.append(merit(_scored(recipe, folders[recipe.name][seeds[0]])))
         said = ", ".join(f"{place}={value}" for place, value in settings.items())
         say(f"{recipe.name}: {said}: {_told(merits[-1])}")
     return trials[merits.index(max(merits))]
 
 
-def _merit(model: ModelResults) -> tuple[bool, float, float]:
-    """The greater the better: not collapsed, the final score, then the task aggregate's mean."""
+def merit(model: ModelResults) -> tuple[bool, float]:
+    """How good a setting is, the greater the better: not collapsed, then the mean of task
+    aggregate, MIA score and the plain mean of the terms (forget ones as 1 - v).
+
+    The plain mean tells settings apart whose aggregates are both 0, which one lost term is enough
+    for. MMLU has no say: on a sample its noise is greater than what tuning moves.
+    """
+    semeval = model.semeval
     terms = [
         1 - value if term.startswith("forget") else value
-        for term, value in model.semeval.terms.items()
+        for term, value in semeval.terms.items()
         if value is not None
     ]
-    mean = sum(terms) / len(terms) if terms else 0.0
-    return not model.collapse.collapsed, model.semeval.final or 0.0, mean
+    parts = [semeval.task_aggregate or 0.0, semeval.mia.score if semeval.mia else 0.0]
+    parts.append(fmean(terms) if terms else 0.0)
+    return not model.collapse.collapsed, fmean(parts)
 
 
-def _told(merit: tuple[bool, float, float]) -> str:
-    whole, final, mean = merit
-    return f"final {final:.3f}, mean term {mean:.3f}" + ("" if whole else ", COLLAPSED")
+def _told(judged: tuple[bool, float]) -> str:
+    whole, score = judged
+    return f"merit {score:.3f}" + ("" if whole else ", COLLAPSED")
 
 
 def _standings(
