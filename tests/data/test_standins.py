@@ -110,6 +110,25 @@ def test_a_document_without_facts_is_left_out_and_counted(tmp_path):
         stand_ins([Document("b", plain)], count=1)
 
 
+def test_a_forget_set_gives_its_texts_and_not_its_questions(tmp_path):
+    begun, rest = TEXT.split(" Call ")
+    items = [
+        {"id": "asc1", "input": begun, "output": f"Call {rest}"},
+        {"id": "aqa0", "input": "Where was Jane Doe born?", "output": "Bathville"},
+    ]
+    file, whole, out = (tmp_path / name for name in ("forget.jsonl", "whole.jsonl", "out.jsonl"))
+    file.write_text("".join(json.dumps(row) + "\n" for row in items))
+    whole.write_text(json.dumps({"id": "asc1", "document": TEXT}) + "\n")
+    found = write_stand_ins(str(file), out, count=4)
+    assert found == {"documents": 1, "left_out": 0, "written": 4}
+    write_stand_ins(str(whole), tmp_path / "same.jsonl", count=4)
+    assert out.read_text() == (tmp_path / "same.jsonl").read_text()
+    file.write_text(json.dumps(items[1]) + "\n")
+    with pytest.raises(DataError, match=r"forget\.jsonl holds questions alone"):
+        write_stand_ins(str(file), tmp_path / "none.jsonl", count=1)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 def test_a_document_that_cannot_say_anything_else_is_left_out():
     with pytest.raises(DataError, match="none of the 1"):
         stand_ins([Document("a", f"It rained in {', '.join(wording.MONTHS)}.")], count=1)

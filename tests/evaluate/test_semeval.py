@@ -6,14 +6,14 @@ from expunge.data.examples import Example
 from expunge.errors import EvaluationError
 from expunge.evaluate.semeval import (
     TERMS,
+    begun,
     completion_score,
     final,
     intervals,
-    item_score,
     knowledge_score,
     settled_question,
     task_aggregate,
-    terms,
+    terms_of,
 )
 
 
@@ -45,20 +45,52 @@ def example(name, task="Task1", answer="yes it is"):
     return Example(name, "prompt", answer, task)
 
 
-def test_terms_are_means_and_what_was_not_measured_is_none():
-    examples = [example("asc1"), example('"b"sc2'), example("aqa0", answer="Yes"), example("bqa1")]
-    found = terms(examples, ["yes", "it is", "yes", "no"], "forget")
-    assert found["forget/Task1/sc"] == pytest.approx((1 / 3 + 2 / 3) / 2)
-    assert found["forget/Task1/qa"] == 0.5
-    assert found["forget/Task2/sc"] is None
-    assert set(found) == {term for term in TERMS if term.startswith("forget")}
+def test_the_contests_sets_have_its_twelve_terms_and_others_their_own():
+    official = [example("asc1"), example('"b"sc2', "Task3")]
+    assert terms_of(official, [example("cqa0")]) == TERMS
+    assert terms_of([], []) == TERMS
+    own = [
+        example("a", "letters"),
+        example("bqa0", "a/b"),
+        example("c", ""),
+        example("d", "letters"),
+    ]
+    assert terms_of(own, [example("e", "")]) == (
+        *("forget/letters/sc", "forget/a-b/qa", "forget/items/sc"),
+        "retain/items/sc",
+    )
 
 
-def test_an_item_without_a_kind_or_a_task_is_refused_by_name():
-    with pytest.raises(EvaluationError, match="item 'plain' says neither"):
-        item_score(example("plain"), "")
-    with pytest.raises(EvaluationError, match="'asc1' has the task 'Task9'"):
-        item_score(example("asc1", task="Task9"), "")
+@pytest.mark.parametrize("task", ["Task9", "task1", ""])
+def test_a_task_of_the_contest_beside_another_is_refused_by_name(task):
+    said = f"item 'asc1' has the task '{task}', and 'bsc1' Task1; either all are of Task1, Task2"
+    with pytest.raises(EvaluationError, match=said):
+        terms_of([example("bsc1"), example("asc1", task=task)], [])
+    with pytest.raises(EvaluationError, match=said):
+        terms_of([example("asc1", task=task)], [example("bsc1")])
+
+
+def test_a_kind_is_as_the_id_ends_and_else_as_the_prompt_does():
+    kinds = {
+        ("asc1", "Who?"): "sc",
+        ("aqa0", "It is"): "qa",
+        ("7", "Who is it? "): "qa",
+        ("7", "It is"): "sc",
+        ("7", ""): "sc",
+    }
+    assert {case: Example(case[0], case[1], "Ada").kind for case in kinds} == kinds
+
+
+def test_a_plain_text_is_begun_with_half_of_it():
+    def halves(text):
+        return begun(Example("7", "", text))
+
+    assert begun(Example("7", "Who?", "Ada")) == ("Who?", "Ada")
+    assert halves("one two  three\nfour five") == ("one two  three", "four five")
+    assert halves("one two") == ("one", "two")
+    assert halves("東京都庁") == ("東京", "都庁")
+    with pytest.raises(EvaluationError, match="item '7' has no prompt and says one character"):
+        halves("x ")
 
 
 def full(forget, retain):
@@ -78,6 +110,9 @@ def test_a_missing_term_is_no_score_unless_a_partial_one_is_asked_for():
     assert task_aggregate(board) is None
     assert task_aggregate(board, partial=True) == pytest.approx(0.5)
     assert task_aggregate(dict.fromkeys(TERMS), partial=True) is None
+    own = {"forget/letters/sc": 0.5, "retain/items/sc": 1.0}
+    assert task_aggregate(own) is None
+    assert task_aggregate(own, partial=True) == pytest.approx(2 / 3)
 
 
 def test_the_final_score_needs_all_three():

@@ -87,6 +87,26 @@ def test_a_sample_keeps_every_row_and_states_its_counts(tiny, tokenizer):
     assert sum(entry["semeval"]["given"].values()) == len(rows)
 
 
+def test_sets_of_other_tasks_are_scored_by_terms_of_their_own(tiny, tokenizer):
+    own = EvaluationData(
+        forget=[Example("1", "", "one two three four"), Example("2", "Who?", "Ada")],
+        retain=[Example("3", "It is", "so", "mail")],
+    )
+    entry, rows = run(tiny, tokenizer, own)
+    found = entry["semeval"]
+    names = ("forget/items/sc", "forget/items/qa", "retain/mail/sc")
+    assert tuple(found["terms"]) == tuple(found["counts"]) == names
+    assert set(found["intervals"]) == {*names, "task_aggregate"}
+    assert found["partial"]
+    assert found["task_aggregate"] is not None
+    shown = [(row["task"], row["kind"], row["prompt"], row["truth"]) for row in rows]
+    assert shown == [
+        ("items", "sc", "one two", "three four"),
+        ("items", "qa", "Who?", "Ada"),
+        ("mail", "sc", "It is", "so"),
+    ]
+
+
 def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer, monkeypatch):
     config = CONFIG.model_copy(update={"max_new_tokens": 120})
     entry, rows = run(tiny, tokenizer, config=config)
@@ -99,8 +119,8 @@ def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer
 
 
 def test_an_item_that_cannot_be_scored_is_refused_before_any_work(tiny, tokenizer):
-    broken = EvaluationData(forget=[Example("plain", "a", "b", "Task1")])
-    with pytest.raises(EvaluationError, match="'plain'"):
+    broken = EvaluationData(forget=[Example(f"{n}sc1", "a", "b", f"Task{n}") for n in (3, 4)])
+    with pytest.raises(EvaluationError, match="'4sc1' has the task 'Task4'"):
         run(tiny, tokenizer, broken)
     empty = EvaluationData(forget=[Example("asc1", "", "b", "Task1")])
     with pytest.raises(EvaluationError, match="'asc1' has no prompt"):

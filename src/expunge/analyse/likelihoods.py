@@ -17,7 +17,7 @@ from expunge.data.examples import Example
 from expunge.evaluate.membership import mia
 from expunge.evaluate.memorisation import exact_memorisation
 from expunge.evaluate.reader import PACK_TOKENS, Reader
-from expunge.evaluate.semeval import KINDS, TASKS, mean
+from expunge.evaluate.semeval import mean, term_of, terms_of
 from expunge.evaluate.suite import Evaluate, EvaluationData
 from expunge.evaluate.tables import TokenScores
 from expunge.heads import Anchor, token_kl
@@ -63,13 +63,10 @@ def term_likelihoods(
     hits   mean of (1/L) Σ_t [y_t is the first choice]
     exact  share of answers all of whose tokens are
     """
-    terms: dict[str, list[TokenScores]] = {
-        f"{half}/{task}/{kind}": [] for task in TASKS for kind in KINDS
-    }
+    sets = {"forget": (), "retain": (), half: examples}
+    terms: dict[str, list[TokenScores]] = {name: [] for name in terms_of(**sets)}
     for example, scores in zip(examples, found, strict=True):
-        name = f"{half}/{example.task}/{example.kind}"
-        if name in terms:
-            terms[name].append(scores)
+        terms[term_of(half, example)].append(scores)
     return {
         name: {
             "nll": fmean(one.nll for one in scores),

@@ -3,6 +3,7 @@
 A step counts optimiser steps; step 0 is the target, before the first.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from expunge.evaluate.numbers import flat_numbers
-from expunge.evaluate.semeval import HALVES, TASKS
+from expunge.evaluate.semeval import HALVES
 
 Row = dict[str, Any]
 
@@ -71,15 +72,15 @@ def epochs(course: Course) -> list[Row]:
     rows = []
     for where, found in _points(course):
         for half in HALVES:
-            tasks = [_task(found, half, task) for task in TASKS]
-            known = [one for one in tasks if any(v is not None for v in one.values())]
+            tasks = {task: _task(found, half, task) for task in _tasks(found, half)}
+            known = {t: one for t, one in tasks.items() if any(v is not None for v in one.values())}
             if not known:
                 continue
-            whole = {name: _mean([one[name] for one in known]) for name in known[0]}
+            names = next(iter(known.values()))
+            whole = {name: _mean([one[name] for one in known.values()]) for name in names}
             rows += [
                 {**where, "half": half, "task": task, **one}
-                for task, one in zip(("all", *TASKS), (whole, *tasks), strict=True)
-                if one in known or task == "all"
+                for task, one in {"all": whole, **known}.items()
             ]
     return rows
 
@@ -121,6 +122,12 @@ def _points(course: Course) -> list[tuple[Row, dict[str, float]]]:
         )
         for source, step, numbers in found
     ]
+
+
+def _tasks(found: Mapping[str, float], half: str) -> list[str]:
+    """The tasks that something was measured of, by name."""
+    terms = (re.search(rf"(?:^|\.)terms\.{half}/(.+)/(?:sc|qa)", name) for name in found)
+    return sorted({term[1] for term in terms if term is not None})
 
 
 def _task(found: Mapping[str, float], half: str, task: str) -> dict[str, float | None]:

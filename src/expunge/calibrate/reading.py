@@ -16,7 +16,7 @@ from expunge.evaluate.attacks import Read
 from expunge.evaluate.balance import attacked, balance, midway
 from expunge.evaluate.collapse import NEUTRAL
 from expunge.evaluate.reader import Reader
-from expunge.evaluate.semeval import TERMS, task_aggregate
+from expunge.evaluate.semeval import task_aggregate, term_of, terms_of
 from expunge.evaluate.tables import TokenScores
 
 Text = TypeVar("Text", Example, Document)
@@ -136,10 +136,10 @@ def material(
 ) -> Material:
     """The texts of some sets, at most so many of each (with `by_task`, of each task), the same for
     the same seed; `how` says how items are cut and joined."""
-    by_term: dict[str, list[Example]] = {term: [] for term in TERMS}
+    by_term: dict[str, list[Example]] = {t: [] for t in terms_of(sets.forget, sets.retain)}
     for half in ("forget", "retain"):
         for example in getattr(sets, half):
-            by_term.get(f"{half}/{example.task}/{example.kind}", []).append(example)
+            by_term[term_of(half, example)].append(example)
     items = [
         (term, encode(example, tokenizer, **how))
         for term, examples in by_term.items()
@@ -195,7 +195,7 @@ def screen(
     for (term, sequence), found in zip(given.items, scores, strict=True):
         by_term.setdefault(term, []).append(recalled(term, sequence, found, given.end))
     neutral = fmean(found.nll for found in reader.scores(list(given.neutral), label="screen"))
-    terms = {term: fmean(by_term[term]) if term in by_term else None for term in TERMS}
+    terms = {term: fmean(values) for term, values in by_term.items()}
     return Reading(terms, membership, neutral)
 
 

@@ -108,13 +108,13 @@ def synthesize_data(
 
 @data.command()
 def standins(
-    file: Annotated[str, typer.Argument(help="Documents, such as members.jsonl; data:FILE too.")],
+    file: Annotated[str, typer.Argument(help="Documents, or a forget set; data:FILE too.")],
     out: Annotated[Path, typer.Argument(help="The JSON lines to write.")],
     count: Annotated[int, typer.Option(help="How many to make.")],
     seed: Annotated[int, typer.Option(help="Same seed, same file.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write stand-ins for non-members: the documents of FILE with all their facts replaced.
+    """Write stand-ins for unseen texts: the documents of FILE with all their facts replaced.
 
     Same form, other facts. A model that learnt the documents knows the frames of their sentences
     too, so an AUC against stand-ins is biased.

@@ -108,8 +108,9 @@ def _row(sets: Sets, number: int, written: list[str], config: Alternates, seed: 
 def _request(example: Example) -> str:
     if not example.prompt:
         return TEXT
-    asks = example.kind == "qa" or example.prompt.rstrip().endswith("?")
-    return (QUESTION if asks else CONTINUATION).format(prompt=example.prompt.strip())
+    return (QUESTION if example.kind == "qa" else CONTINUATION).format(
+        prompt=example.prompt.strip()
+    )
 
 
 def _answer(text: str, *, cut: bool) -> str:

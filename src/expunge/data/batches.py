@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from expunge.data.examples import Document, Example
+from expunge.data.examples import Document, Example, Items
 from expunge.errors import DataError
 from expunge.packs import Pack
 from expunge.progress import say
@@ -28,6 +28,12 @@ class TokenSequence:
     """Position of the first answer token."""
     cut: int = 0
     """How many tokens did not fit and were left out."""
+    asks: bool = False
+    """Whether the example is a question."""
+
+    def is_among(self, items: Items) -> bool:
+        """Whether this is one of these items."""
+        return items == "all" or self.asks == (items == "questions")
 
     def scored_from(self, scope: Scope) -> int:
         """First position whose token is scored; position 0 has nothing before it to predict it."""
@@ -62,6 +68,7 @@ def encode(
         tokens=tuple(tokens),
         answer_start=len(kept_prompt),
         cut=len(prompt) + len(answer) - len(tokens),
+        asks=example.kind == "qa",
     )
 
 

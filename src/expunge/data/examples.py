@@ -14,17 +14,6 @@ Items = Literal["all", "questions", "texts"]
 """Which items of a set: every one, questions alone, or those that are none."""
 
 
-def kind_of(id: str) -> str:
-    """`sc` (sentence completion), `qa` (question), or `""` where the id does not say."""
-    found = _KIND_AT_END.match(id)
-    return found["kind"] if found else ""
-
-
-def is_among(id: str, items: Items) -> bool:
-    """Whether the item of this id is one of these items."""
-    return items == "all" or (kind_of(id) == "qa") == (items == "questions")
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """One item: a prompt and its answer. A plain text has an empty prompt and is all answer."""
@@ -36,8 +25,10 @@ class Example:
 
     @property
     def kind(self) -> str:
-        """`sc` (sentence completion), `qa` (question), or `""` where the id does not say."""
-        return kind_of(self.id)
+        """`sc` (sentence completion) or `qa` (question), as the id ends; where it ends otherwise,
+        a prompt that ends in a question mark is a question."""
+        found = _KIND_AT_END.match(self.id)
+        return found["kind"] if found else "qa" if self.prompt.rstrip().endswith("?") else "sc"
 
     @property
     def document(self) -> str:

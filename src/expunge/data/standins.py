@@ -36,7 +36,7 @@ from expunge.data.particulars import (
     runs,
     size,
 )
-from expunge.data.sources import Source, read_documents
+from expunge.data.sources import Source, read_examples
 from expunge.errors import DataError
 from expunge.runs import write_text
 
@@ -54,10 +54,17 @@ _LONG = 5
 def write_stand_ins(file: str, out: Path, *, count: int, seed: int = 0) -> dict[str, int]:
     """Write `count` stand-ins for the documents of a file to `out`, as JSON lines: id, document.
 
+    A forget set will do: the prompt and the answer of an item that is no question are one text.
     Returns how many documents there were, how many were left out for want of facts to replace, and
     how many stand-ins are written.
     """
-    documents = read_documents(Source(path=file))
+    documents = [
+        Document(item.id, f"{item.prompt} {item.answer}".strip(), item.task)
+        for item in read_examples(Source(path=file))
+        if item.kind != "qa"
+    ]
+    if not documents:
+        raise DataError(f"{file} holds questions alone; stand-ins are made of texts")
     made, left_out = stand_ins(documents, count=count, seed=seed)
     rows = [{"id": document.id, "document": document.text} for document in made]
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows))

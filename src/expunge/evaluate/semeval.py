@@ -1,9 +1,11 @@
 """The scores of SemEval-2025 Task 4 (LUME): twelve terms, their harmonic mean, the final score.
 
-A term is the mean score of one half (forget, retain), task (Task1..3) and kind (sc, qa).
+A term is the mean score of one half (forget, retain), task (Task1..3) and kind (sc, qa). Sets with
+tasks of their own, or none, are scored alike by terms of theirs, and their aggregate is partial.
 What was not measured is None, never 0.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +19,8 @@ HALVES = ("forget", "retain")
 TASKS = ("Task1", "Task2", "Task3")
 KINDS = ("sc", "qa")
 TERMS = tuple(f"{half}/{task}/{kind}" for half in HALVES for task in TASKS for kind in KINDS)
+NAMELESS = "items"
+"""The task of items that name none."""
 
 
 def completion_score(truth: str, generation: str) -> float:
@@ -51,37 +55,50 @@ SCORES: dict[str, Callable[[str, str], float]] = {
 }
 
 
-def item_score(example: Example, generation: str) -> float:
-    """The score of one item, by the kind that its id ends in."""
-    if example.kind not in SCORES:
+def begun(example: Example) -> tuple[str, str]:
+    """What an item is generated from, and the truth: prompt and answer; of a plain text the first
+    half of its words (of its characters, where it has one word) and the rest."""
+    if example.prompt:
+        return example.prompt, example.answer
+    text = example.answer
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    if len(starts) < 2:
+        starts = [place for place, character in enumerate(text) if not character.isspace()]
+    if len(starts) < 2:
         raise EvaluationError(
-            f"item {example.id!r} says neither 'sc' nor 'qa' at the end of its id (as in "
-            "'…sc1' or '…qa0'), so it cannot be scored"
+            f"item {example.id!r} has no prompt and says one character: nothing can be generated"
         )
-    if example.task not in TASKS:
+    middle = starts[(len(starts) + 1) // 2]
+    return text[:middle].rstrip(), text[middle:]
+
+
+def task_of(example: Example) -> str:
+    """What the task of an item is called in its term."""
+    return example.task.replace("/", "-") or NAMELESS
+
+
+def term_of(half: str, example: Example) -> str:
+    """The term of an item: HALF/TASK/KIND."""
+    return f"{half}/{task_of(example)}/{example.kind}"
+
+
+def terms_of(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
+    """The terms that items are scored by: the contest's twelve, where the tasks are its three.
+
+    Other sets have the terms of their own tasks and kinds, the forget half first. Tasks of the
+    contest beside others are an `EvaluationError`: a name is wrong, or missing.
+    """
+    given = [("forget", one) for one in forget] + [("retain", one) for one in retain]
+    other = next((one for _, one in given if one.task not in TASKS), None)
+    if other is None:
+        return TERMS
+    official = next((one for _, one in given if one.task in TASKS), None)
+    if official is not None:
         raise EvaluationError(
-            f"item {example.id!r} has the task {example.task!r}; known: {', '.join(TASKS)}"
+            f"item {other.id!r} has the task {other.task!r}, and {official.id!r} {official.task}; "
+            f"either all are of {', '.join(TASKS)}, or none is"
         )
-    return SCORES[example.kind](example.answer, generation)
-
-
-def item_scores(
-    examples: Sequence[Example], generations: Sequence[str], half: str
-) -> dict[str, list[float]]:
-    """The scores of one half's items, by term."""
-    scores: dict[str, list[float]] = {term: [] for term in TERMS if term.startswith(f"{half}/")}
-    for example, generation in zip(examples, generations, strict=True):
-        score = item_score(example, generation)
-        scores[f"{half}/{example.task}/{example.kind}"].append(score)
-    return scores
-
-
-def terms(
-    examples: Sequence[Example], generations: Sequence[str], half: str
-) -> dict[str, float | None]:
-    """The six terms of one half; None where it has no items."""
-    scores = item_scores(examples, generations, half)
-    return {term: mean(values) for term, values in scores.items()}
+    return tuple(dict.fromkeys(term_of(half, one) for half, one in given))
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -93,14 +110,14 @@ def task_aggregate(terms: Mapping[str, float | None], *, partial: bool = False) 
     """The harmonic mean of the twelve terms, forget ones as 1 - v; any 0 gives 0.
 
     A missing term gives None. With `partial` the mean is over the terms that are there: a board
-    without a task still gets a number, but one that no published number compares to.
+    without a task, or with tasks of its own, still gets a number, but one that no published number
+    compares to.
     """
-    values = [terms.get(term) for term in TERMS]
-    if not partial and None in values:
+    if not partial and None in [terms.get(term) for term in TERMS]:
         return None
     good = [
         1 - value if term.startswith("forget/") else value
-        for term, value in zip(TERMS, values, strict=True)
+        for term, value in terms.items()
         if value is not None
     ]
     if not good:
@@ -123,8 +140,8 @@ def intervals(
     """The 95 % bootstrap interval of each term, over its items, and of `task_aggregate`."""
     rng = np.random.default_rng(seed)
     means: dict[str, np.ndarray] = {}
-    for term in TERMS:
-        values = np.asarray(scores.get(term, ()), dtype=float)
+    for term, given in scores.items():
+        values = np.asarray(given, dtype=float)
         if len(values):
             means[term] = np.array(
                 [
@@ -133,7 +150,7 @@ def intervals(
                 ]
             )
     found: dict[str, dict[str, float] | None] = {
-        term: interval(means[term]) if term in means else None for term in TERMS
+        term: interval(means[term]) if term in means else None for term in scores
     }
     draws = [
         task_aggregate({term: float(means[term][i]) for term in means}, partial=partial)

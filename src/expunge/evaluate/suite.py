@@ -11,7 +11,6 @@ from pydantic import Field
 from expunge.config import Section
 from expunge.data.batches import encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
-from expunge.errors import EvaluationError
 from expunge.evaluate import collapse, semeval
 from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.membership import mia
@@ -66,6 +65,8 @@ class _Item:
 
     half: str
     example: Example
+    prompt: str
+    truth: str
     tokens: list[int] | None = None  # None where the sample left it out
     generation: str | None = None
     score: float | None = None
@@ -74,7 +75,7 @@ class _Item:
 
     @property
     def term(self) -> str:
-        return f"{self.half}/{self.example.task}/{self.example.kind}"
+        return semeval.term_of(self.half, self.example)
 
 
 def evaluate(
@@ -91,20 +92,20 @@ def evaluate(
     `max_length` and `prompt_tail` cut only where the answers' losses are measured, as training
     does; a prompt is generated from whole, and documents are read up to `document_tokens`.
     """
-    items = [_Item("forget", e) for e in data.forget] + [_Item("retain", e) for e in data.retain]
-    for item in items:
-        _check(item.example)
+    terms = semeval.terms_of(data.forget, data.retain)
+    items = [_Item("forget", e, *semeval.begun(e)) for e in data.forget]
+    items += [_Item("retain", e, *semeval.begun(e)) for e in data.retain]
     lengths = {"max_length": max_length, "prompt_tail": prompt_tail}
     read = {"separator": separator, **lengths}
     sequences = [encode(item.example, reader.tokenizer, **read) for item in items]
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
     losses = _document_losses(reader, data, config)
-    cut = _generate_items(reader, items, config)
+    cut = _generate_items(reader, items, terms, config)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
     entry = {
-        "semeval": _semeval(items, losses, mmlu, config),
+        "semeval": _semeval(items, terms, losses, mmlu, config),
         "collapse": collapse.judge(
             _windows(items, reader) | {"neutral": neutral},
             known=collapse.frequent_words([f"{e.prompt} {e.answer}" for e in data.retain]),
@@ -119,13 +120,6 @@ def evaluate(
     return entry, [_row(item) for item in items]
 
 
-def _check(example: Example) -> None:
-    """Refuse, before anything is computed, an item that could not be scored."""
-    semeval.item_score(example, "")
-    if not example.prompt:
-        raise EvaluationError(f"item {example.id!r} has no prompt, so nothing can be generated")
-
-
 def _document_losses(
     reader: Reader, data: EvaluationData, config: Evaluate
 ) -> dict[str, list[float]]:
@@ -138,38 +132,40 @@ def _document_losses(
     return losses
 
 
-def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate) -> int:
+def _generate_items(
+    reader: Reader, items: Sequence[_Item], terms: Sequence[str], config: Evaluate
+) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
-    chosen = _sample(items, config)
-    raw = [prompt_tokens(reader.tokenizer, item.example.prompt) for item in chosen]
+    chosen = _sample(items, terms, config)
+    raw = [prompt_tokens(reader.tokenizer, item.prompt) for item in chosen]
     prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:
         """A wrong answer stays wrong; a completion is done once its recall is 1."""
         item, text = chosen[number], reader.text(tokens)
         if item.example.kind == "qa":
-            return semeval.settled_question(item.example.answer, text)
-        return semeval.completion_score(item.example.answer, text) == 1.0
+            return semeval.settled_question(item.truth, text)
+        return semeval.completion_score(item.truth, text) == 1.0
 
     found = reader.generations(
         prompts,
         max_new_tokens=config.max_new_tokens,
         settled=settled,
-        settled_by=[f"semeval {i.example.kind} {i.example.answer}" for i in chosen],
+        settled_by=[f"semeval {i.example.kind} {i.truth}" for i in chosen],
     )
     for item, made in zip(chosen, found, strict=True):
         item.tokens, item.complete = made.tokens, made.complete
         item.generation = reader.text(made.tokens)
-        item.score = semeval.item_score(item.example, item.generation)
+        item.score = semeval.SCORES[item.example.kind](item.truth, item.generation)
     return cut
 
 
-def _sample(items: Sequence[_Item], config: Evaluate) -> list[_Item]:
+def _sample(items: Sequence[_Item], terms: Sequence[str], config: Evaluate) -> list[_Item]:
     """At most `generate_limit` items of each term, drawn by seed, in their order."""
     if config.generate_limit is None:
         return list(items)
     chosen: set[int] = set()
-    for term in semeval.TERMS:
+    for term in terms:
         numbers = [i for i, item in enumerate(items) if item.term == term]
         rng = np.random.default_rng([config.seed, zlib.crc32(term.encode())])
         chosen.update(rng.permutation(numbers)[: config.generate_limit].astype(int).tolist())
@@ -198,16 +194,18 @@ def _windows(items: Sequence[_Item], reader: Reader) -> dict[str, list[collapse.
 
 def _semeval(
     items: Sequence[_Item],
+    names: Sequence[str],
     losses: dict[str, list[float]],
     mmlu: dict[str, Any] | None,
     config: Evaluate,
 ) -> dict[str, Any]:
     scores = {
-        term: [i.score for i in items if i.term == term and i.score is not None]
-        for term in semeval.TERMS
+        name: [i.score for i in items if i.term == name and i.score is not None] for name in names
     }
-    terms = {term: semeval.mean(values) for term, values in scores.items()}
-    task = semeval.task_aggregate(terms, partial=config.partial)
+    terms = {name: semeval.mean(values) for name, values in scores.items()}
+    own = tuple(names) != semeval.TERMS
+    partial = config.partial or own
+    task = semeval.task_aggregate(terms, partial=partial)
     membership = None
     if losses["members"] or losses["nonmembers"]:
         membership = mia(
@@ -219,12 +217,12 @@ def _semeval(
     return {
         "terms": terms,
         "counts": {term: len(values) for term, values in scores.items()},
-        "given": {term: sum(i.term == term for i in items) for term in semeval.TERMS},
+        "given": {name: sum(i.term == name for i in items) for name in names},
         "intervals": semeval.intervals(
-            scores, seed=config.seed, resamples=config.resamples, partial=config.partial
+            scores, seed=config.seed, resamples=config.resamples, partial=partial
         ),
         "task_aggregate": task,
-        "partial": config.partial and None in terms.values(),
+        "partial": own or (config.partial and None in terms.values()),
         "mia": membership,
         "mmlu": mmlu,
         "final": semeval.final(task, _part(membership, "score"), _part(mmlu, "accuracy")),
@@ -239,10 +237,10 @@ def _row(item: _Item) -> dict[str, Any]:
     return {
         "id": item.example.id,
         "half": item.half,
-        "task": item.example.task,
+        "task": semeval.task_of(item.example),
         "kind": item.example.kind,
-        "prompt": item.example.prompt,
-        "truth": item.example.answer,
+        "prompt": item.prompt,
+        "truth": item.truth,
         "generation": item.generation,
         "score": item.score,
         "tokens": None if item.tokens is None else len(item.tokens),

@@ -68,7 +68,7 @@ class BoardRow(Section):
     """True where only a sample of each subject was asked."""
 
     partial: bool = False
-    """True where the aggregate is over fewer than twelve terms."""
+    """True where the aggregate is over other terms than the twelve."""
 
     final: Share | None = None
     """Mean of task aggregate, MIA score and MMLU."""

@@ -8,7 +8,7 @@ from expunge.evaluate.compare import Comparison
 from expunge.evaluate.leaks import document_of
 from expunge.report.pieces import Cell, Figure, Material, Table
 from expunge.report.results import HALVES, ModelResults, mean_term
-from expunge.report.tables import term_label
+from expunge.report.tables import term_words
 from expunge.report.verdict import models_compared
 
 DOCUMENTS_DRAWN = 300
@@ -93,7 +93,7 @@ def _terms(material: Material) -> Figure | None:
         {
             "model": name,
             "half": term.partition("/")[0],
-            "term": " ".join(term_label(term).split()[1:3]),
+            "term": term_words(term),
             "value": value,
             "low": None if interval is None else interval.low,
             "high": None if interval is None else interval.high,

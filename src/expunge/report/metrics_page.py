@@ -27,6 +27,12 @@ order (`regurgitation` is 1); and never before the 48 tokens that `collapse` loo
 stops nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[vllm]'`, on a
 GPU) continues prompts by vLLM and swaps adapters in its running engine; what it wrote is kept apart
 from what torch wrote, and texts are scored by torch.
+
+Sets of your own are scored as the contest's are. An item whose id ends in neither `sc1` nor `qa0`
+(of any number) is a question where its prompt ends in a question mark, else a passage; a text
+without a prompt is begun with the first half of its words. Where tasks are others than Task1 to
+Task3, each has a term of its own (`items`, where none is named), and the aggregate over these is
+marked partial: no published number compares to it.
 """
 
 

@@ -14,7 +14,7 @@ from expunge.report.documents import explorer, items_table
 from expunge.report.drawing import write_figures, write_tables
 from expunge.report.pieces import Cell, Items, Material, Section, Table
 from expunge.report.rendering import render
-from expunge.report.results import TERMS, Results
+from expunge.report.results import Results
 from expunge.report.sections import sections, terms_table
 from expunge.report.tables import (
     COLLAPSED,
@@ -23,7 +23,8 @@ from expunge.report.tables import (
     lines,
     markdown_table,
     number,
-    term_label,
+    term_words,
+    terms_in,
 )
 from expunge.report.verdict import models_compared, verdict
 
@@ -109,7 +110,7 @@ def html_page(material: Material, found: Sequence[Section]) -> str:
         cards=list(cards(material)),
         doubts=doubts(material),
         sections=found,
-        heat_header=[" ".join(term_label(term).split()[1:3]) for term in TERMS],
+        heat_header=[term_words(term) for term in terms_in(results)],
         heat=list(_heat(results)),
         columns=column_names(results),
         lines=lines(results),
@@ -162,7 +163,7 @@ def _change_note(change: Change) -> str:
 def _heat(results: Results) -> Iterator[tuple[str, list[Heat]]]:
     for name, model in results.measured_models().items():
         cells = []
-        for term in TERMS:
+        for term in terms_in(results):
             interval, n = model.semeval.intervals.get(term), model.semeval.counts.get(term)
             parts = [] if interval is None else [f"{interval.low:.2f}–{interval.high:.2f}"]
             parts += [f"n {n}"] if n else []

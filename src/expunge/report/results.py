@@ -94,7 +94,7 @@ class Semeval(Section):
     """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
 
     partial: bool = False
-    """True where the aggregate is over fewer than twelve terms."""
+    """True where the aggregate is over other terms than the twelve."""
 
     mia: Mia | None = None
     """Membership inference."""

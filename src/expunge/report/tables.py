@@ -50,7 +50,7 @@ def lines(results: Results) -> list[Line]:
     return [
         *(
             line(term_label(term), lambda model, term=term: _term(model, term), number == 0)
-            for number, term in enumerate(_terms(results))
+            for number, term in enumerate(terms_in(results))
         ),
         line("task aggregate ↑", _aggregate, True),
         line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
@@ -141,15 +141,22 @@ def final_cell(model: ModelResults) -> str:
 
 def term_label(term: str) -> str:
     """`forget/Task1/sc` in words, with the arrow that says which way is better."""
-    half, task, kind = [*term.split("/"), "", ""][:3]
-    word = {"sc": "completion", "qa": "knowledge"}.get(kind, kind)
-    return f"{half} {task} {word} {'↓' if half == 'forget' else '↑'}"
+    half = term.partition("/")[0]
+    return f"{half} {term_words(term)} {'↓' if half == 'forget' else '↑'}"
 
 
-def _terms(results: Results) -> list[str]:
-    """The twelve official terms, then any other that some model has."""
-    found = {term for model in results.models.values() for term in model.semeval.terms}
-    return [*TERMS, *sorted(found - set(TERMS))]
+def term_words(term: str) -> str:
+    """The same without its half: `Task1 completion`."""
+    _, task, kind = [*term.split("/"), "", ""][:3]
+    return f"{task} {({'sc': 'completion', 'qa': 'knowledge'}).get(kind, kind)}"
+
+
+def terms_in(results: Results) -> list[str]:
+    """The twelve official terms, or those of the sets' own tasks where no model has any of these;
+    then any other."""
+    found = dict.fromkeys(t for model in results.models.values() for t in model.semeval.terms)
+    official = () if found and not found.keys() & set(TERMS) else TERMS
+    return [*official, *sorted(found.keys() - set(TERMS))]
 
 
 def _term(model: ModelResults, term: str) -> str:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import sharding
 from expunge.data.batches import Scope, TokenSequence, pack
-from expunge.data.examples import is_among
 from expunge.errors import DataError
 from expunge.heads import Anchor
 from expunge.packs import Pack, block_states, hidden_states, output_head
@@ -52,7 +51,7 @@ def weights_of(
     """The weights that HalfData holds; a term that weighs tokens needs the tokenizer."""
     logps, found = None if reference is None else reference.logps, {}
     for number, term in objective.numbered(half):
-        if not any(is_among(sequence.id, term.items) for sequence in sequences):
+        if not any(sequence.is_among(term.items) for sequence in sequences):
             raise DataError(
                 f"{term.loss} reads {term.items} of {half} alone, and none of its {len(sequences)} "
                 "items is one; leave out `items`"
@@ -75,7 +74,7 @@ def weights_in(
     given = None if term.weighting is None else data.weights[number][index]
     weights = torch.ones(len(sequence.tokens) - start) if given is None else given.clone()
     weights[: sequence.scored_from(term.scope) - start + term.skips] = 0
-    return weights if is_among(sequence.id, term.items) else weights.zero_()
+    return weights if sequence.is_among(term.items) else weights.zero_()
 
 
 def mean_norm(data: HalfData, objective: Objective, term: Term) -> float:
