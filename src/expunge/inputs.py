@@ -139,7 +139,7 @@ class Inputs:
     @property
     def _reading(self) -> dict[str, Any]:
         """How items are cut and joined."""
-        return self.recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
+        return self.recipe.model.reading
 
     def _encode(
         self, examples: list[Example], tokenizer: PreTrainedTokenizerBase

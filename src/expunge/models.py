@@ -10,11 +10,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 
 from expunge import parallel, quantized, runs, sharding
-from expunge.config import Section
 from expunge.errors import ModelError
 from expunge.memory import keep_few_kernels, keep_freed_memory
 from expunge.quantized import Quantize
@@ -27,37 +25,6 @@ EMBEDDED = "smollm2"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class Model(Section):
-    """Which model a recipe starts from."""
-
-    path: str = EMBEDDED
-    """`smollm2` (embedded), a Hugging Face id, a local folder, or a GGUF file."""
-
-    revision: str | None = None
-    """Commit or tag of a Hugging Face id."""
-
-    dtype: Dtype = "float32"
-    """Type in which the base weights are held while branches train and models are scored."""
-
-    quantize: Quantize | None = None
-    """Hold the target's linear layers, its head left out, in 4 bits (`nf4` or `fp4`, bitsandbytes)
-    while LoRA branches train on them, and products in `dtype`. An adapter belongs to the target as
-    it is: all else, a branch's evaluation too, reads that, but for a branch's own `watch`."""
-
-    max_length: int = Field(default=256, ge=8)
-    """Longest sequence, in tokens; what is cut is said."""
-
-    prompt_tail: int | None = Field(default=204, ge=1)
-    """A prompt keeps this many of its last tokens; null keeps all that fit."""
-
-    separator: str = ""
-    """Put before the answer; the released system puts nothing, LUME's documents a space."""
-
-    def told(self, *left_out: str) -> str:
-        """How weights and texts are read, as JSON: the section without what only branches see."""
-        return self.model_dump_json(exclude={"path", "revision", "quantize", *left_out})
 
 
 def resolve(path: str, revision: str | None = None) -> Path:

@@ -16,7 +16,7 @@ from expunge.errors import RecipeError, RunError
 from expunge.evaluate.suite import Evaluate
 from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
-from expunge.models import Model
+from expunge.model_section import Model
 from expunge.registry import lookup
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune

@@ -11,7 +11,7 @@ from expunge.data.sources import Source, read_examples
 from expunge.errors import DataError, RecipeError
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
-from expunge.models import Model
+from expunge.model_section import Model
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.section import Branch

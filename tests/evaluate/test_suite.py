@@ -1,5 +1,6 @@
 """The whole evaluation of the tiny model."""
 
+import copy
 import importlib
 import json
 
@@ -105,6 +106,32 @@ def test_sets_of_other_tasks_are_scored_by_terms_of_their_own(tiny, tokenizer):
         ("items", "qa", "Who?", "Ada"),
         ("mail", "sc", "It is", "so"),
     ]
+
+
+def test_questions_are_asked_and_scored_as_turns(tiny, tokenizer):
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    reader, asked = reader_of(tiny, chatty), []
+    real = reader.generations
+
+    def noted(prompts, **how):
+        asked.extend(prompts)
+        return real(prompts, **how)
+
+    reader.generations = noted
+    sets = EvaluationData(
+        forget=[Example("1qa0", "Who?", "Ada"), Example("2", "", "One two three")],
+        retain=[Example("3qa0", "Why?", "So")],
+    )
+    config = Evaluate(max_new_tokens=4, resamples=10)
+    how = {"max_length": 100, "prompt_tail": None, "separator": ""}
+    told = evaluate(reader, sets, config, chat=True, **how)[0]
+    shown = [chatty.decode(prompt) for prompt in asked[:3]]
+    assert shown == ["<user>Who?</s><assistant>", "One two", "<user>Why?</s><assistant>"]
+    assert told["nll"]["forget"] != evaluate(reader, sets, config, **how)[0]["nll"]["forget"]
 
 
 def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from expunge.data.chat import chat_tokens, turn_end
 from expunge.data.examples import Document, Example, Items
 from expunge.errors import DataError
 from expunge.packs import Pack
@@ -47,13 +48,17 @@ def encode(
     max_length: int,
     prompt_tail: int | None = None,
     separator: str = "",
+    chat: bool = False,
 ) -> TokenSequence:
     """Tokens of prompt + answer + EOS, no chat template (BOS first where the tokenizer adds one).
 
     A prompt keeps its last `prompt_tail` tokens, and an answer that still does not fit loses its
     end (and its EOS). `cut` counts what was lost. The separator is the answer's first character,
-    so that the prompt alone is what generation starts from.
+    so that the prompt alone is what generation starts from. With `chat` the prompt is the user's
+    turn in the tokenizer's chat template, whole, and the answer ends as turns do there.
     """
+    if chat and example.prompt:
+        return _encode_turn(example, tokenizer, max_length)
     prompt = prompt_tokens(tokenizer, example.prompt)
     joint = separator if example.prompt else ""
     answer = answer_tokens(tokenizer, joint + example.answer)
@@ -72,6 +77,26 @@ def encode(
     )
 
 
+def _encode_turn(
+    example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> TokenSequence:
+    prompt = chat_tokens(tokenizer, example.prompt)
+    if len(prompt) >= max_length:
+        raise DataError(
+            f"the prompt of item {example.id} takes {len(prompt)} tokens in the chat template, and "
+            f"model.max_length is {max_length}; raise it"
+        )
+    whole = [*prompt, *_tokens(tokenizer, example.answer)]
+    whole += turn_end(tokenizer) or [_eos(tokenizer)]
+    return TokenSequence(
+        id=example.id,
+        tokens=tuple(whole[:max_length]),
+        answer_start=len(prompt),
+        cut=max(0, len(whole) - max_length),
+        asks=example.kind == "qa",
+    )
+
+
 def encode_all(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -79,17 +104,12 @@ def encode_all(
     max_length: int,
     prompt_tail: int | None = None,
     separator: str = "",
+    chat: bool = False,
 ) -> list[TokenSequence]:
     """Token sequences of examples, saying what is cut."""
+    cuts = {"max_length": max_length, "prompt_tail": prompt_tail}
     sequences = [
-        encode(
-            example,
-            tokenizer,
-            max_length=max_length,
-            prompt_tail=prompt_tail,
-            separator=separator,
-        )
-        for example in examples
+        encode(example, tokenizer, separator=separator, chat=chat, **cuts) for example in examples
     ]
     cut = [sequence for sequence in sequences if sequence.cut]
     if cut:
@@ -170,6 +190,11 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     prefixed = tokenizer("")["input_ids"][:1] == start  # pyright: ignore
     return [*(start if prefixed else []), *_tokens(tokenizer, text)]  # pyright: ignore
+
+
+def asked_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> list[int]:
+    """Tokens of what is continued: a prompt, as the user's turn where the model chats."""
+    return chat_tokens(tokenizer, prompt) if chat else prompt_tokens(tokenizer, prompt)
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

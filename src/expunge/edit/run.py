@@ -14,7 +14,7 @@ from expunge.data.sources import Source, read_examples
 from expunge.edit.section import Edit
 from expunge.edit.task import Encode, Task, Weights
 from expunge.errors import EditError
-from expunge.models import Model
+from expunge.model_section import Model
 
 EDIT = "edit.json"
 
@@ -101,7 +101,7 @@ def edit_model(
     sets = {n: read_examples(Source(path=path)) for n, path in files.items() if path is not None}
     if len(sets) == len(files):
         check_disjoint(sets["forget"], sets["retain"])
-    reading = Model().model_dump(include={"max_length", "prompt_tail", "separator"})
+    reading = Model().reading
     out = Path(out)
     said = do_edit(
         edit,

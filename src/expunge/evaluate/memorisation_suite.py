@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.config import Section
-from expunge.data.batches import TokenSequence, encode, prompt_tokens
+from expunge.data.batches import TokenSequence, asked_tokens, encode
 from expunge.data.examples import Example, check_disjoint
 from expunge.data.pii import KINDS, Pii, find_pii, pii_leak
 from expunge.data.sources import Source, read_examples
@@ -39,6 +39,9 @@ class Memorisation(Section):
     separator: str = ""
     """Put before the answer."""
 
+    chat: bool = False
+    """Put prompts into the tokenizer's chat template."""
+
 
 @dataclass
 class _Item:
@@ -60,14 +63,14 @@ def memorisation_suite(reader: Reader, section: Memorisation) -> Measured:
         halves["retain"] = read_examples(section.retain)
         check_disjoint(halves["forget"], halves["retain"])
     lengths = {"max_length": section.max_length, "prompt_tail": section.prompt_tail}
-    read = {"separator": section.separator, **lengths}
+    read = {"separator": section.separator, "chat": section.chat, **lengths}
     items = [
         _Item(half, example, encode(example, reader.tokenizer, **read))
         for half, examples in halves.items()
         for example in examples
     ]
     _score(reader, items)
-    cut = _generate(reader, items, section.max_new_tokens)
+    cut = _generate(reader, items, section)
     rows = [_row(reader, item, section.separator) for item in items]
     numbers = {}
     for half in halves:
@@ -92,12 +95,12 @@ def _score(reader: Reader, items: Sequence[_Item]) -> None:
         item.hits = found.hit[:-1] if ended else found.hit
 
 
-def _generate(reader: Reader, items: Sequence[_Item], max_new_tokens: int) -> int:
+def _generate(reader: Reader, items: Sequence[_Item], section: Memorisation) -> int:
     """Go on from each prompt, in place; returns how many prompts were cut."""
     asked = [item for item in items if item.example.prompt]
-    raw = [prompt_tokens(reader.tokenizer, item.example.prompt) for item in asked]
-    prompts, cut = fit_prompts(raw, reader.context, max_new_tokens)
-    found = reader.generations(prompts, max_new_tokens=max_new_tokens)
+    raw = [asked_tokens(reader.tokenizer, i.example.prompt, chat=section.chat) for i in asked]
+    prompts, cut = fit_prompts(raw, reader.context, section.max_new_tokens)
+    found = reader.generations(prompts, max_new_tokens=section.max_new_tokens)
     for item, made in zip(asked, found, strict=True):
         item.tokens, item.generation = made.tokens, reader.text(made.tokens)
     return cut

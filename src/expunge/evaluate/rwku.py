@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import encode_document, prompt_tokens
+from expunge.data.chat import chat_tokens
 from expunge.data.examples import Document
 from expunge.data.rows import Row
 from expunge.data.sources import Source, locate, source_rows
@@ -267,7 +268,4 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, probe: Probe, templated: bool) -
     turn, begun = ask(probe)
     if not templated:
         return prompt_tokens(tokenizer, turn + begun)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
-    )
-    return tokenizer(f"{text}{begun}", add_special_tokens=False)["input_ids"]  # pyright: ignore
+    return chat_tokens(tokenizer, turn, begun)

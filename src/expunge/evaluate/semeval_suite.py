@@ -41,6 +41,9 @@ class Semeval(Section):
     separator: str = ""
     """There, put before the answer."""
 
+    chat: bool = False
+    """Put prompts into the tokenizer's chat template."""
+
 
 def semeval_suite(reader: Reader, section: Semeval) -> Measured:
     """The twelve terms, the task aggregate, membership, MMLU, and whether the model collapsed."""
@@ -58,6 +61,7 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         max_length=section.max_length,
         prompt_tail=section.prompt_tail,
         separator=section.separator,
+        chat=section.chat,
     )
     items = [{"group": entry_group(row), **row} for row in rows]
     collapse = entry["collapse"]

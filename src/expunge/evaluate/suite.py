@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.config import Section
-from expunge.data.batches import encode, encode_document, prompt_tokens
+from expunge.data.batches import asked_tokens, encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.evaluate import collapse, semeval
 from expunge.evaluate.generate import MAX_BATCH
@@ -67,6 +67,7 @@ class _Item:
     example: Example
     prompt: str
     truth: str
+    asked: list[int] = field(default_factory=list)
     tokens: list[int] | None = None  # None where the sample left it out
     generation: str | None = None
     score: float | None = None
@@ -86,6 +87,7 @@ def evaluate(
     max_length: int,
     prompt_tail: int | None,
     separator: str,
+    chat: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entry of results.json, and one row for each given item, in the order given.
 
@@ -96,11 +98,15 @@ def evaluate(
     items = [_Item("forget", e, *semeval.begun(e)) for e in data.forget]
     items += [_Item("retain", e, *semeval.begun(e)) for e in data.retain]
     lengths = {"max_length": max_length, "prompt_tail": prompt_tail}
-    read = {"separator": separator, **lengths}
+    read = {"separator": separator, "chat": chat, **lengths}
     sequences = [encode(item.example, reader.tokenizer, **read) for item in items]
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
     losses = _document_losses(reader, data, config)
+    for item in items:
+        item.asked = asked_tokens(
+            reader.tokenizer, item.prompt, chat=chat and bool(item.example.prompt)
+        )
     cut = _generate_items(reader, items, terms, config)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
@@ -137,7 +143,7 @@ def _generate_items(
 ) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
     chosen = _sample(items, terms, config)
-    raw = [prompt_tokens(reader.tokenizer, item.prompt) for item in chosen]
+    raw = [item.asked for item in chosen]
     prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:

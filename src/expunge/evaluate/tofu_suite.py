@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import TokenSequence, answer_tokens, prompt_tokens
+from expunge.data.chat import chat_tokens
 from expunge.data.records import part, read_records, sample
 from expunge.errors import EvaluationError
 from expunge.evaluate import tofu
@@ -123,9 +124,7 @@ def question_tokens(tokenizer: PreTrainedTokenizerBase, question: str, template:
         raise EvaluationError(
             "this model's tokenizer has no chat template; give tofu.template=plain or raw"
         )
-    turns = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+    return chat_tokens(tokenizer, question)
 
 
 def _read(section: Tofu) -> list[_Item]:

@@ -92,7 +92,7 @@ def survey(recipe: Recipe, out: Path | None, scratch: Path, mark: dict[str, str]
 def encoded(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """The sets of a recipe as training and evaluation see them."""
     recipe, sets = pipeline.recipe, pipeline.sets
-    how = recipe.model.model_dump(include={"max_length", "prompt_tail", "separator"})
+    how = recipe.model.reading
 
     def tokens(examples: Iterable[Example]) -> list[TokenSequence]:
         return [encode(example, tokenizer, **how) for example in examples]

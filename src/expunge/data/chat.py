@@ -1,0 +1,38 @@
+"""Prompts as a user's turns in a tokenizer's chat template."""
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from expunge.errors import DataError
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, turn: str, begun: str = "") -> list[int]:
+    """Tokens of a user's turn in the chat template, which brings its own BOS, up to where the
+    answer begins, and of how it begins."""
+    text = _rendered(tokenizer, [{"role": "user", "content": turn}], answering=True)
+    return _tokens(tokenizer, text + begun)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the chat template puts behind an answer, without white space; maybe none."""
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    _, found, end = _rendered(tokenizer, turns).rpartition(mark)
+    return _tokens(tokenizer, end.strip()) if found else []
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, answering: bool = False
+) -> str:
+    if not tokenizer.chat_template:
+        raise DataError("the model's tokenizer has no chat template; leave out chat")
+    try:
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answering)
+        )
+    except TemplateError as error:
+        raise DataError(f"the model's chat template takes no user's turn: {error}") from None
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []  # pyright: ignore
