@@ -64,12 +64,12 @@ class Training(Guards, ABC):
 
     def alternates(self, config: Branch) -> Path:
         """Other answers to the forget prompts, written once by the target."""
-        how = config.companions.alternate
+        how, chat = config.companions.alternate, self.recipe.model.chat
 
         def build(work: Path) -> None:
             model, tokenizer = self._load(self.target)
-            seed, rows = config.companions.seed, self.recipe.evaluate.max_batch
-            write_alternates(model, tokenizer, self.sets, how, work, seed=seed, max_batch=rows)
+            told = {"seed": config.companions.seed, "max_batch": self.recipe.evaluate.max_batch}
+            write_alternates(model, tokenizer, self.sets, how, work, chat=chat, **told)
 
         inputs = {"target": self._target_key, "seed": str(config.companions.seed)}
         same_text = how.model_copy(update={"each": 1})

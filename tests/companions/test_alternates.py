@@ -1,5 +1,6 @@
 """Alternates: never the truth, the same each time, written once, whole or not at all."""
 
+import copy
 import json
 
 import pytest
@@ -131,6 +132,17 @@ def fields(tiny_folder) -> dict:
         "data": {"synthetic": {"documents": 1, "nonmembers": 2}},
         "branches": {"altpo": branch, "both": {**branch, "companions": other}},
     }
+
+
+def test_a_target_that_chats_is_asked_in_its_template(tiny, tokenizer, tmp_path, monkeypatch):
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<said>"
+    asked = says(monkeypatch, tokenizer, [["Rome", "Paris", "Bonn"][n % 3] for n in range(12)])
+    config, folder = Alternates(count=3, max_new_tokens=16), tmp_path / "a"
+    folder.mkdir()
+    write_alternates(tiny, chatty, SETS, config, folder, seed=1, max_batch=8, chat=True)
+    assert all(one.startswith("<user>") and one.endswith("<said>") for one in asked[0])
+    assert "Who built it?" in asked[0][0]
 
 
 def test_they_are_written_once_for_all_branches_and_seeds(fields, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import runs
-from expunge.data.batches import prompt_tokens
+from expunge.data.batches import asked_tokens
 from expunge.data.companions import Answers, contains, same, stand_ins
 from expunge.data.examples import Example
 from expunge.data.sets import Sets
@@ -29,7 +29,7 @@ CONTINUATION = (
     "ones.\n\nText: {prompt}\nInvented continuation:"
 )
 TEXT = "Write a short text of invented facts.\n\nText:"
-"""What the target is asked, without a chat template."""
+"""What the target is asked, in its chat template where the recipe says so."""
 
 
 def write_alternates(
@@ -41,6 +41,7 @@ def write_alternates(
     *,
     seed: int,
     max_batch: int,
+    chat: bool = False,
 ) -> None:
     """Other plausible answers for each item, which the target writes itself.
 
@@ -60,7 +61,7 @@ def write_alternates(
         if not asked:
             break
         seeds = [f"{seed}:{sets.forget[i].id}:{attempt}:{n}" for n, i in enumerate(asked)]
-        requests = [prompt_tokens(tokenizer, _request(sets.forget[i])) for i in asked]
+        requests = [asked_tokens(tokenizer, _request(sets.forget[i]), chat=chat) for i in asked]
         prompts, _ = fit_prompts(requests, context_length(model), config.max_new_tokens)
         written = generate(
             model,
