@@ -33,6 +33,8 @@ def put(tmp_path):
     [
         ({"input": "Q", "output": "A", "junk": [1]}, Example("0", "Q", "A")),
         ({"question": "Q", "answer": "A", "paraphrased_answer": "B"}, Example("0", "Q", "A")),
+        ({"prompt": "P", "completion": "C", "text": "PC"}, Example("0", "P", "C")),
+        ({"prompt": "P", "response": "R"}, Example("0", "P", "R")),
         ({"text": "All of it"}, Example("0", "", "All of it")),
         ({"id": 12, "document": "All of it"}, Example("12", "", "All of it")),
         ({"id": "q", "input": "Q", "output": "A", "task": None}, Example("q", "Q", "A")),

@@ -23,7 +23,15 @@ DATA_FOLDER_VARIABLE = "EXPUNGE_DATA"
 DATA_FOLDER = Path("../shared/data")
 ANY_TASK = "*"
 
-EXAMPLE_COLUMNS = (("input", "output"), ("question", "answer"), ("text",), ("document",))
+EXAMPLE_COLUMNS = (
+    *(
+        ("input", "output"),
+        ("question", "answer"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+    ),
+    *(("text",), ("document",)),
+)
 """Ways to say prompt and answer, the first that a row has counts; a plain text has no prompt."""
 
 DOCUMENT_COLUMNS = (("document",), ("text",))
