@@ -88,7 +88,8 @@ FAULTS = {
     "header.csv": ("id,input,output\n", "holds no rows"),
     "columns.jsonl": (
         [{"id": "a", "inptu": "x"}],
-        "line 1 lacks the columns input + output or question + answer or text or document. "
+        "line 1 lacks the columns input + output or question + answer or prompt + completion or "
+        "prompt + response or text or document. "
         "Found: 'id', 'inptu'",
     ),
     "gap.jsonl": ([GOOD, {"id": "b", "input": "x"}], "line 2 lacks 'output', which the first row"),

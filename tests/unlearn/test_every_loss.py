@@ -183,7 +183,7 @@ def test_first_tokens_are_left_out_as_the_source_or_the_term_says(tuned, tokeniz
 
 def test_a_term_reads_the_items_it_names_and_no_others(tuned, tokenizer, tmp_path):
     model, items = tuned
-    named = [replace(item, id=f"d{n}{'qa' if n == 1 else 'sc'}0") for n, item in enumerate(items)]
+    named = [replace(item, asks=n == 1) for n, item in enumerate(items)]
     found = {}
     for kind in ("all", "questions", "texts"):
         _, made = ready(

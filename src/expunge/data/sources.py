@@ -23,8 +23,8 @@ DATA_FOLDER_VARIABLE = "EXPUNGE_DATA"
 DATA_FOLDER = Path("../shared/data")
 ANY_TASK = "*"
 
-PAIRS = {"input": ("output",), "question": ("answer",), "prompt": ("completion", "response")}
-EXAMPLE_COLUMNS = (*((a, b) for a, both in PAIRS.items() for b in both), ("text",), ("document",))
+_PAIRS = {"input": ("output",), "question": ("answer",), "prompt": ("completion", "response")}
+EXAMPLE_COLUMNS = (*((a, b) for a, both in _PAIRS.items() for b in both), ("text",), ("document",))
 """Ways to say prompt and answer, the first that a row has counts; a plain text has no prompt."""
 
 DOCUMENT_COLUMNS = (("document",), ("text",))
