@@ -67,7 +67,6 @@ class _Item:
     example: Example
     prompt: str
     truth: str
-    asked: list[int] = field(default_factory=list)
     tokens: list[int] | None = None  # None where the sample left it out
     generation: str | None = None
     score: float | None = None
@@ -103,11 +102,7 @@ def evaluate(
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
     losses = _document_losses(reader, data, config)
-    for item in items:
-        item.asked = asked_tokens(
-            reader.tokenizer, item.prompt, chat=chat and bool(item.example.prompt)
-        )
-    cut = _generate_items(reader, items, terms, config)
+    cut = _generate_items(reader, items, terms, config, chat=chat)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
     entry = {
@@ -139,11 +134,14 @@ def _document_losses(
 
 
 def _generate_items(
-    reader: Reader, items: Sequence[_Item], terms: Sequence[str], config: Evaluate
+    reader: Reader, items: Sequence[_Item], terms: Sequence[str], config: Evaluate, *, chat: bool
 ) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
     chosen = _sample(items, terms, config)
-    raw = [item.asked for item in chosen]
+    raw = [
+        asked_tokens(reader.tokenizer, item.prompt, chat=chat and bool(item.example.prompt))
+        for item in chosen
+    ]
     prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:
