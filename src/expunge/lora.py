@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from expunge.adapter_files import (
 )
 from expunge.config import Section
 from expunge.errors import ModelError
+from expunge.low_rank import adapted, with_term
 from expunge.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Lora(Section):
     layers: tuple[int, ...] | None = None
     """Blocks to adapt, counted from 0; null means all."""
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What another adapter must agree in to be trained further as this one."""
+        return self.rank, self.alpha, self.targets, self.layers
+
 
 class LoraLinear(nn.Module):
     """A frozen linear layer plus scale · B A x while `enabled`."""
@@ -71,11 +77,11 @@ class LoraLinear(nn.Module):
         if not self.enabled:
             return self.base(x)
         if self._joins(x):
-            given = x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scale
-            return _Adapted.apply(*given)  # pyright: ignore[reportReturnType]
+            given = self.base.weight, self.base.bias, self.lora_A, self.lora_B
+            return adapted(x, *given, self.scale)
         y = self.base(x)
         x = F.dropout(x, self.dropout, self.training).to(y.dtype)
-        return _LowRank.apply(x, y, self.lora_A, self.lora_B, self.scale)  # pyright: ignore
+        return with_term(x, y, self.lora_A, self.lora_B, self.scale)
 
     def _joins(self, x: Tensor) -> bool:
         """Whether the frozen layer and the low-rank term are one function here.
@@ -93,61 +99,6 @@ class LoraLinear(nn.Module):
         )
 
 
-class _Adapted(torch.autograd.Function):
-    """W x + b + scale · B A x of a frozen W, each sum formed where its first part lies.
-
-    With g = ∂y and z = scale · g B:   ∂x = g W + z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        flat, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
-        low = flat @ a.T  # (tokens, r)
-        y = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scale)
-        ctx.save_for_backward(flat, w, low, a, b)
-        ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        x, w, low, a, b = ctx.saved_tensors
-        grad = gradients[0]
-        flat = grad.flatten(0, -2)
-        z = (flat @ b).mul_(ctx.scale)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = (flat @ w).addmm_(z, a).view(*grad.shape[:-1], -1)
-        to_a, to_b = z.T @ x, flat.T @ low
-        return to_x, None, None, to_a.float(), to_b.float().mul_(ctx.scale), None
-
-
-class _LowRank(torch.autograd.Function):
-    """y + scale · x Aᵀ Bᵀ, with the factors cast to the type of y and their gradients cast back.
-
-    With g = ∂y and z = scale · g B:   ∂x = z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        flat, a, b = x.flatten(0, -2), a.to(y.dtype), b.to(y.dtype)
-        low = flat @ a.T  # (tokens, r)
-        ctx.save_for_backward(flat, low, a, b)
-        ctx.scale = scale
-        return torch.addmm(y.flatten(0, -2), low, b.T, alpha=scale).view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
-        x, low, a, b = ctx.saved_tensors
-        grad = gradients[0]
-        flat = grad.flatten(0, -2)
-        z = (flat @ b).mul_(ctx.scale)
-        to_x = (z @ a).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        to_a, to_b = z.T @ x, flat.T @ low
-        return to_x, grad, to_a.float(), to_b.float().mul_(ctx.scale), None
-
-
 def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, LoraLinear]:
     """Freeze `model` and put a fresh adapter on it; at the start it changes nothing (B = 0).
 
@@ -163,6 +114,25 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, L
             _replace(model, name, layer)
             adapters[name] = layer
     return adapters
+
+
+def start_from(model: PreTrainedModel, folder: Path) -> None:
+    """Give the adapter on `model` the factors of a peft folder of its shape, as where to begin."""
+    layers, (factors, config) = adapters_of(model), read_adapter(folder)
+    scales = adapter_scales(folder, factors, config)
+    if layers.keys() != factors.keys():
+        name = sorted(layers.keys() ^ factors.keys())[0]
+        raise ModelError(f"{folder} and the branch that begins with it do not both adapt {name}")
+    for name, (a, b) in factors.items():
+        layer = layers[name]
+        _fitting(layer.base, name, a, b, str(folder))
+        if len(a) != len(layer.lora_A) or scales[name] != layer.scale:
+            raise ModelError(
+                f"{folder}: {name} has rank {len(a)} and scale {scales[name]:g}, where the branch "
+                f"that begins with it has {len(layer.lora_A)} and {layer.scale:g}"
+            )
+        layer.lora_A.detach().copy_(a)
+        layer.lora_B.detach().copy_(b)
 
 
 def remove_adapter(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.model_section import Model
 from expunge.registry import lookup
-from expunge.unlearn.section import Branch
+from expunge.unlearn.section import Branch, check_starts
 from expunge.unlearn.tune import Tune
 
 KEPT = "recipe.yaml"
@@ -79,6 +79,7 @@ class Recipe(Section):
         for name, guard in self.guards.items():
             for other in (guard.of, *guard.helpers.values()):
                 self._check_weights(f"guard '{name}'", other)
+        check_starts(self.branches)
         for name, merge in self.merges.items():
             for branch in merge.of or ():
                 if branch in self.guards:
@@ -189,7 +190,7 @@ class Recipe(Section):
     def made_from(self, model: str) -> tuple[str, ...]:
         """The models that a model is made from, in the order it takes them."""
         if model in self.branches:
-            return ("target",)
+            return (self.branches[model].after or "target",)
         if model in self.merges:
             return tuple(self.merged_branches(model))
         if model in self.calibrate:

@@ -19,6 +19,7 @@ from expunge.evaluate.reader import reader_of
 from expunge.evaluate.suite import evaluate
 from expunge.guard.helpers import first_blocks
 from expunge.guarding import Guards
+from expunge.lora import load_adapter
 from expunge.quantized import check_possible
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.checkpoints import SHORTENED
@@ -75,18 +76,23 @@ class Training(Guards, ABC):
         same_text = how.model_copy(update={"each": 1})
         return self.folder.stage("alternates", same_text, inputs, build)
 
-    def levels(self, config: Levels) -> Path:
-        """A level for each token of the forget items, found once, before the target is loaded."""
+    def levels(self, config: Levels, begun: Weights | None = None) -> Path:
+        """A level for each token of the forget items, found once, before the target is loaded; of
+        unseen texts as the adapter has them that a branch has `begun` with."""
+        after: dict[str, str] = {}
         if config.of == "original":
             weights, key = self.original, self.original_hash
         elif config.other is None:
-            weights, key = self.target, self._target_key
+            weights, key = begun or self.target, self._target_key
+            after = {} if begun is None else {"after": begun.folder.parent.name}
         else:
             folder, key = self._level_models[config.other]
             weights = Weights(folder)
 
         def build(work: Path) -> None:
             model, _ = self._load(weights)
+            if weights.adapter is not None:
+                load_adapter(model, weights.adapter)
             tokenizer = models.load_tokenizer(self.original.base, model)
             forget = self._encode(self.sets.forget, tokenizer)
             if config.of_tokens:
@@ -94,7 +100,7 @@ class Training(Guards, ABC):
             else:
                 self.unseen_levels(config, forget, tokenizer).write(model, work)
 
-        inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key}
+        inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key, **after}
         once = config.model_copy(update={"every": 0})
         return self.folder.stage("levels", once, inputs, build, together=True)
 
@@ -102,7 +108,8 @@ class Training(Guards, ABC):
         """One unlearned branch of the target."""
         config, quantize = self.recipe.branches[name], self.recipe.model.quantize
         alternates = self.alternates(config) if config.reads_alternates else None
-        levels = self.levels(config.levels) if config.levels is not None else None
+        begun = None if config.after is None else self.branch(config.after, seed)
+        levels = self.levels(config.levels, begun) if config.levels is not None else None
 
         def build(work: Path) -> None:
             full = config.training == "full"
@@ -139,6 +146,7 @@ class Training(Guards, ABC):
                 folder=work,
                 base=str(self.target.base if config.blocks is None else work / "base"),
                 label=f"{name} (seed {seed})",
+                begun=begun and begun.adapter,
                 measure=measure,
                 deadline=self.folder.deadline(name, seed),
             )
@@ -146,6 +154,7 @@ class Training(Guards, ABC):
         inputs = {"target": self._target_key, "seed": str(seed), **self.companion_inputs(config)}
         inputs |= {} if alternates is None else {"alternates": alternates.name}
         inputs |= {} if levels is None else {"levels": levels.name}
+        inputs |= {} if begun is None else {"after": begun.folder.parent.name}
         inputs |= {"quantize": quantize} if quantize else {}
         if config.watch is not None and config.watch.read == "evaluation":
             inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}

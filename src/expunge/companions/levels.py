@@ -17,6 +17,7 @@ from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence
 from expunge.data.examples import Example
 from expunge.errors import ModelError
+from expunge.lora import adapters_of
 from expunge.unlearn.levels import compression, counterparts, profile
 from expunge.unlearn.reference import Asked, cached_reference, scores_now
 
@@ -65,8 +66,9 @@ class UnseenLevels:
         return cls(unseen, forget, counterpart)
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
-        """The levels that `model` gives, into `folder`."""
-        _keep(self._at_lengths(_told(model, self.unseen, folder)), folder)
+        """The levels that `model` gives, with the adapter on it if it has one, into `folder`."""
+        adapted = bool(adapters_of(model))  # which a reference would be without
+        _keep(self._at_lengths(_told(model, self.unseen, None if adapted else folder)), folder)
 
     def now(self, model: PreTrainedModel) -> list[Tensor]:
         """The levels that `model` gives with the adapter that is trained on it."""

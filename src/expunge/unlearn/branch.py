@@ -38,12 +38,14 @@ def train_branch(
     folder: Path,
     base: str,
     label: str,
+    begun: Path | None = None,
     deadline: float | None = None,
     measure: Callable[[PreTrainedModel], dict[str, float]] | None = None,
 ) -> None:
     """Train a branch from `model` and write it into `folder` as `adapter/` or `model/`.
 
-    A killed run goes on from its last checkpoint. `model` is left changed. A `deadline` (a time
+    A killed run goes on from its last checkpoint. `model` is left changed. `begun` is the folder of
+    the adapter that the branch goes on from, where it comes `after` another. A `deadline` (a time
     of `time.monotonic`) shortens the schedule to the steps that fit before it. `measure` gives the
     numbers of an evaluation during training, where `watch` reads more than losses.
     """
@@ -55,7 +57,8 @@ def train_branch(
         lora.save_adapter(model, config.lora, place, base=base)
 
     with readable_out_of_memory(label, model, demand):
-        made = prepared(model, halves, config, seed=seed, tokenizer=tokenizer, folder=folder)
+        told = {"seed": seed, "tokenizer": tokenizer, "folder": folder, "begun": begun}
+        made = prepared(model, halves, config, **told)
         start = {n: sharding.local(p.detach()).clone() for n, p in made.parameters.items()}
 
         def evaluated() -> dict[str, float]:

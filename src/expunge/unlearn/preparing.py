@@ -58,10 +58,12 @@ def prepared(
     tokenizer: PreTrainedTokenizerBase | None = None,
     folder: Path | None = None,
     made: list[Phase] | None = None,
+    begun: Path | None = None,
 ) -> Prepared:
     """What the loop needs of a branch: its parameters, its gradient, its phases.
 
-    `made` are phases over `halves` in place of the schedule's. A mask is kept in `folder`.
+    `made` are phases over `halves` in place of the schedule's. A mask is kept in `folder`. The
+    adapter begins with that of the folder `begun`, if one is given.
     The `tokenizer` is for terms that weigh tokens by what they say.
     """
     objective = Objective(config.terms)
@@ -88,7 +90,7 @@ def prepared(
         alone = own if half == "retain" else None
         levels = halves.levels if half == "forget" else None
         data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
-    parameters = _trainable(model, config, seed)
+    parameters = _trainable(model, config, seed, begun)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = halves.steps(made)
     if config.optimizer.checkpointing:
@@ -203,9 +205,13 @@ def _reference(
     )
 
 
-def _trainable(model: PreTrainedModel, config: Branch, seed: int) -> dict[str, Parameter]:
+def _trainable(
+    model: PreTrainedModel, config: Branch, seed: int, begun: Path | None
+) -> dict[str, Parameter]:
     if config.training == "lora":
         lora.add_adapter(model, config.lora, seed=seed)
+    if begun is not None:
+        lora.start_from(model, begun)
     deepest = Objective(config.terms).deepest
     if deepest is not None:
         freeze_beyond(model, deepest)

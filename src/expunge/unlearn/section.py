@@ -1,5 +1,6 @@
 """The branch section of a recipe: how one unlearned version of the target is trained."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,10 @@ class Branch(Section):
 
     training: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` trains every weight."""
+
+    after: str | None = Field(default=None, exclude_if=lambda after: after is None)
+    """A branch above this one whose adapter it goes on from, with an adapter of the same shape;
+    null: from the target."""
 
     blocks: int | None = Field(default=None, ge=1)
     """Train on the target's first blocks with its norm and head, as a guard's assistant; null: on
@@ -92,6 +97,8 @@ class Branch(Section):
             raise ValueError(
                 "keep needs training: lora; with full, each snapshot would be a whole model"
             )
+        if self.after is not None and (self.training == "full" or self.blocks is not None):
+            raise ValueError("after needs training: lora, on the whole target")
         if "retain" in self.rule.needs and "retain" not in sides:
             raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")
         rank = self.lora.rank if self.training == "lora" else None
@@ -143,3 +150,23 @@ class Branch(Section):
         """Whether a forget loss falls without end and nothing stops it."""
         endless = any(t.half == "forget" and not t.row.bounded for t in self.terms)
         return endless and (self.watch is None or self.watch.until is None)
+
+
+def check_starts(branches: Mapping[str, Branch]) -> None:
+    """Refuse a branch after one that is not above it, or whose adapter is no start for its own."""
+    above: list[str] = []
+    for name, branch in branches.items():
+        if branch.after is not None:
+            who = f"branch '{name}' comes after '{branch.after}'"
+            if branch.after not in above:
+                known = ", ".join(above) or "none"
+                raise ValueError(f"{who}, which is no branch above it. Above it: {known}")
+            before = branches[branch.after]
+            if before.training == "full" or before.blocks is not None:
+                raise ValueError(f"{who}, which is no adapter on the whole target")
+            if before.lora.shape != branch.lora.shape:
+                raise ValueError(
+                    f"{who} and goes on with its adapter; give both the same lora.rank, alpha, "
+                    "targets and layers"
+                )
+        above.append(name)

@@ -1,0 +1,77 @@
+"""The low-rank term of an adapted layer, forward and backward.
+
+Dimensions: r rank, (out, in) the shape of the layer. ΔW = scale · B A, A (r, in), B (out, r).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """W x + b + scale · B A x of a frozen W: (..., in) to (..., out)."""
+    return _Adapted.apply(x, weight, bias, a, b, scale)  # pyright: ignore[reportReturnType]
+
+
+def with_term(x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """y + scale · B A x: (..., in) and (..., out) to (..., out)."""
+    return _LowRank.apply(x, y, a, b, scale)  # pyright: ignore[reportReturnType]
+
+
+class _Adapted(torch.autograd.Function):
+    """W x + b + scale · B A x of a frozen W, each sum formed where its first part lies.
+
+    With g = ∂y and z = scale · g B:   ∂x = g W + z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
+        low = flat @ a.T  # (tokens, r)
+        y = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(flat, w, low, a, b)
+        ctx.scale = scale
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, w, low, a, b = ctx.saved_tensors
+        grad = gradients[0]
+        flat = grad.flatten(0, -2)
+        z = (flat @ b).mul_(ctx.scale)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (flat @ w).addmm_(z, a).view(*grad.shape[:-1], -1)
+        to_a, to_b = z.T @ x, flat.T @ low
+        return to_x, None, None, to_a.float(), to_b.float().mul_(ctx.scale), None
+
+
+class _LowRank(torch.autograd.Function):
+    """y + scale · x Aᵀ Bᵀ, with the factors cast to the type of y and their gradients cast back.
+
+    With g = ∂y and z = scale · g B:   ∂x = z A,   ∂A = zᵀ x,   ∂B = scale · gᵀ (x Aᵀ)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        flat, a, b = x.flatten(0, -2), a.to(y.dtype), b.to(y.dtype)
+        low = flat @ a.T  # (tokens, r)
+        ctx.save_for_backward(flat, low, a, b)
+        ctx.scale = scale
+        return torch.addmm(y.flatten(0, -2), low, b.T, alpha=scale).view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x, low, a, b = ctx.saved_tensors
+        grad = gradients[0]
+        flat = grad.flatten(0, -2)
+        z = (flat @ b).mul_(ctx.scale)
+        to_x = (z @ a).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        to_a, to_b = z.T @ x, flat.T @ low
+        return to_x, grad, to_a.float(), to_b.float().mul_(ctx.scale), None
