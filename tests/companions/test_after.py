@@ -110,7 +110,7 @@ def test_a_run_makes_it_after_the_other_and_a_plan_counts_both(fields, tmp_path)
     cells = {cell.name: cell.needs for cell in cells_of(Pipeline(recipe, tmp_path / "run"))}
     (needs,) = [needs for name, needs in cells.items() if name.startswith("beyond-")]
     assert [need.split("-")[0] for need in needs] == ["data", "level"]
-    stages = {stage.name for stage in plan(recipe, tmp_path / "plan").stages}
+    stages = {stage.label[0] for stage in plan(recipe, tmp_path / "plan").stages}
     assert {"level", "beyond"} <= stages
 
 

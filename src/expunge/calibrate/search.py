@@ -161,8 +161,8 @@ class Search:
             raise CalibrationError(
                 "the branches do not bracket the balance: on the calibration fold every membership "
                 f"AUC is above 1/2 ({'; '.join(tried)}). A branch that forgets whole documents "
-                "further would help: a term with scope: document and a higher target, more steps, "
-                "or a greater calibrate.scale"
+                "further would help: a term with scope: document and a higher target or margin, "
+                "more steps, a branch `after` it that has these, or a greater calibrate.scale"
             )
         return over, under
 
