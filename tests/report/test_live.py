@@ -166,6 +166,10 @@ def test_a_run_that_has_ended(run):
         (run / f"seed-{seed}" / "results.json").write_text("{}")
     assert frame(run).state == "ended"
     assert "expunge report" in headline(frame(run))
+    for seed in (1, 2):
+        os.utime(run / f"seed-{seed}" / "results.json", (5000.0, 5000.0))
+    (run / "stages" / "analyse-ffff").mkdir()  # an analysis, later, is not the run's end
+    assert frame(run, now=5060.0).quiet_seconds == 60.0
 
 
 def test_what_is_not_finite_is_null_for_a_script(run):

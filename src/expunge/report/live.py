@@ -91,8 +91,11 @@ def frame(root: Path, now: float | None = None) -> Frame:
     stages = tuple(_stages(store, recipe, now))
     reports = [root / "results.json", *root.glob("seed-*/results.json")]
     written = sum(path.is_file() for path in reports) >= len(recipe.get("seeds") or (1,))
-    quiet = _quiet([store / "stages", *(store / "stages").glob(f"*{_PARTIAL}/*"), *reports], now)
-    return Frame(str(root), str(mark["recipe"]), _state(stages, written), quiet, stages)
+    state = _state(stages, written)
+    moving = [store / "stages", *(store / "stages").glob(f"*{_PARTIAL}/*")]
+    # Stages that are made of a run that has ended, of an analysis say, are none of its own.
+    quiet = _quiet(reports if state == "ended" else [*moving, *reports], now)
+    return Frame(str(root), str(mark["recipe"]), state, quiet, stages)
 
 
 def as_json(shown: Frame) -> dict[str, Any]:
