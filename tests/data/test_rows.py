@@ -89,7 +89,7 @@ FAULTS = {
     "columns.jsonl": (
         [{"id": "a", "inptu": "x"}],
         "line 1 lacks the columns input + output or question + answer or prompt + completion or "
-        "prompt + response or text or document. "
+        "prompt + response or messages or text or document. "
         "Found: 'id', 'inptu'",
     ),
     "gap.jsonl": ([GOOD, {"id": "b", "input": "x"}], "line 2 lacks 'output', which the first row"),

@@ -16,6 +16,9 @@ RECORDS = [
 ]
 
 
+USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+
+
 @pytest.fixture
 def put(tmp_path):
     """Write records as JSON lines and return a Source for the file."""
@@ -35,6 +38,7 @@ def put(tmp_path):
         ({"question": "Q", "answer": "A", "paraphrased_answer": "B"}, Example("0", "Q", "A")),
         ({"prompt": "P", "completion": "C", "text": "PC"}, Example("0", "P", "C")),
         ({"prompt": "P", "response": "R"}, Example("0", "P", "R")),
+        ({"messages": [USER, ASSISTANT], "text": "QA"}, Example("0", "Q", "A")),
         ({"text": "All of it"}, Example("0", "", "All of it")),
         ({"id": 12, "document": "All of it"}, Example("12", "", "All of it")),
         ({"id": "q", "input": "Q", "output": "A", "task": None}, Example("q", "Q", "A")),
@@ -42,6 +46,26 @@ def put(tmp_path):
 )
 def test_other_column_names_are_understood(put, record, expected):
     assert read_examples(put("set.jsonl", [record])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([USER], "must be one message of the user and the assistant's answer. Found: user. Make"),
+        ([USER, ASSISTANT] * 2, "Found: user, assistant, user, assistant. Make an item of each"),
+        ([{"role": "system", "content": "S"}, USER, ASSISTANT], "Found: system, user, assistant"),
+        ([], "Found: none"),
+        ("Q", "'messages' must be a list, but is str"),
+        (None, "'messages' must be a list, but is NoneType"),
+        ([USER, {"role": "assistant", "content": " "}], "a message .* lacks its content, a text"),
+        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "lacks its content, a text"),
+        ([USER, "A"], "lacks its role, a text"),
+    ],
+)
+def test_a_conversation_of_another_form_is_refused_by_its_row(put, messages, error):
+    rows = [{"messages": [USER, ASSISTANT]}, {"messages": messages}]
+    with pytest.raises(DataError, match=rf"set.jsonl, line 2: .*{error}"):
+        read_examples(put("set.jsonl", rows))
 
 
 def test_missing_files_and_folders_are_named(tmp_path):

@@ -13,8 +13,10 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, PositiveInt, model_validator
 
 from expunge.config import Section
+from expunge.data import messages
 from expunge.data.examples import Document, Example, check_unique_ids
-from expunge.data.rows import Row, numbered, read_rows
+from expunge.data.hub import hub_rows
+from expunge.data.rows import Row, read_rows
 from expunge.errors import DataError
 from expunge.registry import did_you_mean
 from expunge.runs import hash_file
@@ -24,7 +26,10 @@ DATA_FOLDER = Path("../shared/data")
 ANY_TASK = "*"
 
 _PAIRS = {"input": ("output",), "question": ("answer",), "prompt": ("completion", "response")}
-EXAMPLE_COLUMNS = (*((a, b) for a, both in _PAIRS.items() for b in both), ("text",), ("document",))
+EXAMPLE_COLUMNS = (
+    *((a, b) for a, both in _PAIRS.items() for b in both),
+    *((messages.COLUMN,), ("text",), ("document",)),
+)
 """Ways to say prompt and answer, the first that a row has counts; a plain text has no prompt."""
 
 DOCUMENT_COLUMNS = (("document",), ("text",))
@@ -83,15 +88,11 @@ def read_examples(source: Source) -> list[Example]:
     """The examples of a source, in file order."""
     rows = source_rows(source)
     columns = _columns(rows[0], EXAMPLE_COLUMNS, source.path)
-    examples = [
-        Example(
-            id=_id(row, number, source.path),
-            prompt=_string(row, columns[0], source.path) if len(columns) == 2 else "",
-            answer=filled(row, columns[-1], source.path),
-            task=_task(row, source.path),
-        )
-        for number, row in enumerate(rows)
-    ]
+    examples = []
+    for number, row in enumerate(rows):
+        prompt, answer = _pair(row, columns, source.path)
+        name, task = _id(row, number, source.path), _task(row, source.path)
+        examples.append(Example(name, prompt, answer, task))
     check_unique_ids(examples, source.path)
     return _first_documents(examples, [(item.document, item.task) for item in examples], source)
 
@@ -170,7 +171,7 @@ def _data_folder(path: str) -> Path:
 def source_rows(source: Source) -> list[Row]:
     """The records of a source as they are, of its split; `documents` is for the caller to apply."""
     if source.path.startswith("hub:"):
-        return _hub_rows(source)
+        return hub_rows(source.path, source.subset, source.split, source.revision)
     rows = read_rows(locate(source.path))
     if source.split is None:
         return rows
@@ -184,29 +185,6 @@ def source_rows(source: Source) -> list[Row]:
     return kept
 
 
-def _hub_rows(source: Source) -> list[Row]:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise DataError(
-            f"reading {source.path} needs the 'datasets' package: pip install 'expunge[hub]'"
-        ) from None
-    try:
-        table = datasets.load_dataset(
-            source.path.removeprefix("hub:"),
-            name=source.subset,
-            split=source.split or "train",
-            revision=source.revision,
-        )
-        rows = numbered(table, source.path)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyright: ignore
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"cannot load {source.path} from the Hub: {reason}") from None
-    if not rows:
-        raise DataError(f"{source.path} holds no rows")
-    return rows
-
-
 def _columns(row: Row, known: Sequence[tuple[str, ...]], origin: str) -> tuple[str, ...]:
     """The first known set of columns that the first row has; every other row must have it too."""
     for columns in known:
@@ -215,6 +193,14 @@ def _columns(row: Row, known: Sequence[tuple[str, ...]], origin: str) -> tuple[s
     wanted = " or ".join(" + ".join(columns) for columns in known)
     found = ", ".join(repr(name)[:60] for name in list(row.fields)[:20]) or "none"
     raise DataError(f"{origin}, {row.place} lacks the columns {wanted}. Found: {found}")
+
+
+def _pair(row: Row, columns: tuple[str, ...], origin: str) -> tuple[str, str]:
+    """The prompt and the answer in these columns of a row."""
+    if columns == (messages.COLUMN,):
+        return messages.asked_and_answered(row.fields.get(columns[0]), f"{origin}, {row.place}")
+    prompt = _string(row, columns[0], origin) if len(columns) == 2 else ""
+    return prompt, filled(row, columns[-1], origin)
 
 
 def _id(row: Row, number: int, origin: str) -> str:
