@@ -170,6 +170,18 @@ def test_a_branch_takes_what_is_common_where_it_says_nothing(fields, tmp_path):
     assert board.recipe("full", {}).branches["full"].optimizer.lr == 0.5
 
 
+def test_the_methods_of_a_file_go_on_another_recipe(fields, tmp_path):
+    mine = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    mine["data"] = {"forget": "mine.jsonl", "retain": "kept.jsonl"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    boards = [Board(written(fields, tmp_path), on) for on in (None, tmp_path / "mine.yaml")]
+    assert [board.name for board in boards] == ["tiny", "mine"]
+    ours, theirs = (board.recipe("npo", {}) for board in boards)
+    assert theirs.data.forget.path == "mine.jsonl"
+    assert theirs.branches == ours.branches
+    assert theirs.data != ours.data
+
+
 def test_unknown_methods_and_seeds_are_refused(fields, tmp_path):
     board = Board(written(fields, tmp_path))
     with pytest.raises(RecipeError, match="no method of this leaderboard is called 'nppo'"):

@@ -92,6 +92,9 @@ def run(
 def leaderboard(
     board: Annotated[Path, typer.Argument(help="A leaderboard in YAML; recipes/leaderboard.yaml.")],
     out: OutDir,
+    on: Annotated[
+        Path | None, typer.Option(help="A recipe whose model and data take the board's place.")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(help="Only these methods, by name: npo,simnpo.")
     ] = None,
@@ -111,7 +114,7 @@ def leaderboard(
     from expunge.report.terminal import print_leaderboard
 
     made = run_leaderboard(
-        Board(board),
+        Board(board, on),
         out,
         only=names_of(only),
         seeds=numbers_of(seeds, "--seeds"),

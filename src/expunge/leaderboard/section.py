@@ -94,10 +94,12 @@ class Leaderboard(Section):
 class Board:
     """A leaderboard file, read: the recipe of each method, settings and seed."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, on: Path | None = None) -> None:
+        """Read the file at `path`; its methods go `on` another recipe's target and data, if one is
+        given."""
         path = Path(path)
         self.config = parse_section(read_yaml(path), Leaderboard, origin=str(path))
-        board = path.parent / self.config.board
+        board = on or path.parent / self.config.board
         fields = read_yaml(board)
         self.name = board.stem
         self.shared = {name: fields[name] for name in _SHARED if name in fields}
