@@ -1,5 +1,6 @@
 """Two models' results: paired item by item where there are items, and never across other items."""
 
+import io
 import json
 import math
 import subprocess
@@ -7,13 +8,21 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from expunge.errors import EvaluationError
 from expunge.evaluate import compare as compare_module
-from expunge.evaluate.compare import compare, paired_difference, unpaired_difference
+from expunge.evaluate.compare import (
+    Comparison,
+    Difference,
+    compare,
+    paired_difference,
+    unpaired_difference,
+)
 from expunge.evaluate.numbers import Measured, Number, estimate
 from expunge.evaluate.readings import Reading, SuiteReading, by_key, read_place
 from expunge.evaluate.run import _write
+from expunge.report.compared import print_comparison
 
 
 def item(group, name, **metrics):
@@ -292,3 +301,13 @@ def test_a_run_is_read_model_by_model_with_the_items_of_its_own_scores(tmp_path)
     (run / "stages" / "evaluate-weak-bb").rmdir()
     with pytest.raises(EvaluationError, match=r"the items of weak in .* are not on disk any more"):
         read_place(str(run))
+
+
+def test_numbers_are_whole_where_there_is_little_room():
+    name = "mmlu.high_school_government_and_politics.correct"
+    row = Difference(name, "paired", 0.1234, 0.2345, 0.1111, -0.2222, 0.3333, 684, True)
+    out = Console(width=80, file=io.StringIO())
+    print_comparison(Comparison("one", "two", [row]), out)
+    told = out.file.getvalue()
+    assert all(part in told for part in ("0.123", "+0.111", "-0.222 to +0.333", "684", "noise"))
+    assert "…" not in told

@@ -22,7 +22,8 @@ def print_comparison(found: Comparison, out: Console | None = None) -> None:
     out.print(f"A: {found.a}", markup=False)
     out.print(f"B: {found.b}", markup=False)
     for suite, rows in groupby(found.differences, key=lambda row: row.name.partition(".")[0]):
-        table = Table(Column(suite, no_wrap=True), box=None, pad_edge=False)
+        # Where there is little room names are folded, and numbers are not cut.
+        table = Table(Column(suite, overflow="fold"), box=None, pad_edge=False)
         for title in ("A", "B", "B - A", "95 % interval", "n"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("says", no_wrap=True)
