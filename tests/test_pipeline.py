@@ -206,6 +206,48 @@ def test_a_recipe_that_cannot_be_is_refused_when_it_is_read(fields, tmp_path, ch
     assert not (tmp_path / "run").exists()
 
 
+OTHER_RANK = {"lora": {"rank": 3, "alpha": 4, "dropout": 0.1}}
+OTHER_PLACES = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["q_proj"]}}
+LINEAR = {"methods": ["linear"]}
+
+
+@pytest.mark.parametrize(
+    ("weak", "maker", "section", "message"),
+    [
+        ({}, "merges", {"weights": [1, 1, 1]}, "'m' has 3 weights for 2 branches; give one each"),
+        (OTHER_RANK, "merges", {}, r"ranks 2 \(strong\), 3 \(weak\).*say space: delta"),
+        (OTHER_RANK, "merges", {"space": "delta"}, None),
+        (
+            OTHER_PLACES,
+            "merges",
+            {},
+            r"lora.targets differs: all \(strong\), \('q_proj',\) \(weak\)",
+        ),
+        (OTHER_PLACES, "merges", {"of": ["weak"]}, None),
+        (
+            OTHER_RANK,
+            "calibrate",
+            {},
+            r"ties works on .* one rank, .* 2, 3; say methods: \[linear\]",
+        ),
+        (OTHER_RANK, "calibrate", LINEAR, None),
+        (OTHER_PLACES, "calibrate", LINEAR, "lora.targets differs"),
+    ],
+)
+def test_branches_that_cannot_be_merged_are_refused_before_they_are_trained(
+    fields, weak, maker, section, message
+):
+    from expunge.recipe import load_recipe
+
+    branches = {**fields["branches"], "weak": {**fields["branches"]["weak"], **weak}}
+    changed = {**fields, "merges": {}, "branches": branches, maker: {"m": section}}
+    if message is None:
+        assert load_recipe(changed).models[-1] == "m"
+        return
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(changed)
+
+
 def test_every_recipe_of_the_project_reads():
     from expunge.recipe import load_recipe
 

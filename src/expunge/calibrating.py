@@ -55,9 +55,10 @@ class Calibrating(Training, ABC):
     def calibrated(self, name: str, seed: int) -> Weights:
         """The merge that a calibration chose; none within the floors is a `CalibrationError`."""
         done = self.calibration(name, self.recipe.calibrate[name], seed)
-        error = _unmet(runs.read_json(done / CALIBRATION), name, seed, self.folder.root)
-        if error is not None:
-            raise error
+        if done.exists():  # a plan only names what is yet to be made
+            error = _unmet(runs.read_json(done / CALIBRATION), name, seed, self.folder.root)
+            if error is not None:
+                raise error
         return Weights(self.target.base, done / ADAPTER)
 
     def calibration(self, name: str, config: Calibrate, seed: int) -> Path:
@@ -78,7 +79,7 @@ class Calibrating(Training, ABC):
                 settings = self.recipe.evaluate.model_copy(update={"partial": True})
                 return evaluate(reader, seen, settings, **self._reading)[0]
 
-            given = self._given(side, config, tokenizer)
+            given = self.documents(side, config, tokenizer)
             calibrate(resident, given, config, ends, work, name=name, judge=judge)
 
         inputs = {"target": self._target_key, "folds": self.folds.model_dump_json()}
@@ -188,8 +189,8 @@ class Calibrating(Training, ABC):
             kept=encode_all(side.retain[::every][:REPAIRED], tokenizer, **self._reading),
         )
 
-    def _given(self, side: Sets, config: Calibrate, tokenizer: PreTrainedTokenizerBase) -> Given:
-        """The documents of a calibration, encoded."""
+    def documents(self, side: Sets, config: Calibrate, tokenizer: PreTrainedTokenizerBase) -> Given:
+        """The documents of a calibration, encoded; `side` is what `chosen_by` gives."""
 
         def read(sets: Sets, **limits: Any) -> Material:
             return self._material(sets, tokenizer, seed=config.seed, **limits)

@@ -91,6 +91,8 @@ class Recipe(Section):
                 raise ValueError(f"merge '{name}' takes LoRA branches, and one is training: full")
             if any(b.blocks is not None for b in self.merged_branches(name).values()):
                 raise ValueError(f"merge '{name}' takes branches of the whole target, not blocks")
+            adapters = {branch: b.lora for branch, b in self.merged_branches(name).items()}
+            merge.check(f"merge '{name}'", adapters)
         for name, calibration in self.calibrate.items():
             self._check_calibration(f"calibrate '{name}'", calibration)
         for name, edit in self.edits.items():
@@ -115,6 +117,10 @@ class Recipe(Section):
                 f"{who} needs data.members and data.nonmembers: documents of the forget set, and "
                 "others of their kind that no model has seen"
             )
+        adapters = {
+            name: self.branches[name].lora for name in self.calibrated_branches(calibration)
+        }
+        calibration.check(who, adapters)
 
     def calibrated_branches(self, calibration: Calibrate) -> list[str]:
         """The branches that a calibration chooses among."""

@@ -236,6 +236,14 @@ def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_results_file_stands_for_its_folder(tmp_path):
+    place = written(tmp_path / "a", [item("forget", "i", score=1.0)])
+    (by_folder,), (by_file,) = read_place(place), read_place(f"{place}/results.json")
+    assert by_file.suites == by_folder.suites != {}
+    with pytest.raises(EvaluationError, match="there is no folder of results at"):
+        read_place(f"{place}/items.jsonl")
+
+
 def test_places_that_hold_no_results_are_one_line(tmp_path):
     with pytest.raises(EvaluationError, match="there is no folder of results at"):
         read_place(str(tmp_path / "none"))

@@ -21,6 +21,7 @@ from expunge.edit.repair import Space, sage
 from expunge.evaluate.reader import Reader, sizes_of
 from expunge.evaluate.tables import key_of
 from expunge.merge.adapters import merged_factors
+from expunge.merge.branches import read_branches, uneven
 from expunge.merge.section import Merge
 
 SKETCH_RANK = 64
@@ -107,6 +108,12 @@ class Resident:
             if candidate.repair:
                 a = sage(a, self.spaces[layer], strength=candidate.repair, relative=True)
             yield layer, a, b
+
+    def can_merge(self, candidate: Candidate) -> bool:
+        """Whether the factors of its parts have one shape, where they are merged apart."""
+        merge, folders = candidate.merge, folders_of(candidate, self.ends)
+        apart = merge is not None and merge.space == "factors"
+        return not apart or uneven(read_branches(folders)) is None
 
     def write(self, candidate: Candidate, out: Path) -> None:
         """Write a candidate as a peft folder."""

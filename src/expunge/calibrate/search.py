@@ -80,7 +80,8 @@ class Search:
             finals = [end for end in self.ends[:-1] if end.step is None]
             if len(finals) > 1:
                 paper = plain("ties", finals[0], finals[1], BASELINE_DENSITY)
-                self.points.append(self._screened(paper, "baseline", self.target))
+                if self.resident.can_merge(paper):
+                    self.points.append(self._screened(paper, "baseline", self.target))
             over, under = self._sides()
             for candidate, bracketed in self._trials(folder, name, over, under, bar):
                 point = self._screened(candidate, "trial", self.target)

@@ -1,5 +1,6 @@
 """The calibration section of a recipe: what is searched, what for, and within which limits."""
 
+from collections.abc import Mapping
 from operator import not_
 
 from pydantic import Field, field_validator, model_validator
@@ -8,7 +9,8 @@ from expunge.calibrate.candidate import space_of
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.config import Section
 from expunge.evaluate.balance import CHEAP
-from expunge.merge.section import Merge
+from expunge.lora import Lora
+from expunge.merge.section import Merge, check_places
 from expunge.registry import lookup
 
 Range = tuple[float, float]
@@ -114,6 +116,17 @@ class Calibrate(Section):
         if not 0 < given[0] <= given[1]:
             raise ValueError("a range is two numbers above 0, the lesser first")
         return given
+
+    def check(self, who: str, adapters: Mapping[str, Lora]) -> None:
+        """Refuse branches that cannot be merged so, by the adapters that they will have."""
+        check_places(who, adapters)
+        ranks = {lora.rank for lora in adapters.values()}
+        trims = [method for method in self.methods if space_of(method) == "factors"]
+        if trims and len(ranks) > 1:
+            raise ValueError(
+                f"{who}: {trims[0]} works on the factors of branches of one rank, and these have "
+                f"ranks {', '.join(map(str, sorted(ranks)))}; say methods: [linear]"
+            )
 
     @model_validator(mode="after")
     def _known(self) -> "Calibrate":

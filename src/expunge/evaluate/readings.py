@@ -44,12 +44,12 @@ def read_place(place: str) -> list[Reading]:
     """The models that a place holds: a FOLDER of results, of a run, or one MODEL of it.
 
     FOLDER:MODEL names one model of the run of a recipe; FOLDER alone stands for all of them, in
-    the order of its results.
+    the order of its results. A results.json stands for its folder.
     """
-    folder, model = Path(place).expanduser(), None
+    folder, model = _folder(place), None
     if not folder.is_dir() and ":" in place:
         named, _, model = place.rpartition(":")
-        folder = Path(named).expanduser()
+        folder = _folder(named)
     if not folder.is_dir():
         raise EvaluationError(f"there is no folder of results at {folder}")
     content = _content(folder)
@@ -80,6 +80,11 @@ def by_key(rows: list[dict[str, Any]], origin: str) -> dict[Key, Row]:
             raise EvaluationError(f"{origin}: {key[0]} holds the item {key[1]!r} twice")
         found[key] = row
     return found
+
+
+def _folder(named: str) -> Path:
+    path = Path(named).expanduser()
+    return path.parent if path.name == RESULTS and path.is_file() else path
 
 
 def _content(folder: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def evaluate(
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
     losses = _document_losses(reader, data, config)
-    cut = _generate_items(reader, items, terms, config, chat=chat)
+    cut = _generate_items(reader, items, config, chat=chat)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
     entry = {
@@ -121,6 +121,19 @@ def evaluate(
     return entry, [_row(item) for item in items]
 
 
+def drawn(terms: Sequence[str], config: Evaluate) -> list[int]:
+    """Numbers of the items that are generated from, given the term of each: all, or at most
+    `generate_limit` of each term, drawn by seed, in their order."""
+    if config.generate_limit is None:
+        return list(range(len(terms)))
+    chosen: set[int] = set()
+    for term in set(terms):
+        numbers = [number for number, own in enumerate(terms) if own == term]
+        rng = np.random.default_rng([config.seed, zlib.crc32(term.encode())])
+        chosen.update(rng.permutation(numbers)[: config.generate_limit].astype(int).tolist())
+    return sorted(chosen)
+
+
 def _document_losses(
     reader: Reader, data: EvaluationData, config: Evaluate
 ) -> dict[str, list[float]]:
@@ -133,11 +146,9 @@ def _document_losses(
     return losses
 
 
-def _generate_items(
-    reader: Reader, items: Sequence[_Item], terms: Sequence[str], config: Evaluate, *, chat: bool
-) -> int:
+def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate, *, chat: bool) -> int:
     """Generate and score the sampled items, in place; returns how many prompts were cut."""
-    chosen = _sample(items, terms, config)
+    chosen = [items[number] for number in drawn([item.term for item in items], config)]
     raw = [
         asked_tokens(reader.tokenizer, item.prompt, chat=chat and bool(item.example.prompt))
         for item in chosen
@@ -162,18 +173,6 @@ def _generate_items(
         item.generation = reader.text(made.tokens)
         item.score = semeval.SCORES[item.example.kind](item.truth, item.generation)
     return cut
-
-
-def _sample(items: Sequence[_Item], terms: Sequence[str], config: Evaluate) -> list[_Item]:
-    """At most `generate_limit` items of each term, drawn by seed, in their order."""
-    if config.generate_limit is None:
-        return list(items)
-    chosen: set[int] = set()
-    for term in terms:
-        numbers = [i for i, item in enumerate(items) if item.term == term]
-        rng = np.random.default_rng([config.seed, zlib.crc32(term.encode())])
-        chosen.update(rng.permutation(numbers)[: config.generate_limit].astype(int).tolist())
-    return [item for i, item in enumerate(items) if i in chosen]
 
 
 def _neutral_windows(reader: Reader, documents: Sequence[Document]) -> list[collapse.Window]:

@@ -67,15 +67,21 @@ def read_branches(folders: Sequence[Path]) -> list[Branch]:
     return branches
 
 
+def uneven(branches: Sequence[Branch]) -> str | None:
+    """The first layer at which the branches differ in rank."""
+    layers = branches[0].factors
+    return next((x for x in layers if len({branch.rank(x) for branch in branches}) > 1), None)
+
+
 def same_ranks(branches: Sequence[Branch]) -> None:
     """Refuse branches whose factors differ in shape."""
-    for layer in branches[0].factors:
-        ranks = [branch.rank(layer) for branch in branches]
-        if len(set(ranks)) > 1:
-            raise MergeError(
-                f"the branches have ranks {', '.join(map(str, ranks))} at {layer}, so their "
-                "factors cannot be merged entry by entry; say space: delta"
-            )
+    layer = uneven(branches)
+    if layer is not None:
+        ranks = ", ".join(str(branch.rank(layer)) for branch in branches)
+        raise MergeError(
+            f"the branches have ranks {ranks} at {layer}, so their factors cannot be merged entry "
+            "by entry; say space: delta"
+        )
 
 
 def _read_branch(folder: Path) -> Branch:

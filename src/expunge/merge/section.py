@@ -1,12 +1,13 @@
 """The merge section of a recipe: how the branches of a run become one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from expunge.config import Section
+from expunge.lora import Lora
 from expunge.merge.families import Elect, Matrix, Method, Span, Vote
 from expunge.merge.methods import METHODS
 from expunge.merge.options import check_options, resolved
@@ -94,6 +95,19 @@ class Merge(Section):
         if self.normalize or self.options.get("divide") == "weights":
             raise ValueError("groups cannot be normalized: dividing by the weights would undo it")
 
+    def check(self, who: str, adapters: Mapping[str, Lora]) -> None:
+        """Refuse branches that cannot be merged so, by the adapters that they will have."""
+        if self.weights is not None and len(self.weights) != len(adapters):
+            raise ValueError(
+                f"{who} has {len(self.weights)} weights for {len(adapters)} branches; give one each"
+            )
+        check_places(who, adapters)
+        if self.space == "factors" and len({lora.rank for lora in adapters.values()}) > 1:
+            raise ValueError(
+                f"{who}: the branches have ranks {_listed(adapters, 'rank')}, so their factors "
+                "cannot be merged entry by entry; say space: delta"
+            )
+
     @property
     def row(self) -> Method:
         """The method's row; a weighted sum of branches is one of their updates."""
@@ -113,3 +127,19 @@ class Merge(Section):
         known = {name: value for name, value in given.items() if name in self.row.options}
         options = resolved(self.method, self.row, known, len(weights), where=name)
         return Settings(name, tuple(weights), options, self.seed)
+
+
+def check_places(who: str, adapters: Mapping[str, Lora]) -> None:
+    """Refuse branches that do not adapt the same layers."""
+    for field in ("targets", "layers"):
+        places = [getattr(lora, field) for lora in adapters.values()]
+        if len({place if place is None else frozenset(place) for place in places}) > 1:
+            raise ValueError(
+                f"{who} takes branches that adapt the same layers, and lora.{field} differs: "
+                f"{_listed(adapters, field)}"
+            )
+
+
+def _listed(adapters: Mapping[str, Lora], field: str) -> str:
+    said = [(name, getattr(lora, field)) for name, lora in adapters.items()]
+    return ", ".join(f"{value if value is not None else 'all'} ({name})" for name, value in said)

@@ -11,6 +11,7 @@ from expunge.evaluate.reader import PACK_TOKENS
 from expunge.heads import BLOCK
 from expunge.merge.section import Merge
 from expunge.pipeline import Pipeline
+from expunge.plan.calibrations import calibrating
 from expunge.plan.folder import Seen, mark_of
 from expunge.plan.rates import Rates, measure
 from expunge.plan.settings import Settings, machine, settings_of
@@ -151,6 +152,10 @@ class _Foreteller:
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name in recipe.edits:
             fixed, memory, how = self._edit(recipe.edits[name], recipe.adapters[name])
+            return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        if name in recipe.calibrate:
+            work = calibrating(recipe.calibrate[name], self.pipeline, self.data, tokenizer)
+            fixed, memory, how = self._evaluate(work, adapted=True)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name.startswith("evaluate-"):
             model = name.removeprefix("evaluate-")

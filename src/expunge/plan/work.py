@@ -13,10 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.batches import TokenSequence, encode, encode_document, prompt_tokens
 from expunge.data.examples import Example
+from expunge.data.sets import Sets
 from expunge.data.sources import locate
 from expunge.evaluate.collapse import NEUTRAL, WINDOW
 from expunge.evaluate.generate import EARLIEST_STOP
 from expunge.evaluate.mmlu import HUB, Mmlu, Question, prompt, read_mmlu, sample
+from expunge.evaluate.semeval import term_of
+from expunge.evaluate.suite import drawn
 from expunge.pipeline import Pipeline
 from expunge.plan.folder import Survey, Unmade
 from expunge.recipe import Recipe
@@ -185,30 +188,41 @@ def _level_tokens(levels: Levels, data: Encoded) -> int:
 
 
 def reading(
-    name: str, pipeline: Pipeline, data: Encoded, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    pipeline: Pipeline,
+    data: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    side: Sets | None = None,
 ) -> Reading:
-    """The work of scoring the model `name`.
+    """The work of scoring the model `name`, on all items or those of one side of the documents.
 
     How much it writes is a guess from above: the original, and an unlearned model on the forget
     half, do not end their texts; what is remembered has the length of its answer.
     """
     recipe = pipeline.recipe
-    limit = recipe.evaluate.max_new_tokens
+    config, limit = recipe.evaluate, recipe.evaluate.max_new_tokens
     remembers = {"original": (), "target": ("forget", "retain")}.get(name, ("retain",))
-    examples = {"forget": pipeline.sets.forget, "retain": pipeline.sets.retain}
+    encodings = {"forget": data.forget, "retain": data.retain}
+    inside = {half: {e.id for e in getattr(side or pipeline.sets, half)} for half in encodings}
+    items = [
+        (half, example, sequence)
+        for half, sequences in encodings.items()
+        for example, sequence in zip(getattr(pipeline.sets, half), sequences, strict=True)
+        if example.id in inside[half]
+    ]
     read = sum(len(text.tokens) for text in data.documents)
+    read += sum(len(sequence.tokens) for _, _, sequence in items)
     written, prompts = [WINDOW] * len(NEUTRAL), [0]
-    for half, sequences in (("forget", data.forget), ("retain", data.retain)):
-        for example, sequence in zip(examples[half], sequences, strict=True):
-            answer = len(sequence.tokens) - sequence.answer_start
-            endless = min(limit, EARLIEST_STOP) if example.kind == "qa" else limit
-            written.append(min(limit, answer) if half in remembers else endless)
-            prompts.append(sequence.answer_start)
-            read += len(sequence.tokens)
-    mmlu = recipe.evaluate.mmlu
-    if mmlu is not None:
-        questions = read_mmlu(mmlu.path if mmlu.path == HUB else locate(mmlu.path))
-        read += _asked(mmlu, questions, tokenizer)
+    for number in drawn([term_of(half, example) for half, example, _ in items], config):
+        half, example, sequence = items[number]
+        answer = len(sequence.tokens) - sequence.answer_start
+        endless = min(limit, EARLIEST_STOP) if example.kind == "qa" else limit
+        written.append(min(limit, answer) if half in remembers else endless)
+        prompts.append(sequence.answer_start)
+    if config.mmlu is not None:
+        path = config.mmlu.path
+        questions = read_mmlu(path if path == HUB else locate(path))
+        read += _asked(config.mmlu, questions, tokenizer)
     return Reading(read + sum(prompts), tuple(sorted(written, reverse=True)), max(prompts))
 
 
