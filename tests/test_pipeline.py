@@ -1,6 +1,7 @@
 """Whole runs of a tiny model: what a killed run ends with, what is reused, what is refused."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -197,6 +198,8 @@ def test_sets_that_overlap_are_refused(fields, tmp_path):
         ({"branches": {"b": {"terms": [{"half": "retain", "loss": "nll"}]}}}, "half: forget"),
         ({"unscored": ["orignal"]}, "unscored names no model 'orignal'"),
         ({"seeds": [1, 1]}, "seeds holds a number twice"),
+        ({"tune": {"optimizer": {"lr": math.inf}}}, "lr: Input should be a finite number"),
+        ({"evaluate": {"document_tokens": math.inf}}, "document_tokens: Input should be"),
         ({"tune": {"epochs": 0}}, "tune.epochs: Input should be greater than or equal to 1"),
     ],
 )

@@ -21,6 +21,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         validate_default=True,
+        allow_inf_nan=False,
     )
 
 

@@ -14,7 +14,7 @@ class NoOptions(Section):
 class Scale(Section):
     """How far an update is taken."""
 
-    scale: float = Field(default=1.0, allow_inf_nan=False)
+    scale: float = Field(default=1.0)
     """α or λ, what the update is multiplied by."""
 
 
@@ -28,7 +28,7 @@ class Weighted(Section):
 class Repair(Section):
     """How an update is bent away from the retain set."""
 
-    strength: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    strength: float = Field(default=1.0, ge=0)
     """μ: how much a change on retain inputs costs against a change of the update."""
 
     rank: int = Field(default=256, ge=1)
@@ -93,7 +93,7 @@ class Search(Section):
 class Needle(Search):
     """Which value vectors are blurred, and how much."""
 
-    sigma: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    sigma: float = Field(default=0.1, gt=0)
     """Standard deviation of the noise, in the units of the weights."""
 
 

@@ -20,7 +20,7 @@ WEAKEST, STRONGEST = 1e-2, 1e2
 class Corruption(Section):
     """How the prompt's embeddings are changed."""
 
-    strength: float = Field(gt=0, allow_inf_nan=False)
+    strength: float = Field(gt=0)
     """σ, in root mean squares of the entries of the embedding matrix."""
 
     seed: int = 0

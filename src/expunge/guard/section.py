@@ -104,7 +104,7 @@ class Uld(_Guard):
     assistant: str
     """The branch, or the adapter or model folder, that remembers the forget set."""
 
-    weight: float = Field(default=-0.8, allow_inf_nan=False)
+    weight: float = Field(default=-0.8)
     """w; below 0 takes away."""
 
     tau: float | None = Field(default=0.01, gt=0, le=1)
@@ -131,7 +131,7 @@ class Offset(_Guard):
     old: str
     """The same helper before."""
 
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0)
     """w."""
 
     @property
@@ -149,7 +149,7 @@ class Whp(_Guard):
     reinforced: str
     """The helper that learned the content even better."""
 
-    alpha: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(default=5.0, gt=0)
     """α."""
 
     @property
@@ -185,7 +185,7 @@ class Eco(_Guard):
     match: Matching = Field(default_factory=Matching)
     """What is in scope."""
 
-    strength: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    strength: float | None = Field(default=None, gt=0)
     """σ, in root mean squares of an embedding's entries; null searches for it."""
 
     target: float = Field(default=3.0, gt=0)

@@ -10,7 +10,6 @@ from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.report.results import (
-    Finite,
     Mia,
     Mmlu,
     ModelResults,
@@ -88,10 +87,10 @@ class BoardRow(Section):
     retain_qa: Share | None = None
     """Mean knowledge over the tasks of the retain half."""
 
-    nll_members: Finite | None = None
+    nll_members: float | None = None
     """Mean NLL of the members, nats a token."""
 
-    nll_nonmembers: Finite | None = None
+    nll_nonmembers: float | None = None
     """Mean NLL of the non-members, nats a token."""
 
     recipe: str

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, ValidationError
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
-from expunge.report.results import Finite, Results, Share, first_fault, mean_term
+from expunge.report.results import Results, Share, first_fault, mean_term
 from expunge.report.tables import COLLAPSED, NOT_MEASURED, markdown, number
 
 TARGET = "target"
@@ -53,7 +53,7 @@ class Standing(Section):
     mmlu: Share | None = None
     """MMLU accuracy."""
 
-    nll_neutral: Finite | None = None
+    nll_neutral: float | None = None
     """NLL of ordinary text, nats a token."""
 
     final: Share | None = None
@@ -62,7 +62,7 @@ class Standing(Section):
     collapsed: bool | None = None
     """True for a destroyed model."""
 
-    seconds: Finite | None = None
+    seconds: float | None = None
     """Time of the stages that made it from the target."""
 
     peak_bytes: int | None = None

@@ -21,7 +21,6 @@ HALVES, TASKS, KINDS = ("forget", "retain"), ("Task1", "Task2", "Task3"), ("sc",
 TERMS = tuple(f"{half}/{task}/{kind}" for half in HALVES for task in TASKS for kind in KINDS)
 """The twelve terms of SemEval-2025 Task 4: sc is completion, qa is knowledge."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -47,10 +46,10 @@ class Mia(Section):
 class Interval(Section):
     """A 95 % bootstrap interval."""
 
-    low: Finite
+    low: float
     """Lower end."""
 
-    high: Finite
+    high: float
     """Upper end."""
 
 
@@ -121,19 +120,19 @@ class Collapse(Section):
 class Nll(Section):
     """Mean negative log-likelihood a token, in nats."""
 
-    members: Finite | None = None
+    members: float | None = None
     """Over documents that were trained on and are to be forgotten."""
 
-    nonmembers: Finite | None = None
+    nonmembers: float | None = None
     """Over documents of the same kind that were never trained on."""
 
-    neutral: Finite | None = None
+    neutral: float | None = None
     """Over ordinary text."""
 
-    forget: Finite | None = None
+    forget: float | None = None
     """Over the answers of the forget half."""
 
-    retain: Finite | None = None
+    retain: float | None = None
     """Over the answers of the retain half."""
 
 
@@ -143,7 +142,7 @@ class Fold(Section):
     semeval: Semeval = Semeval()
     """The official scores, over this side's items and documents."""
 
-    membership: dict[str, dict[str, Finite]] = Field(default_factory=dict)
+    membership: dict[str, dict[str, float]] = Field(default_factory=dict)
     """By attack: auc, two_sided (both with _low and _high), ks, ks_p, gap."""
 
 
