@@ -1,5 +1,7 @@
 """Calibrations as stages: which documents choose and which judge, and the merge that is chosen."""
 
+from __future__ import annotations
+
 import tempfile
 from abc import ABC
 from collections import Counter
@@ -7,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from expunge import models, runs
 from expunge.calibrate.candidate import Candidate, End
@@ -34,6 +34,9 @@ from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
 from expunge.recipe import Recipe
 from expunge.training import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REPAIRED = 32
 """Retain items whose inputs a repair looks at, at most."""

@@ -1,12 +1,12 @@
 """The data of a recipe as its stages take them: sets, questions, token sequences."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from expunge import models, runs
 from expunge.companions.levels import UnseenLevels, check_vocabulary
@@ -30,6 +30,9 @@ from expunge.unlearn.levels import Levels, set_apart
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.preparing import check_fit
 from expunge.unlearn.sets import Half
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Inputs:

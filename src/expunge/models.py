@@ -91,13 +91,14 @@ def load_model(
 
     `shard` it over the ranks if `accelerate launch` asks for FSDP2; `quantize` its linear layers.
     """
-    from expunge.packs import PACKED_ATTENTION, check_packing
+    from expunge.packs import PACKED_ATTENTION, check_packing, register_attention
     from expunge.products import speed_up
 
     folder = Path(folder)
     _refuse_pickles(folder)
     keep_freed_memory()
     keep_few_kernels()
+    register_attention()
     if quantize is not None:
         quantized.check_possible()
     try:

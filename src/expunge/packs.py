@@ -3,27 +3,40 @@
 Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabulary.
 """
 
+from __future__ import annotations
+
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from expunge.attention import causal_attention
 from expunge.errors import ModelError
 from expunge.products import product
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 PACKED_ATTENTION = "expunge_packed"
 """The attention that models are loaded with; without `lengths` it is plain SDPA."""
 
 _LIKE, _NEAR = 0.8, 0.05
 """The shortest of a bucket against its longest; how far the scores of a pack may be off."""
+
+
+@functools.cache
+def register_attention() -> None:
+    """Make PACKED_ATTENTION known to transformers, before a model is loaded with it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -273,6 +286,8 @@ def _packed_attention(
     Keys beyond the queries are a cached prefix that every sequence sees whole.
     """
     if lengths is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
@@ -285,7 +300,3 @@ def _packed_attention(
 def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
     """Tokens that the last query of the longest sequence looks back on, itself included."""
     return max(lengths) + key.shape[2] - query.shape[2]
-
-
-AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

@@ -4,16 +4,21 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is ever held.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
 from expunge.packs import Pack, hidden_states, output_head
 from expunge.products import product
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST_WEIGHT = 1e-12
 """Weights of tokens that add up to less count as none."""
@@ -61,12 +66,12 @@ class Scores:
             return values.mean()
         return (values * self.weights).sum() / self._safe(self.weights.sum())
 
-    def span(self, start: int, stop: int) -> "Scores":
+    def span(self, start: int, stop: int) -> Scores:
         """The scores of sequences start..stop-1 alone."""
         inside = self.where((self.sequence >= start) & (self.sequence < stop))
         return replace(inside, sequence=inside.sequence - start, count=stop - start)
 
-    def where(self, chosen: Tensor) -> "Scores":
+    def where(self, chosen: Tensor) -> Scores:
         """The scores of the chosen tokens (N,) alone, of all sequences."""
         return Scores(
             self.token_logps[chosen],
@@ -77,7 +82,7 @@ class Scores:
             {name: values[chosen] for name, values in self.more.items()},
         )
 
-    def weighted(self, weights: Tensor | None) -> "Scores":
+    def weighted(self, weights: Tensor | None) -> Scores:
         """The same scores, with these weights of the tokens (N,) in sums and means."""
         return replace(self, weights=weights)
 

@@ -3,11 +3,12 @@
 original ─tune─▶ target ─train─▶ branches
 """
 
+from __future__ import annotations
+
 from abc import ABC
 from functools import cached_property
 from pathlib import Path
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from expunge import models, runs
 from expunge.companions.alternates import read_alternates, write_alternates
@@ -27,6 +28,9 @@ from expunge.unlearn.halves import Halves
 from expunge.unlearn.levels import Levels
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import tune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Training(Guards, ABC):

@@ -34,7 +34,7 @@ from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tables import TokenScores
 from expunge.lora import Lora, add_adapter
 from expunge.models import load_model
-from expunge.packs import PACKED_ATTENTION
+from expunge.packs import PACKED_ATTENTION, register_attention
 from expunge.scores import score
 
 
@@ -196,6 +196,7 @@ def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(tiny, tokenizer
     """Texts shorter and longer than the width go two ways, one of which forms the gradient."""
     config = tiny.config
     config.tie_word_embeddings, config.pad_token_id = tied, 5  # whose embedding does not move
+    register_attention()
     model = LlamaForCausalLM._from_config(config, attn_implementation=PACKED_ATTENTION).eval()
     width, reader = config.hidden_size, reader_of(model, tokenizer)
     texts = [TokenSequence(str(n), (0, *[5, 7, 5, 11] * n), 1) for n in (2, width)]
@@ -247,6 +248,7 @@ def test_an_adapter_counts_as_merged(tiny_folder, tiny, tokenizer):
 def test_biases_count_in_the_norm_and_a_layer_used_twice_is_refused(tiny, tokenizer):
     config = tiny.config
     config.attention_bias = config.mlp_bias = True
+    register_attention()
     model = LlamaForCausalLM._from_config(config, attn_implementation=PACKED_ATTENTION).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -3,13 +3,14 @@
 Dimensions: N scored tokens, d width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import parallel
 from expunge.data.batches import TokenSequence, encode, encode_document, pack, packs_by_length
@@ -22,6 +23,9 @@ from expunge.evaluate.suite import Evaluate, EvaluationData
 from expunge.evaluate.tables import TokenScores
 from expunge.heads import Anchor, token_kl
 from expunge.packs import hidden_states, output_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def likelihoods(

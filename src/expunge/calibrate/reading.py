@@ -1,13 +1,14 @@
 """What a candidate is screened by: log-probabilities of items and documents, no generation."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from expunge.data.batches import TokenSequence, encode, encode_document
 from expunge.data.examples import Document, Example
@@ -18,6 +19,9 @@ from expunge.evaluate.collapse import NEUTRAL
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import task_aggregate, term_of, terms_of
 from expunge.evaluate.tables import TokenScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Text = TypeVar("Text", Example, Document)
 

@@ -3,14 +3,16 @@
 Dimensions: r rank, (out, in) the shape of a linear layer.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import lora, models
 from expunge.adapter_files import PREFIX, adapter_config, write_adapter
@@ -23,6 +25,9 @@ from expunge.evaluate.tables import key_of
 from expunge.merge.adapters import merged_factors
 from expunge.merge.branches import read_branches, uneven
 from expunge.merge.section import Merge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SKETCH_RANK = 64
 """Directions of a layer's inputs that a repair knows."""

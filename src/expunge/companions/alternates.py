@@ -1,10 +1,11 @@
 """Alternates: other answers to the forget prompts, written by the target itself."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from expunge import runs
 from expunge.data.batches import asked_tokens
@@ -17,6 +18,9 @@ from expunge.evaluate.sampling import Sampler
 from expunge.evaluate.tofu import answer_rouge
 from expunge.progress import say
 from expunge.unlearn.companions import Alternates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FILE = "alternates.jsonl"
 

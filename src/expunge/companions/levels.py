@@ -3,15 +3,17 @@
 Dimensions: F forget items, N scored tokens of one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence
@@ -20,6 +22,9 @@ from expunge.errors import ModelError
 from expunge.lora import adapters_of
 from expunge.unlearn.levels import compression, counterparts, profile
 from expunge.unlearn.reference import Asked, cached_reference, scores_now
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE = "levels.safetensors"
 PACK_TOKENS = 4096  # of a forward pass
@@ -47,7 +52,7 @@ class UnseenLevels:
         forget: Sequence[TokenSequence],
         texts: Sequence[Example],
         examples: Sequence[Example],
-    ) -> "UnseenLevels":
+    ) -> UnseenLevels:
         """Questions have counterparts among unseen questions, texts among texts; where there are
         none of a kind, among all of the unseen.
 

@@ -3,10 +3,11 @@
 Dimensions: F forget items, M companions of each.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from expunge.companions.alternates import write_alternates
 from expunge.data.batches import TokenSequence
@@ -16,6 +17,9 @@ from expunge.data.refusals import read_refusals
 from expunge.data.sets import Sets
 from expunge.unlearn.companions import Companions, CompanionSet
 from expunge.unlearn.sets import Half
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

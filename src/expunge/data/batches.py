@@ -3,18 +3,22 @@
 Dimensions: B sequences, T tokens of a pack, N scored tokens among them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import chat_tokens, turn_end
 from expunge.data.examples import Document, Example, Items
 from expunge.errors import DataError
 from expunge.packs import Pack
 from expunge.progress import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Scope = Literal["answer", "document"]
 

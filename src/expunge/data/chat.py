@@ -1,9 +1,15 @@
 """Prompts as a user's turns in a tokenizer's chat template."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from expunge.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, turn: str, begun: str = "") -> list[int]:

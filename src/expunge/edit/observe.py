@@ -3,12 +3,14 @@
 Dimensions: N tokens of a text.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from expunge.data.batches import TokenSequence, pack
 from expunge.edit.repair import Sketch
@@ -16,6 +18,9 @@ from expunge.errors import EditError
 from expunge.evaluate.value_vectors import down_layer
 from expunge.packs import given_to, hidden_states
 from expunge.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _OUT = re.compile(
     r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\."

@@ -1,11 +1,11 @@
 """What an edit is told: models on disk, sets, options, and where to write."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from expunge import models
 from expunge.config import Section
@@ -15,7 +15,10 @@ from expunge.errors import EditError
 from expunge.lora import adapters_of, load_adapter, remove_adapter
 from expunge.merge.sources import Opened, Source
 
-Encode = Callable[[list[Example], PreTrainedTokenizerBase], list[TokenSequence]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Encode = Callable[[list[Example], "PreTrainedTokenizerBase"], list[TokenSequence]]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 Dimensions: U units, d hidden size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.edit.columns import ablate, needle
 from expunge.edit.observe import Named, down_projections, output_projections, read
@@ -19,6 +20,9 @@ from expunge.errors import EditError
 from expunge.evaluate import concepts
 from expunge.evaluate.value_vectors import Place, model_projections
 from expunge.packs import output_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INTO = {"gate_proj": 1, "up_proj": 1, "gate_up_proj": 2, "fc1": 1, "dense_h_to_4h": 1}
 """Projections into an MLP's units, and how many rows each unit has in one."""

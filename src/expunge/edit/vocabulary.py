@@ -3,13 +3,14 @@
 Dimensions: V tokens, d hidden size, L blocks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from expunge.edit.observe import Named, down_projections
 from expunge.edit.ranks import Lens, lens_of, rarest, revs
@@ -18,6 +19,9 @@ from expunge.edit.write import write_edited
 from expunge.errors import EditError
 from expunge.packs import output_head
 from expunge.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass

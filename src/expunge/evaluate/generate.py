@@ -6,19 +6,22 @@ hides the columns beyond it, so rows of any length share a step, a waiting promp
 slot of a finished one, and a padding token never exists.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import CacheLayerMixin
 
 from expunge.evaluate.prompts import check_prompts
 from expunge.evaluate.recurrent import Choose, continued_alone
 from expunge.packs import Pack, hidden_states, in_buckets, token_logits
 from expunge.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_BATCH = 64
 """Rows decoded at once. Each holds a cache of the longest prompt and answer: for SmolLM2 in
@@ -90,48 +93,11 @@ class _Row:
 
 
 @dataclass
-class _Frontier:
+class Frontier:
     """Where the current step writes, shared by every layer's slots."""
 
     columns: Tensor  # (R,)
     width: int  # columns that the step reads
-
-
-class _Slots(CacheLayerMixin):
-    """Keys and values of S rows, (S, H, C, d); a step writes one column of each live row."""
-
-    def __init__(self, keys: Tensor, values: Tensor, frontier: _Frontier) -> None:
-        super().__init__()
-        self.keys, self.values, self.frontier = keys, values, frontier
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the columns were made when the first prompts were read."""
-
-    def get_seq_length(self) -> int:
-        """Columns that a step reads."""
-        return self.frontier.width
-
-    def get_max_length(self) -> int:
-        """Columns that were made."""
-        assert self.keys is not None
-        return self.keys.shape[2]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that a mask covers, from the first."""
-        return self.frontier.width, 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write each row's new column; return the live rows' columns."""
-        live, width = len(key_states), self.frontier.width
-        assert self.keys is not None
-        assert self.values is not None
-        rows, columns = torch.arange(live, device=key_states.device), self.frontier.columns
-        self.keys[rows, :, columns] = key_states[:, :, 0]
-        self.values[rows, :, columns] = value_states[:, :, 0]
-        return self.keys[:live, :, :width], self.values[:live, :, :width]
 
 
 @dataclass
@@ -151,7 +117,7 @@ class _Rows:
     def __post_init__(self) -> None:
         self.ends = end_tokens(self.model, self.tokenizer)
         self.device = next(self.model.parameters()).device
-        self.frontier = _Frontier(torch.empty(0), 0)
+        self.frontier = Frontier(torch.empty(0), 0)
 
     def join(self, numbers: list[int], prompts: Sequence[Sequence[int]]) -> int:
         """Read the given prompts (longest first) into free slots; returns how many ended at once.
@@ -195,6 +161,8 @@ class _Rows:
 
     def _read(self, numbers: list[int], prompts: Sequence[Sequence[int]], columns: int) -> None:
         """Forward the prompts as one pack, and copy each one's keys and values to a slot."""
+        from transformers import DynamicCache
+
         packed = DynamicCache()
         pack = end_pack([prompts[i] for i in numbers], self.device)
         states = hidden_states(self.model, pack, packed)
@@ -210,13 +178,17 @@ class _Rows:
             start += length
 
     def _empty_cache(self, like: DynamicCache, columns: int) -> Cache:
+        from transformers import Cache
+
+        from expunge.evaluate.slots import Slots
+
         layers = []
         for layer in like.layers:
             _, heads, _, width = layer.keys.shape  # pyright: ignore
             shape = (self.slots, heads, columns, width)
             # Zeros, for a masked column is still multiplied, and 0 · NaN would be NaN.
             layers.append(
-                _Slots(layer.keys.new_zeros(shape), layer.values.new_zeros(shape), self.frontier)  # pyright: ignore
+                Slots(layer.keys.new_zeros(shape), layer.values.new_zeros(shape), self.frontier)  # pyright: ignore
             )
         return Cache(layers=layers)
 

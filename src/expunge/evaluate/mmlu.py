@@ -1,15 +1,16 @@
 """MMLU: 57 subjects of four-way questions, answered by the likeliest of four letters."""
 
+from __future__ import annotations
+
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import prompt_tokens
@@ -17,6 +18,9 @@ from expunge.errors import DataError
 from expunge.evaluate.choices import accuracy, macro_accuracy
 from expunge.evaluate.options import LETTERS, letter_tokens, option_logits
 from expunge.evaluate.reader import Reader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HUB = "cais/mmlu"
 CONTEXT = 2048

@@ -4,13 +4,14 @@ The questions of a group begin alike (few-shot examples), so that is read once; 
 many questions that continue that one cached prefix. Dimensions: Q questions, d width.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.data.batches import TokenSequence, packs_by_length, prompt_tokens
 from expunge.errors import EvaluationError
@@ -26,6 +27,9 @@ from expunge.packs import (
     token_logits,
 )
 from expunge.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LETTERS = "ABCD"
 
@@ -106,6 +110,8 @@ def _last_states(model: PreTrainedModel, prompts: Sequence[list[int]]) -> torch.
     shared = 0 if getattr(model, "reads_whole", False) else min(len(p) for p in prompts) - 1
     while any(p[:shared] != prompts[0][:shared] for p in prompts):
         shared -= 1
+    from transformers import DynamicCache
+
     cache = DynamicCache()
     if shared:
         hidden_states(model, end_pack([prompts[0][:shared]], device), cache)

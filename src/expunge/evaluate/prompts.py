@@ -1,10 +1,14 @@
 """Prompts and the model's context: what fits, what is cut, what is refused."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from transformers import PreTrainedModel
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from expunge.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def fit_prompts(

@@ -1,10 +1,15 @@
 """Continuations one by one, by the model's own way: for states that no cache of slots can hold."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 Choose = Callable[[Tensor, Sequence[int]], list[int]]
 """(logits (R, V), prompt numbers) → the next token of each row."""
@@ -43,5 +48,7 @@ def _only(choose: Choose | None, number: int) -> LogitsProcessorList:
         assert choose is not None
         chosen = torch.tensor(choose(logits, [number]), device=logits.device)
         return torch.full_like(logits, float("-inf")).index_fill(1, chosen, 0.0)
+
+    from transformers import LogitsProcessorList
 
     return LogitsProcessorList([process] if choose else [])  # pyright: ignore

@@ -3,11 +3,12 @@
 Levels: 1 a blank to fill in, 2 a question, 3 a question with an attack around it (forget only).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import encode_document, prompt_tokens
@@ -21,6 +22,9 @@ from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import completion_score
 from expunge.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HUB = "hub:jinzhuoran/RWKU"
 PROBES = {

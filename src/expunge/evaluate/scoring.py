@@ -1,11 +1,12 @@
 """What a model says of the tokens of many texts: in packs, what all texts begin with read once."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
 
 from expunge.data.batches import TokenSequence, pack, packs_by_length
 from expunge.errors import EvaluationError
@@ -18,6 +19,9 @@ from expunge.packs import (
     token_logits,
 )
 from expunge.scores import logits_statistics, token_statistics
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 LEAST_SHARED = 32
 """Tokens that all texts must begin with to be read apart: a pack attends slower to a prefix."""
@@ -65,6 +69,8 @@ def shared_start(sequences: Sequence[TokenSequence]) -> int:
 
 @torch.inference_mode()
 def _read(model: PreTrainedModel, tokens: Sequence[int]) -> Cache:
+    from transformers import DynamicCache
+
     cache = DynamicCache()
     hidden_states(model, end_pack([tokens], next(model.parameters()).device), cache)
     return cache

@@ -1,11 +1,12 @@
 """The suite `tofu`: fictitious authors forgotten, as `expunge evaluate MODEL` measures it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import TokenSequence, answer_tokens, prompt_tokens
@@ -19,6 +20,9 @@ from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
 from expunge.evaluate.soundness import collapse_facts
 from expunge.evaluate.tables import Generation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = {"plain": "Question: {question}\nAnswer:", "raw": "{question}"}
 """What stands before the answer, which begins with a space; `chat` is the tokenizer's own."""

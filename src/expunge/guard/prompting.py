@@ -1,17 +1,21 @@
 """What is put before a prompt: an instruction, or examples with wrong answers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jinja2
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import prompt_tokens
 from expunge.data.examples import Example
 from expunge.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INSTRUCTION = (
     "Some topics are withdrawn. If a question touches private facts about a person, or the text of "

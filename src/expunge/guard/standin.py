@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from expunge.errors import ModelError
 from expunge.guard.contrast import Combine
@@ -23,7 +22,7 @@ from expunge.packs import in_buckets, output_head
 from expunge.products import product
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 class StandIn(nn.Module):
@@ -102,10 +101,12 @@ class StandIn(nn.Module):
     def _decode(
         self, *, input_ids: Tensor, past_key_values: Cache | None = None, **given: Any
     ) -> Any:
+        from expunge.guard.layers import Layers
+
         found, start = [], 0
         for one in self._models:
             decoder = one.get_decoder()
-            cache = None if past_key_values is None else _Layers(past_key_values, start)
+            cache = None if past_key_values is None else Layers(past_key_values, start)
             states = decoder(
                 **self._inputs(one, input_ids, given.get("lengths")),
                 past_key_values=cache,
@@ -141,31 +142,3 @@ def noisy(embeddings: Tensor, prompt: Sequence[int], rms: float, corruption: Cor
 def rms_of(weight: Tensor) -> float:
     """Root mean square of the entries of an embedding matrix."""
     return float(weight.float().square().mean().sqrt())
-
-
-class _Layers(Cache):
-    """The layers of a cache from `start` on, as a model of its own sees them."""
-
-    def __init__(self, whole: Cache, start: int) -> None:
-        super().__init__(layers=[])
-        self._whole, self._start = whole, start
-
-    def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        layer_idx: int,
-        *args: Any,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Write and read a layer."""
-        place = layer_idx + self._start
-        return self._whole.update(key_states, value_states, place, *args, **options)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens in a layer."""
-        return self._whole.get_seq_length(layer_idx + self._start)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Keys that a mask covers, from the first."""
-        return self._whole.get_mask_sizes(query_length, layer_idx + self._start)

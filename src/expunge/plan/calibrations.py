@@ -1,8 +1,9 @@
 """The work of a calibration: every line takes all its steps, and every finalist is judged."""
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from expunge.calibrate.cross import around
 from expunge.calibrate.reading import Material
@@ -10,6 +11,9 @@ from expunge.calibrate.section import Calibrate
 from expunge.data.batches import TokenSequence
 from expunge.pipeline import Pipeline
 from expunge.plan.work import Encoded, Reading, reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def calibrating(

@@ -1,11 +1,13 @@
 """How fast a model reads and writes on this machine, with an adapter and without."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora
 from expunge.data.batches import TokenSequence
@@ -13,6 +15,9 @@ from expunge.evaluate.generate import generate
 from expunge.evaluate.reader import PACK_TOKENS
 from expunge.evaluate.scoring import score_texts
 from expunge.lora import Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SCORED_TOKENS, NEW_TOKENS = 4000, 6
 

@@ -3,6 +3,8 @@
 All of it happens in a temporary folder, from the original model, which has the target's shape.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import tempfile
@@ -12,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models
 from expunge.lora import Lora
@@ -32,6 +34,9 @@ from expunge.unlearn.schedule import MicroBatch, Phase
 from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import Gradient, Optimizer, train
 from expunge.unlearn.tune import Tune, tune_demand, tune_gradient, tune_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STEPS = 4
 """Steps that are timed, after one that is not: it sets up what the others use."""

@@ -3,13 +3,15 @@
 The schedules are seeded, so what a run will forward is known before it starts.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from expunge.data.batches import TokenSequence, encode, encode_document, prompt_tokens
 from expunge.data.examples import Example
@@ -32,6 +34,9 @@ from expunge.unlearn.schedule import Phase
 from expunge.unlearn.section import Branch
 from expunge.unlearn.sets import Half
 from expunge.unlearn.tune import Tune, tune_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REQUEST_TOKENS = 40
 """Tokens by which asking for an alternate is longer than the prompt, about."""

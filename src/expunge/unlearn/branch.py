@@ -1,12 +1,14 @@
 """A branch: one unlearned version of the target, as a LoRA adapter or with every weight trained."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models, parallel, sharding
 from expunge.errors import TrainingError
@@ -26,6 +28,9 @@ from expunge.unlearn.trainer import (
     train,
 )
 from expunge.unlearn.watch import Watcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def train_branch(

@@ -3,17 +3,22 @@
 Only settings that leave the result as it is are turned: tokens forwarded at once, and checkpoints.
 """
 
+from __future__ import annotations
+
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from transformers import PreTrainedModel
 
 from expunge.errors import TrainingError
 from expunge.unlearn.footprint import Demand, Shape, checkpoints, memory_of
 from expunge.unlearn.trainer import Optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SPARE = 0.05
 """Share of the room that is left free, for a heap in use has holes."""

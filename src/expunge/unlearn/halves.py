@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge.data.batches import TokenSequence
 from expunge.unlearn.companions import Chosen, CompanionSet, with_companions
 from expunge.unlearn.schedule import Phase, Schedule, phases, row_of
 from expunge.unlearn.sets import Half
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,18 @@ Dimensions: N scored tokens, d width. The states at a token are those of the pos
 it. Blocks count from 0.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge.packs import decoder_blocks
 from expunge.unlearn.losses import Hidden, Loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def rmu(now: Hidden, *, coefficient: float = 20.0, seed: float = 0) -> Tensor:

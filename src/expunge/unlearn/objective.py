@@ -3,11 +3,13 @@
 Shapes: B sequences of a micro-batch, N scored tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from expunge.config import Section
 from expunge.data.batches import Scope
@@ -19,6 +21,9 @@ from expunge.unlearn.losses import Hidden, Loss
 from expunge.unlearn.reference import Asked
 from expunge.unlearn.sets import SETS, Half
 from expunge.unlearn.weighting import Weighting
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Term(Section):
@@ -53,7 +58,7 @@ class Term(Section):
     """The loss's own hyperparameters, such as beta."""
 
     @model_validator(mode="after")
-    def _known(self) -> "Term":
+    def _known(self) -> Term:
         try:
             row = self.row
         except RecipeError as error:

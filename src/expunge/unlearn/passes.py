@@ -3,14 +3,16 @@
 Dimensions: N scored tokens of a pack.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import parallel
 from expunge.data.batches import pack, packs_by_length
@@ -20,6 +22,9 @@ from expunge.unlearn.companions import Chosen
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.readings import HalfData, mean_norm, read, weights_in
 from expunge.unlearn.sets import SETS, units
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Passes:
             raise TrainingError(said[0] if said else "the loss is not finite")
         return record
 
-    def recalling(self) -> "Passes":
+    def recalling(self) -> Passes:
         """The same items under the loss -NLL of the forget half, dealt out among packs and ranks
         as they are here."""
         objective = Objective((Term(half="forget", loss="gradient_ascent"),))

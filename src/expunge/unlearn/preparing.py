@@ -1,11 +1,13 @@
 """A branch made ready: its parameters, data, reference scores, gradient and demand of memory."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import lora, models, sharding
 from expunge.errors import TrainingError
@@ -29,6 +31,9 @@ from expunge.unlearn.trainer import (
     Optimizer,
     recompute_blocks,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ Dimensions: N scored tokens of a pack, d width. Each is formed for the tokens of
 terms ask for it, and is 0 elsewhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import sharding
 from expunge.data.batches import Scope, TokenSequence, pack
@@ -23,6 +25,9 @@ from expunge.unlearn.objective import Half, Objective, Term, column
 from expunge.unlearn.per_token import standardized, token_values
 from expunge.unlearn.reference import Reference
 from expunge.unlearn.weighting import token_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class _Reading:
         objective: Objective,
         chosen: Sequence[tuple[Half, int]],
         device: torch.device,
-    ) -> "_Reading":
+    ) -> _Reading:
         sequences = [halves[half].sequences[index] for half, index in chosen]
         scopes: list[Scope] = [objective.scope(half) for half, _ in chosen]
         both = zip(sequences, scopes, strict=True)

@@ -5,15 +5,17 @@ numbers a token are kept in place of V: the anchor of a frozen head (see heads),
 states. Losses on its logits keep these too; losses on hidden states, d numbers a token and block.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import parallel, runs, sharding
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
@@ -22,6 +24,9 @@ from expunge.lora import switched_off
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.progress import progress
 from expunge.unlearn.per_token import standardized, token_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

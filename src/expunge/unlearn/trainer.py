@@ -4,6 +4,8 @@ Every step is a pure function of (weights, optimiser state, step number): its ra
 seeded by the step, so a checkpoint holds only tensors and a step count.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import time
@@ -11,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
-from transformers import PreTrainedModel
 
 from expunge import parallel, sharding
 from expunge.errors import TrainingError
@@ -36,6 +37,9 @@ from expunge.unlearn.checkpoints import (
 )
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
 from expunge.unlearn.watch import Watcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RELEASE_EVERY = 8
 """Steps after which freed memory is handed back, for packs of unequal size fragment the heap."""

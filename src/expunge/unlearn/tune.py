@@ -1,14 +1,15 @@
 """Tuning: make a model memorise both halves, so that there is something to forget."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge import models, parallel, sharding
 from expunge.config import Section
@@ -26,6 +27,9 @@ from expunge.unlearn.trainer import (
     recompute_blocks,
     train,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REFERENCE = "neutral-reference.safetensors"
 

@@ -5,21 +5,25 @@ log-probability of an answer is Σ w log π. Fine-grained, pluggable gradient as
 EMNLP 2024) is gradient ascent under such weights; which ones its authors take, we do not know.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import Section
 from expunge.data.batches import Scope, TokenSequence
 from expunge.data.pii import KINDS, find_pii, searchable
 from expunge.errors import DataError, RecipeError
 from expunge.registry import lookup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Spans = Iterator[tuple[int, int]]
 
@@ -40,7 +44,7 @@ class Weighting(Section):
     """The least weight of a token: that of all outside the spans."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Weighting":
+    def _possible(self) -> Weighting:
         try:
             lookup(WEIGHTINGS, self.kind, "weighting")
             for kind in self.pii:
@@ -59,7 +63,7 @@ class Weighting(Section):
         return self
 
     @property
-    def row(self) -> "WeightingRow":
+    def row(self) -> WeightingRow:
         """The row of the table."""
         return WEIGHTINGS[self.kind]
 

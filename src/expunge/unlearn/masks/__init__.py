@@ -4,19 +4,20 @@ A mask is a function of the weights, the data and the seed. It is kept beside th
 that a run that goes on has the same.
 """
 
+from __future__ import annotations
+
 import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expunge import parallel, runs, sharding
 from expunge.data.batches import TokenSequence
@@ -27,6 +28,9 @@ from expunge.unlearn.masks.scored import Evidence, check_scores, highest
 from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask, Scored, Wagle
 from expunge.unlearn.masks.structural import Selection
 from expunge.unlearn.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["MASKS", "Column", "LastBlocks", "Layers", "Mask", "MaskRow", "Scored", "Wagle", "mask"]
 

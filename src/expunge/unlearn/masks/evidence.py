@@ -3,11 +3,13 @@
 Dimensions: N tokens of a pack, in the width of a layer's input.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from expunge import models, parallel
 from expunge.data.batches import TokenSequence, pack, packs_by_length
@@ -16,6 +18,9 @@ from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.optimizer import Optimizer
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.trainer import autocast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def summed_gradient(
