@@ -4,15 +4,30 @@ Dimensions: T tokens of a pack, H query heads, G key-value heads (H a multiple o
 n tokens of one sequence. Queries (1, H, T, w); keys and values (1, G, T, w).
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from expunge.errors import ModelError
+
+PACKED_ATTENTION = "expunge_packed"
+"""The attention that models are loaded with; without `lengths` it is plain SDPA."""
 
 SHORT = 512
 """Longest sequence whose n x n weights are kept for the backward pass, on a CPU in training."""
+
+
+@cache
+def register_attention() -> None:
+    """Make PACKED_ATTENTION known to transformers, before a model is loaded with it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
 
 
 def causal_attention(
@@ -47,6 +62,37 @@ def causal_attention(
             )
         )
     return torch.cat(parts, dim=2)
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    lengths: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention within each of the packed sequences; without `lengths`, plain SDPA.
+
+    Keys beyond the queries are a cached prefix that every sequence sees whole.
+    """
+    if lengths is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    if options.get("sliding_window") and _longest(key, query, lengths) > options["sliding_window"]:
+        raise ModelError("a sequence is longer than this model's sliding window")
+    attended = causal_attention(query, key, value, lengths, scaling)
+    return attended.transpose(1, 2), None
+
+
+def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
+    """Tokens that the last query of the longest sequence looks back on, itself included."""
+    return max(lengths) + key.shape[2] - query.shape[2]
 
 
 def _keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:

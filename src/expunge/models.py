@@ -91,7 +91,8 @@ def load_model(
 
     `shard` it over the ranks if `accelerate launch` asks for FSDP2; `quantize` its linear layers.
     """
-    from expunge.packs import PACKED_ATTENTION, check_packing, register_attention
+    from expunge.attention import PACKED_ATTENTION, register_attention
+    from expunge.packs import check_packing
     from expunge.products import speed_up
 
     folder = Path(folder)

@@ -5,7 +5,6 @@ Dimensions: B sequences, T tokens of a pack, N scored tokens, d width, V vocabul
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,28 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from expunge.attention import causal_attention
+from expunge.attention import PACKED_ATTENTION
 from expunge.errors import ModelError
 from expunge.products import product
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-PACKED_ATTENTION = "expunge_packed"
-"""The attention that models are loaded with; without `lengths` it is plain SDPA."""
-
 _LIKE, _NEAR = 0.8, 0.05
 """The shortest of a bucket against its longest; how far the scores of a pack may be off."""
-
-
-@functools.cache
-def register_attention() -> None:
-    """Make PACKED_ATTENTION known to transformers, before a model is loaded with it."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
-    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -269,34 +255,3 @@ def check_packing(model: PreTrainedModel) -> None:
         f"{type(model).__name__} cannot be scored by its hidden states: its logits differ by "
         f"{error:.0%} from those that its output head gives"
     )
-
-
-def _packed_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    lengths: tuple[int, ...] | None = None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Causal attention within each of the packed sequences; without `lengths`, plain SDPA.
-
-    Keys beyond the queries are a cached prefix that every sequence sees whole.
-    """
-    if lengths is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
-    if options.get("sliding_window") and _longest(key, query, lengths) > options["sliding_window"]:
-        raise ModelError("a sequence is longer than this model's sliding window")
-    attended = causal_attention(query, key, value, lengths, scaling)
-    return attended.transpose(1, 2), None
-
-
-def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
-    """Tokens that the last query of the longest sequence looks back on, itself included."""
-    return max(lengths) + key.shape[2] - query.shape[2]

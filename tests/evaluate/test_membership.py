@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from expunge.attention import PACKED_ATTENTION, register_attention
 from expunge.data.batches import TokenSequence, encode_document, pack
 from expunge.data.examples import Document
 from expunge.errors import DataError, EvaluationError, RecipeError
@@ -34,7 +35,6 @@ from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tables import TokenScores
 from expunge.lora import Lora, add_adapter
 from expunge.models import load_model
-from expunge.packs import PACKED_ATTENTION, register_attention
 from expunge.scores import score
 
 
