@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from expunge.errors import RecipeError
+from expunge.errors import ExpungeError, RecipeError
 from expunge.leaderboard.run import merit, run_leaderboard
 from expunge.leaderboard.section import Board
 from expunge.report.leaderboard import (
@@ -188,6 +188,16 @@ def test_unknown_methods_and_seeds_are_refused(fields, tmp_path):
         run_leaderboard(board, tmp_path / "out", only=["nppo"])
     with pytest.raises(RecipeError, match="the leaderboard has no seed 3"):
         run_leaderboard(board, tmp_path / "out", seeds=[3])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_the_model_has_no_layer_for_is_refused_before_any_is_run(fields, tmp_path):
+    rmu = {"terms": [{"half": "forget", "loss": "rmu", "layer": 10}], "training": "full"}
+    branch = {**{k: v for k, v in NPO.items() if k != "lora"}, **rmu}
+    fields["methods"]["rmu"] = {"branches": {"rmu": branch}}
+    board = Board(written(fields, tmp_path))
+    with pytest.raises(ExpungeError, match=r"methods\.rmu: .*layer 10, but the model has 2 blocks"):
+        run_leaderboard(board, tmp_path / "out", seeds=[1])
     assert not (tmp_path / "out").exists()
 
 

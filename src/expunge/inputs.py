@@ -44,10 +44,7 @@ class Inputs:
     def checked(self, base: Path) -> Path:
         """The model's folder; before anything is computed, what a branch asks for is refused where
         the model lacks it."""
-        if self.recipe.branches:
-            outline = models.outline(base)
-            for branch in self.recipe.branches.values():
-                check_fit(branch, outline)
+        check_branches(self.recipe, base)
         for of, (folder, _) in self._level_models.items():
             check_vocabulary(base, folder, f"levels.of: {of}")
         return base
@@ -156,3 +153,11 @@ class Inputs:
         dtype = "float32" if full else self.recipe.model.dtype
         model = models.load_model(weights.base, dtype=dtype, shard=True, quantize=quantize)
         return model, models.load_tokenizer(weights.base, model)
+
+
+def check_branches(recipe: Recipe, base: Path) -> None:
+    """Refuse branches that ask for what the model in `base` lacks; no weights are read."""
+    if recipe.branches:
+        outline = models.outline(base)
+        for branch in recipe.branches.values():
+            check_fit(branch, outline)

@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from expunge import models
 from expunge.cells import Workers
-from expunge.errors import RecipeError
+from expunge.errors import ExpungeError, RecipeError
+from expunge.inputs import check_branches
 from expunge.leaderboard.section import Board
 from expunge.pipeline import Pipeline
 from expunge.recipe import Recipe
@@ -42,6 +44,7 @@ def run_leaderboard(
             known = ", ".join(map(str, board.config.seeds))
             raise RecipeError(f"the leaderboard has no seed {seed}. Known: {known}")
     chosen = list(only) or list(board.config.methods)
+    _check_fit(board, chosen)
     rows = [] if only else _before(board, out, workers)
     keep(rows)
     settings: dict[str, dict[str, Any]] = {}
@@ -54,6 +57,18 @@ def run_leaderboard(
             rows += made
             keep(made)
     return rows
+
+
+def _check_fit(board: Board, chosen: Sequence[str]) -> None:
+    """Refuse a method that the board's model lacks something for, before any is run."""
+    model = board.before().model
+    base = models.resolve(model.path, model.revision)
+    for name in chosen:
+        for settings in board.config.methods[name].trials:
+            try:
+                check_branches(board.recipe(name, settings), base)
+            except ExpungeError as error:
+                raise type(error)(f"methods.{name}: {error}") from None
 
 
 def _tuned(
