@@ -295,8 +295,8 @@ def test_trained_members_are_found_by_every_attack_and_an_untrained_model_hides_
     )
     control = membership_suite(reader_of(tiny, tokenizer), section)
     texts = [encode_document(Document("", t), tokenizer, max_length=64) for t in MEMBERS]
-    optimiser = torch.optim.Adam(tiny.parameters(), lr=1e-2)
-    for _ in range(60):
+    optimiser = torch.optim.Adam(tiny.parameters(), lr=5e-3)
+    for _ in range(120):
         nll = score(tiny, pack(texts, "answer", "cpu")).nll.mean()
         nll.backward()
         optimiser.step()
