@@ -29,7 +29,6 @@ from expunge.errors import CalibrationError
 from expunge.evaluate.balance import balance
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.suite import EvaluationData, evaluate
-from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
 from expunge.recipe import Recipe
@@ -69,7 +68,6 @@ class Calibrating(Training, ABC):
         branches = self._chosen_among(config, seed)
 
         def build(work: Path) -> None:
-            release_freed_memory()
             tokenizer = models.load_tokenizer(self.target.base)
             ends, folders, hashes = ends_of(branches, config)
             resident = self._resident(tokenizer, folders, hashes)

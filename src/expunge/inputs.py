@@ -21,7 +21,6 @@ from expunge.edit.task import Weights
 from expunge.errors import RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
-from expunge.memory import release_freed_memory
 from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
@@ -149,7 +148,6 @@ class Inputs:
     def _load(
         self, weights: Weights, *, full: bool = False, quantize: Quantize | None = None
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        release_freed_memory()
         dtype = "float32" if full else self.recipe.model.dtype
         model = models.load_model(weights.base, dtype=dtype, shard=True, quantize=quantize)
         return model, models.load_tokenizer(weights.base, model)

@@ -47,8 +47,14 @@ def keep_few_kernels() -> None:
 
 
 def release_freed_memory() -> None:
-    """Hand back what is freed: after a model is dropped, or a file was written from memory."""
+    """Collect what is dropped and hand it back: after a model, or a file written from memory."""
     gc.collect()
+    hand_back()
+
+
+def hand_back() -> None:
+    """Hand back what is freed, without a collection: that looks through all that is imported, a
+    quarter of a second, and a training step leaves nothing to it."""
     if _LIBRARY is not None:
         _LIBRARY.malloc_trim(0)
 

@@ -18,7 +18,6 @@ from expunge.errors import UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import evaluate
-from expunge.memory import release_freed_memory
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, keep_recipe, kept_recipe, load_recipe, recipe_text
 from expunge.registry import lookup
@@ -129,7 +128,6 @@ class Pipeline(Calibrating):
 
         def build(work: Path) -> None:
             how = self.recipe.model
-            release_freed_memory()
             reader = open_reader(
                 weights.base,
                 weights.adapter,

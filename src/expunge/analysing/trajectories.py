@@ -17,7 +17,6 @@ from expunge.edit.task import Weights
 from expunge.evaluate.reader import PACK_TOKENS, Reader, open_reader
 from expunge.evaluate.suite import Evaluate, evaluate
 from expunge.lora import adapters_of
-from expunge.memory import release_freed_memory
 from expunge.packs import has_logits_of_its_own
 from expunge.unlearn.reference import Asked, cached_reference
 from expunge.unlearn.schedule import epoch_ends, phases
@@ -83,7 +82,6 @@ def measured(looked: Looked, name: str, weights: Weights, look: Look) -> dict[st
     config = _measure(looked, look, kl=not is_whole)
 
     def build(work: Path) -> None:
-        release_freed_memory()
         reader = open_reader(
             weights.base,
             weights.adapter,

@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from expunge import lora, models
 from expunge.lora import Lora
-from expunge.memory import forget_peak, peak_bytes, release_freed_memory
+from expunge.memory import forget_peak, hand_back, peak_bytes, release_freed_memory
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
 from expunge.plan.pace import Pace, adapted_pace, pace_of
@@ -264,7 +264,7 @@ def _time(
     rates.token[name] = median(taken[1:] or taken)
     measured = _peak()
     start = time.monotonic()
-    release_freed_memory()
+    hand_back()
     rates.release = max(rates.release, time.monotonic() - start)
     spare = measured - (memory_of(rates.shape, demand) - passing(rates.shape, demand))
     rates.scale[name] = min(3.0, max(0.5, spare / passing(rates.shape, demand)))

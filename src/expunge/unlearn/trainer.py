@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 
 from expunge import parallel, sharding
 from expunge.errors import TrainingError
-from expunge.memory import release_freed_memory
+from expunge.memory import hand_back
 from expunge.models import Dtype
 from expunge.progress import progress, say
 from expunge.tracking import tell
@@ -141,7 +141,7 @@ def train(
                 tell(label, number + 1, {n: v for n, v in log[-1].items() if n != "step"})
             bar(1, f"loss {record.get('forget', record.get('loss', math.nan)):.3f}")
             if len(log) % RELEASE_EVERY == 0:
-                release_freed_memory()
+                hand_back()
             looks = watcher is not None and watcher.due(len(log))
             due = [other for other in others if other.due(len(log))]
             if looks or due or parallel.from_main(saver.due()):
