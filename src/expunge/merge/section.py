@@ -1,6 +1,5 @@
 """The merge section of a recipe: how the branches of a run become one."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -61,8 +60,8 @@ class Merge(Section):
     def _usable(
         cls, given: tuple[float, ...] | None, info: ValidationInfo
     ) -> tuple[float, ...] | None:
-        if given is not None and not (any(given) and all(map(math.isfinite, given))):
-            raise ValueError(f"{info.field_name} must be finite and not all zero")
+        if given is not None and not any(given):
+            raise ValueError(f"{info.field_name} must not all be zero")
         return given
 
     @model_validator(mode="after")
