@@ -1,10 +1,10 @@
-"""Two commands on the same cores: threads that soon give way, against torch as it is.
+"""Two commands on the same cores: threads that soon give way (GOMP_SPINCOUNT), against as they are.
 
     python benchmarks/side_by_side.py [--steps 8] [--rounds 3]
 
 Each process trains a LoRA of the embedded model for some steps on all cores, alone or beside
-another of its kind, with the environment that the command line sets (`parallel.share_cores`) and
-without it, in turn. The losses must be the same to the last bit.
+another of its kind, with what docs/running.md advises to set and without it, in turn. The losses
+must be the same to the last bit.
 """
 
 import argparse
@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from expunge import parallel
 from expunge.provenance import git_commit
 
 RESULTS = Path(__file__).parent / "results" / "side_by_side.json"
 GOALS = {1: 0.9, 2: 2.0}
 """Times faster, by the number of processes: alone nothing to speak of may be lost."""
+
+SPINS = "2000"
+"""Turns that a thread waits for others before it gives its core away."""
 
 _WORDS = "seven wizards quietly juggle bright glass orbs near harbours".split()  # noqa: SIM905
 
@@ -48,7 +50,7 @@ def main() -> None:
 def _case(count: int, options: Any) -> dict[str, Any]:
     plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     plain["OMP_NUM_THREADS"] = str(os.cpu_count())
-    sharing = {**plain, "GOMP_SPINCOUNT": str(parallel.SPINS)}
+    sharing = {**plain, "GOMP_SPINCOUNT": SPINS}
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     losses = set()
     for _ in range(options.rounds):

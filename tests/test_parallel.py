@@ -31,24 +31,6 @@ no_deepspeed = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("said", "spins"),
-    [
-        ({}, str(parallel.SPINS)),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "active"}, None),
-    ],
-)
-def test_waiting_threads_give_way_unless_the_user_has_said_how_they_wait(monkeypatch, said, spins):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that what is set here is undone afterwards
-        monkeypatch.delenv(name)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    parallel.share_cores()
-    assert os.environ.get("GOMP_SPINCOUNT") == spins
-
-
 def command(config: str, *words: object) -> list[str]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     return [*launch, "--config_file", str(CONFIGS / f"{config}.yaml"), *map(str, words)]

@@ -29,9 +29,6 @@ TIMEOUT = "EXPUNGE_RANK_TIMEOUT"
 BUCKET = 1 << 24
 """Elements of gradients that are summed at once."""
 
-SPINS = 2000
-"""Turns that a thread waits for others before it gives its core away."""
-
 _alone = False
 
 
@@ -44,19 +41,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone = False
-
-
-def share_cores() -> None:
-    """Let threads that wait give their core away soon, unless the user has said how they wait.
-
-    Else commands that share cores slow each other several times over: threads of one spin on the
-    cores that those they wait for lack (benchmarks/side_by_side.py). Has an effect before torch is
-    imported only.
-
-    Source: GNU libgomp manual, GOMP_SPINCOUNT.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def world() -> int:

@@ -30,7 +30,6 @@ def main() -> None:
 
     Of several ranks only the first prints, and only the first that fails says why.
     """
-    parallel.share_cores()
     if not parallel.is_main():
         sys.stdout = None  # what is printed goes nowhere
     try:
