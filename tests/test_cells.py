@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 import yaml
 
 import expunge
+from commands import run as command
 from expunge.cells import Cell, Workers, do_here, side_by_side
 from expunge.cli import app
 from expunge.errors import DataError, ExpungeError, RecipeError, RunError
@@ -275,10 +275,7 @@ def test_a_mistake_that_a_worker_finds_is_one_line_and_exit_code_2(fields, tmp_p
     fields = {**fields, "branches": {"weak": weak}, "merges": {}, "unscored": ["target", "weak"]}
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(fields))
-    words = ["run", recipe, "--out", tmp_path / "run", "--ray", workers.address]
-    done = subprocess.run(
-        [sys.executable, "-m", "expunge", *map(str, words)], capture_output=True, text=True
-    )
+    done = command("run", recipe, "--out", tmp_path / "run", "--ray", workers.address)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "no linear layer called 'q_porj'. Did you mean 'q_proj'?" in line

@@ -1,22 +1,13 @@
 """The commands as a user runs them: real processes, exit codes, one line for a mistake."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-
-def expunge(*words: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "expunge", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
+from commands import run as expunge
 
 
 def refused(done: subprocess.CompletedProcess) -> str:

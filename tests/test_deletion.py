@@ -1,13 +1,12 @@
 """What someone with a deletion request does: three files of their own, their model, one recipe."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from commands import run as command
 from expunge.data.synthetic import Synthetic, synthesize
 from expunge.report.results import TERMS, read_results
 
@@ -30,8 +29,7 @@ def test_three_files_and_a_model_give_another_model_and_what_it_forgot(
     tiny_folder, tmp_path, texts
 ):
     def expunge(*words: object) -> None:
-        command = [sys.executable, "-m", "expunge", *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = command(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
     synthesize(Synthetic(documents=1, nonmembers=1), tmp_path)

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import yaml
 
 import expunge
+from commands import Command, run
 from expunge.errors import DataError, RecipeError, RunError, TrainingError
 from expunge.unlearn.snapshots import snapshots
 
@@ -55,14 +53,6 @@ def recipe(fields, tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(fields))
     return path
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "expunge", *map(str, words)]
-
-
-def run_command(*words: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*words), capture_output=True, text=True, **options)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -116,16 +106,15 @@ def test_finished_stages_are_not_done_again(fields, tmp_path, monkeypatch):
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe, fields, tmp_path, moment):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     expunge.merge(fields, whole)
-    process = subprocess.Popen(command("run", recipe, "--out", broken), stderr=subprocess.PIPE)
+    process = Command("run", recipe, "--out", broken)
     deadline = time.monotonic() + 100
     while not list(broken.glob(f"stages/{moment}-*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL  # it was killed, not over
-    done = run_command("run", recipe, "--out", broken)
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL  # it was killed, not over
+    done = run("run", recipe, "--out", broken)
     assert done.returncode == 0, done.stderr
     assert {k: v for k, v in weights(broken).items() if "evaluate" not in k} == weights(whole)
     assert not list(broken.glob("stages/*.partial"))
@@ -141,21 +130,19 @@ def test_a_run_killed_beside_a_snapshot_ends_with_the_same_bytes(recipe, fields,
     (folder,) = expunge.unlearn(fields | {"merges": {}}, whole).values()
     made = snapshots(folder.parent)
     assert len(made) > 6 and (folder / "adapter_model.safetensors").is_file()
-    words = command("unlearn", recipe, "--out", broken)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = Command("unlearn", recipe, "--out", broken)
     deadline = time.monotonic() + 100
     pattern = f"stages/strong-*.partial/snapshots/*step-{step:05d}*"  # begun or whole
     while not list(broken.glob(pattern)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL  # it was killed, not over
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL  # it was killed, not over
     (partial,) = broken.glob("stages/strong-*.partial")
     before = {p.name: p.stat().st_mtime_ns for p in snapshots(partial).values()}
     assert len(before) < len(made)  # control
-    done = run_command("unlearn", recipe, "--out", broken)
+    done = run("unlearn", recipe, "--out", broken)
     assert done.returncode == 0, done.stderr
     assert weights(broken) == weights(whole)
     (stage,) = broken.glob("stages/strong-*")

@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from commands import run as command
 from expunge import parallel
 from expunge.errors import RecipeError
 from expunge.pipeline import Pipeline
@@ -194,10 +194,7 @@ def test_the_command_refuses_before_anything_is_computed(recipe, tmp_path):
     out = tmp_path / "out"
 
     def refused(*words: object) -> str:
-        command = [sys.executable, "-m", "expunge", "run", tmp_path / "r.yaml", *words]
-        done = subprocess.run(
-            [*map(str, command), "--out", str(out)], capture_output=True, text=True, timeout=120
-        )
+        done = command("run", tmp_path / "r.yaml", *words, "--out", out)
         assert done.returncode == 2, done.stderr
         assert not out.exists()
         (line,) = done.stderr.splitlines()

@@ -3,13 +3,12 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import expunge
+from commands import run as command
 from expunge.errors import RecipeError, RunError, UnfinishedError
 
 
@@ -158,8 +157,3 @@ def test_the_command_says_what_it_wrote(finished_run):
     for row in rows:
         with Path(row["file"]).open() as file:
             assert len(list(csv.DictReader(file))) == row["rows"]
-
-
-def command(*words):
-    words = [sys.executable, "-m", "expunge", *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)

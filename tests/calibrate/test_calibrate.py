@@ -3,16 +3,17 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
 
 import expunge
+from commands import Command
+from commands import run as command
 from expunge import runs
 from expunge.analysing.run import analyse_run
 from expunge.calibrate.section import Calibrate, Floors
@@ -59,9 +60,8 @@ def _partial(run: Path) -> set[Path]:
     return set(run.glob("stages/calibrated-*.partial"))
 
 
-def calibrate(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "expunge", "calibrate", str(run), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def calibrate(run: Path, *words: str) -> CompletedProcess[str]:
+    return command("calibrate", run, *words)
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +131,15 @@ def test_another_objective_reads_no_candidate_twice(found, run):
 
 def test_a_picked_adapter_says_what_its_point_said(found, run, tmp_path):
     number = next(p["point"] for p in found["points"] if p["role"] == "trial")
-    command = [sys.executable, "-m", "expunge", "pick", str(run), "--point", str(number)]
+    words = ("pick", run, "--point", number)
     for form in ("adapter", "model"):
         out = tmp_path / form
-        done = subprocess.run(
-            [*command, "--out", str(out), "--as", form], capture_output=True, text=True, check=False
-        )
+        done = command(*words, "--out", out, "--as", form)
         assert done.returncode == 0, done.stderr
         assert (
             out / ("adapter_model.safetensors" if form == "adapter" else "config.json")
         ).exists()
-    again = subprocess.run(
-        [*command, "--out", str(tmp_path / "adapter")], capture_output=True, text=True, check=False
-    )
+    again = command(*words, "--out", tmp_path / "adapter")
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     from expunge.evaluate.reader import open_reader
@@ -224,15 +220,14 @@ def test_wrong_options_are_refused_in_a_line(run, words, said):
 def test_a_killed_search_goes_on_with_what_it_has_read(run):
     """SIGKILL within the search: the same command ends with as many trials, and reads less."""
     words = (*SEARCH, "--trials", "4", "-o", "seed=5", "-o", "per_term=3", "--json")
-    command = [sys.executable, "-m", "expunge", "calibrate", str(run), *words]
     before = _partial(run)  # of searches that were refused
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not any((p / "study.db").exists() for p in _partial(run) - before):
-            assert process.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.5)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    process = Command("calibrate", run, *words)
+    while not any((p / "study.db").exists() for p in _partial(run) - before):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL
     done = calibrate(run, *words)
     found = json.loads(done.stdout)
     assert sum(point["role"] == "trial" for point in found["points"]) == 4

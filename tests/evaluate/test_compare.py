@@ -3,13 +3,12 @@
 import io
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from commands import run as command
 from expunge.errors import EvaluationError
 from expunge.evaluate import compare as compare_module
 from expunge.evaluate.compare import (
@@ -220,17 +219,16 @@ def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
         return written(tmp_path / name, items, {"forget": estimate(values, name="x")})
 
     a, b, c = folder("a", [1.0] * 8), folder("b", [0.0] * 7 + [1.0]), folder("c", [1.0] * 6)
-    words = [sys.executable, "-m", "expunge", "compare"]
-    done = subprocess.run([*words, a, b, a], capture_output=True, text=True)
+    done = command("compare", a, b, a)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 differ by more than noise" in done.stdout
     assert "0 of 1 differ by more than noise" in done.stdout  # control: itself
-    done = subprocess.run([*words, a, b, "--json"], capture_output=True, text=True)
+    done = command("compare", a, b, "--json")
     (found,) = json.loads(done.stdout)
     (row,) = found["differences"]
     assert row["difference"] == pytest.approx(-7 / 8)
     assert row["within_noise"] is False
-    done = subprocess.run([*words, a, c], capture_output=True, text=True)
+    done = command("compare", a, c)
     assert (done.returncode, done.stdout) == (2, "")
     assert "2 only in" in done.stderr
     assert len(done.stderr.splitlines()) == 1

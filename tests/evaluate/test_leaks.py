@@ -1,11 +1,10 @@
 """Leaks: the documents whose items a model still gives away, the worst first."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from commands import run as command
 from expunge.errors import EvaluationError
 from expunge.evaluate.leaks import leaks
 from expunge.evaluate.readings import Reading, SuiteReading, by_key
@@ -86,10 +85,9 @@ def test_the_command_prints_both_ways(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"suites": {"s": facts}}))
     rows = [json.dumps({"suite": "s", **item}) + "\n" for item in ITEMS]
     (tmp_path / "items.jsonl").write_text("".join(rows))
-    words = [sys.executable, "-m", "expunge", "leaks", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = command("leaks", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("b: worst 0.9") < done.stdout.index("a: worst 0.4")
     assert "1 of 5 items were not measured" in done.stdout
-    done = subprocess.run([*words, "--json", "--top", "1"], capture_output=True, text=True)
+    done = command("leaks", tmp_path, "--json", "--top", "1")
     assert [one["document"] for one in json.loads(done.stdout)["documents"]] == ["b"]

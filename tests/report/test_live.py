@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from commands import Command
+from commands import run as command
 from expunge import progress
 from expunge.errors import RunError
 from expunge.recipe import load_recipe
@@ -256,8 +258,7 @@ def test_a_run_that_is_killed_is_seen_going_and_then_stopped(tmp_path, tiny_fold
     }
     (tmp_path / "long.yaml").write_text(json.dumps(recipe))
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "expunge", "unlearn", tmp_path / "long.yaml", "--out", out]
-    child = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    child = Command("unlearn", tmp_path / "long.yaml", "--out", out)
     try:
         deadline = time.monotonic() + 100
         while not (logs := list(out.glob("stages/strong-*.partial/log.jsonl"))):
@@ -266,7 +267,7 @@ def test_a_run_that_is_killed_is_seen_going_and_then_stopped(tmp_path, tiny_fold
             time.sleep(0.1)
         shown = frame(out)
     finally:
-        child.send_signal(signal.SIGKILL)
+        child.kill()
         child.wait()
     (strong,) = [stage for stage in shown.stages if stage.name == "strong"]
     assert (shown.state, strong.state, strong.unit) == ("going", "going", "steps")
@@ -299,14 +300,14 @@ def test_without_a_terminal_each_stage_of_a_name_is_told_once(monkeypatch):
 
 
 def test_the_command_prints_one_frame_and_ctrl_c_leaves_quietly(run):
-    words = [sys.executable, "-m", "expunge", "watch", str(run)]
-    done = subprocess.run([*words, "--once"], capture_output=True, text=True, timeout=60)
+    done = command("watch", run, "--once")
     assert (done.returncode, done.stderr) == (0, "")
     assert "strong" in done.stdout
-    done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
+    done = command("watch", run, "--json")
     assert json.loads(done.stdout)["recipe"] == "demo"
     # A shell's background job ignores Ctrl-C, and so does all that it starts: these tests, too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = [sys.executable, "-m", "expunge", "watch", str(run)]
     pipe = subprocess.PIPE
     child = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
     signal.signal(signal.SIGINT, before)
