@@ -116,7 +116,8 @@ class Board:
         label: str | None = None,
         trial: bool = False,
     ) -> Recipe:
-        """The recipe of one method with some settings; a `trial` generates a sample only."""
+        """The recipe of one method with some settings; a `trial` generates a sample only and
+        asks no MMLU, which has no say in what wins."""
         entry = self.config.methods[name]
         made = {kind: json.loads(json.dumps(getattr(entry, kind))) for kind in MAKERS}
         for branch, said in made["branches"].items():
@@ -135,7 +136,7 @@ class Board:
                 f"Made: {', '.join(names) or 'none'}"
             )
         if trial:
-            limit = {"generate_limit": self.config.tuning.generate_limit}
+            limit = {"generate_limit": self.config.tuning.generate_limit, "mmlu": None}
             fields["evaluate"] = {**fields.get("evaluate", {}), **limit}
         before = ["target"] if fields.get("tune") is None else ["original", "target"]
         fields["name"] = label or name
