@@ -218,10 +218,11 @@ class Recipe(Section):
     @property
     def adapters(self) -> dict[str, bool]:
         """Whether each model that is made from the target is an adapter on it."""
-        branches = {name: branch.training == "lora" for name, branch in self.branches.items()}
+        loras = {n: branch.lora for n, branch in self.branches.items() if branch.training == "lora"}
+        branches = {name: name in loras for name in self.branches}
         merges = {name: merge.output == "adapter" for name, merge in self.merges.items()}
         chosen = dict.fromkeys(self.calibrate, True)
-        return check_edits(self.edits, {"target": False, **branches, **merges, **chosen})
+        return check_edits(self.edits, {"target": False, **branches, **merges, **chosen}, loras)
 
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""

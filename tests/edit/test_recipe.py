@@ -115,12 +115,33 @@ def test_a_plan_foretells_edits(fields, tmp_path):
             {"of": "branch", "others": ["merged"], "method": "add", "options": {"weights": [1]}},
             "weights holds 1",
         ),
+        (
+            {"of": "branch", "others": ["wide"], "method": "pem_add"},
+            r"ranks 2 \(branch\), 3 \(wide\).*add takes several",
+        ),
+        ({"of": "branch", "others": ["narrow"], "method": "add"}, r"lora\.targets differs"),
     ],
 )
 def test_an_impossible_edit_is_refused_when_the_recipe_is_read(fields, edit, message):
+    branch = fields["branches"]["branch"]
+    for name, lora in (("wide", {"rank": 3}), ("narrow", {"rank": 2, "targets": ["q_proj"]})):
+        fields["branches"][name] = {**branch, "lora": lora}
     edits = {"edit": edit, "later": {"of": "branch", "method": "negate"}}
     with pytest.raises(RecipeError, match=message):
         load_recipe({**fields, "unscored": [], "edits": edits})
+
+
+def test_a_sum_takes_adapters_of_several_ranks_and_models_any_layers(fields):
+    """What the refusals above leave: ranks add up, and weights are summed wherever they moved."""
+    branch = fields["branches"]["branch"]
+    fields["branches"]["wide"] = {**branch, "lora": {"rank": 3}}
+    fields["branches"]["narrow"] = {**branch, "lora": {"rank": 2, "targets": ["q_proj"]}}
+    edits = {
+        "ranks": {"of": "branch", "others": ["wide"], "method": "add"},
+        "layers": {"of": "full", "others": ["narrow"], "method": "add"},
+    }
+    adapters = load_recipe({**fields, "unscored": [], "edits": edits}).adapters
+    assert (adapters["ranks"], adapters["layers"]) == (True, False)
 
 
 def test_the_command_edits_and_says_what_it_did(tiny_folder, drawn, tmp_path, files):

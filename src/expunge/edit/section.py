@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from expunge.config import Section, parse_section
 from expunge.edit.methods import EDITS, Method
+from expunge.lora import Lora
+from expunge.merge.section import check_places, check_ranks
 from expunge.registry import did_you_mean, lookup
 
 
@@ -52,10 +54,12 @@ class Edit(Section):
         return parse_section(self.options, self.row.options, origin=self.method)
 
 
-def check_edits(edits: Mapping[str, Edit], made: Mapping[str, bool]) -> dict[str, bool]:
+def check_edits(
+    edits: Mapping[str, Edit], made: Mapping[str, bool], loras: Mapping[str, Lora]
+) -> dict[str, bool]:
     """Whether each model is an adapter, edits included; an impossible edit is a `ValueError`.
 
-    `made` says it of the models before the edits.
+    `made` says it of the models before the edits, `loras` has the adapters of branches.
     """
     adapters, undoable = dict(made), set[str]()
     for name, edit in edits.items():
@@ -72,6 +76,11 @@ def check_edits(edits: Mapping[str, Edit], made: Mapping[str, bool]) -> dict[str
         whole = [other for other in given if not adapters[other]]
         if row.takes == "adapter" and whole:
             raise ValueError(f"edit '{name}': {edit.method} takes adapters; {whole[0]} is a model")
+        if not whole:
+            places = {other: loras[other] for other in given if other in loras}
+            check_places(f"edit '{name}'", places)
+            if row.takes == "adapter":
+                check_ranks(f"edit '{name}'", places, "add takes several ranks")
         if row.takes == "ia3":
             raise ValueError(
                 f"edit '{name}': no branch is (IA)³; expunge edit {edit.method} reads one"

@@ -80,7 +80,7 @@ def same_ranks(branches: Sequence[Branch]) -> None:
         ranks = ", ".join(str(branch.rank(layer)) for branch in branches)
         raise MergeError(
             f"the branches have ranks {ranks} at {layer}, so their factors cannot be merged entry "
-            "by entry; say space: delta"
+            "by entry; say space: delta; as an edit, use add"
         )
 
 

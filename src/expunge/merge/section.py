@@ -101,11 +101,8 @@ class Merge(Section):
                 f"{who} has {len(self.weights)} weights for {len(adapters)} branches; give one each"
             )
         check_places(who, adapters)
-        if self.space == "factors" and len({lora.rank for lora in adapters.values()}) > 1:
-            raise ValueError(
-                f"{who}: the branches have ranks {_listed(adapters, 'rank')}, so their factors "
-                "cannot be merged entry by entry; say space: delta"
-            )
+        if self.space == "factors":
+            check_ranks(who, adapters, "say space: delta")
 
     @property
     def row(self) -> Method:
@@ -137,6 +134,15 @@ def check_places(who: str, adapters: Mapping[str, Lora]) -> None:
                 f"{who} takes branches that adapt the same layers, and lora.{field} differs: "
                 f"{_listed(adapters, field)}"
             )
+
+
+def check_ranks(who: str, adapters: Mapping[str, Lora], remedy: str) -> None:
+    """Refuse branches of several ranks where factors are combined entry by entry."""
+    if len({lora.rank for lora in adapters.values()}) > 1:
+        raise ValueError(
+            f"{who}: the branches have ranks {_listed(adapters, 'rank')}, so their factors "
+            f"cannot be merged entry by entry; {remedy}"
+        )
 
 
 def _listed(adapters: Mapping[str, Lora], field: str) -> str:
