@@ -11,6 +11,7 @@ from typing import Any
 from expunge.config import Section, parse_section
 from expunge.errors import EvaluationError
 from expunge.evaluate import (
+    collapse_suite,
     harness,
     knowledge,
     membership_suite,
@@ -129,6 +130,12 @@ SUITES: dict[str, Suite] = {
         knowledge.knowledge_suite,
         "this project",
         "sixty plain questions, answered in words and as sentences to complete",
+    ),
+    "collapse": Suite(
+        collapse_suite.Collapse,
+        collapse_suite.collapse_suite,
+        "this project",
+        "does it still write language: loops, diversity, non-words, entropy, perplexity; no data",
     ),
     "lm_eval": Suite(
         harness.LmEval,
