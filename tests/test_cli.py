@@ -111,6 +111,29 @@ def test_a_plan_is_kept_and_the_run_says_how_wrong_it_was(recipe, tmp_path):
     assert [r["stage"] for r in json.loads((out / "plan.json").read_text())["outcome"]]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reprot"], "No such command 'reprot'. Did you mean 'report'? See "),
+        (["report"], "Missing argument 'run'. See "),
+        (["report", "run", "--bogus"], "No such option: --bogus"),
+        (["leaks", "x", "--top", "0"], "Invalid value for '--top'"),
+    ],
+)
+def test_a_wrong_word_is_one_line_too(words, said):
+    line = refused(expunge(*words))
+    assert said in line
+    assert line.endswith("--help")
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["--help"], ["report", "--help"]])
+def test_help_is_shown_where_it_is_asked_for_or_nothing_is(words):
+    done = expunge(*words)
+    assert done.returncode == (0 if "--help" in words else 2)
+    assert "Usage: " in done.stdout + done.stderr
+    assert "Missing" not in done.stdout + done.stderr
+
+
 def test_a_budget_that_is_no_time_is_one_line(recipe, tmp_path):
     line = refused(expunge("run", recipe(), "--out", tmp_path / "o", "--budget", "soon"))
     assert line.endswith("write 90s, 30m, 1h, 1h30m or a number of seconds")

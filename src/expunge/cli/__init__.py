@@ -1,7 +1,7 @@
 """The command line: read, run, print. No logic."""
 
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import typer
 
@@ -14,6 +14,9 @@ from expunge.cli.publishing import publishing
 from expunge.cli.recipes import running
 from expunge.errors import ExpungeError
 from expunge.report.commands import reading
+
+_Usage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
+"""What click raises of any wrong word; typer names this one of its errors alone."""
 
 app = typer.Typer(
     help="Remove chosen content from a language model, keep everything else, and prove both.",
@@ -34,7 +37,11 @@ def main() -> None:
         sys.stdout = None  # what is printed goes nowhere
     try:
         parallel.refuse_lone_launch()
-        app()
+        code = app(standalone_mode=False)
+        if isinstance(code, int):  # of Ctrl-C; commands return nothing
+            sys.exit(code)
+    except _Usage as error:
+        _end(_usage(error), 2)
     except ExpungeError as error:
         _end(" ".join(str(error).split()), error.exit_code)
     except RuntimeError as error:
@@ -45,6 +52,15 @@ def main() -> None:
             "the last checkpoint",
             1,
         )
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """A wrong word on the command line as one line, with where to look."""
+    message = error.format_message()
+    if not message:  # a group without a command, whose help stands on the screen
+        sys.exit(2)
+    where = f"{error.ctx.command_path if error.ctx else 'expunge'} --help"
+    return f"{message} See {where}" if message[-1] in ".?" else f"{message}; see {where}"
 
 
 def _end(message: str, code: int) -> NoReturn:
