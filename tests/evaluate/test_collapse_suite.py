@@ -58,4 +58,5 @@ def test_the_command_needs_no_option_and_gates(tiny_folder, tmp_path):
     done = command(*words, "--fail-if", "collapse.surprise > 0.7")
     assert done.returncode == 3
     assert "collapse.surprise is" in done.stderr and "collapsed" in done.stdout
+    words += ["--fail-if", "collapse.collapsed > 1"]
     assert command(*words, "--fail-if", "collapse.surprise > 9").returncode == 0  # control

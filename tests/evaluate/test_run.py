@@ -7,7 +7,7 @@ import pytest
 
 from commands import run as command
 from expunge.errors import EvaluationError, GateError, ModelError, RecipeError, RunError
-from expunge.evaluate.gates import check_gates, parse_gates
+from expunge.evaluate.gates import check_gates, gated, parse_gates
 from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean
 from expunge.evaluate.run import evaluate_model, numbers_of, read_run
 from expunge.evaluate.suites import parse_suites
@@ -53,11 +53,15 @@ def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
     words = ["evaluate", tiny_folder, "--suite", "semeval", "--cache", tmp_path / "cache"]
     for option in [*halves, *SHORT]:
         words += ["-o", option]
-    done = command(*words, "--fail-if", "forget.Task1.qa > 0.5")
+    sound = ["--fail-if", "semeval.collapsed > 1"]  # an untrained model fails every gate otherwise
+    done = command(*words, *sound, "--fail-if", "forget.Task1.qa > 0.5")
     assert done.returncode == 0, done.stderr
     assert "semeval.forget.Task1.qa" in done.stdout
     assert "collapsed" in done.stdout  # an untrained model has no aggregate
-    done = command(*words, "--fail-if", "forget.Task1.qa < 0.5")
+    done = command(*words, "--fail-if", "forget.Task1.qa > 0.5")
+    assert done.returncode == 3
+    assert done.stderr == "expunge: semeval.collapsed is 1: the model no longer writes language\n"
+    done = command(*words, *sound, "--fail-if", "forget.Task1.qa < 0.5")
     assert done.returncode == 3
     assert done.stderr.startswith("expunge: semeval.forget.Task1.qa is 0, and must not")
     done = command(*words, "--fail-if", "forget.Task9.qa < 0.5")
@@ -65,7 +69,9 @@ def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
     assert "Did you mean" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "a", "a >", "a > b", "a ~ 1", "> 1", "a > 1 2"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "a >", "a > b", "a ~ 1", "> 1", "a > 1 2", "a > nan", "a < inf"]
+)
 def test_conditions_that_are_none_are_refused(text):
     with pytest.raises(EvaluationError, match="is not of the form"):
         parse_gates([text])
@@ -84,6 +90,22 @@ def test_gates_compare_as_they_say():
         check_gates(parse_gates(["a > 0"]), numbers)
     with pytest.raises(EvaluationError, match="was not measured"):
         check_gates(parse_gates(["b > 0"]), numbers)
+    with pytest.raises(EvaluationError, match=r"there is no number 'zzz'\.$"):
+        check_gates(parse_gates(["zzz > 0"]), numbers)
+
+
+def test_a_collapsed_model_passes_no_gate_that_does_not_say_so():
+    def suite(collapsed):
+        numbers = {"x": {"value": 0.0}}
+        return {"suites": {"s": {"numbers": numbers, "facts": {"collapsed": collapsed}}}}
+
+    check_gates(parse_gates(["x > 0.5"]), gated(suite(False)))  # control
+    check_gates([], gated(suite(True)))
+    check_gates(parse_gates(["x > 0.5", "s.collapsed > 1"]), gated(suite(True)))
+    with pytest.raises(GateError, match=r"^s\.collapsed is 1"):
+        check_gates(parse_gates(["x > 0.5"]), gated(suite(True)))
+    with pytest.raises(GateError, match=r"^s\.collapsed is 1, and must not be =="):
+        check_gates(parse_gates(["collapsed == 1"]), gated(suite(True)))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def evaluate(
     guard: Annotated[Path | None, typer.Option(help="Ask through this guard's folder.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
     fail_if: Annotated[
-        list[str] | None, typer.Option(help="'semeval.mia.auc > 0.6': exit with 3 if it holds.")
+        list[str] | None, typer.Option(help="'mia.auc > 0.6': exit with 3 if so, or if collapsed.")
     ] = None,
     model: ModelPath = None,
     seed: Seed = None,
@@ -153,8 +153,8 @@ def evaluate(
         run_folder = given(out, "--out")
         (folders,) = run_pipelines([pipeline_of(Path(target), run_folder, model, seed)]).values()
         return print_reports(list(folders.values()), as_json)
-    from expunge.evaluate.gates import check_gates, parse_gates
-    from expunge.evaluate.run import evaluate_model, numbers_of
+    from expunge.evaluate.gates import check_gates, gated, parse_gates
+    from expunge.evaluate.run import evaluate_model
     from expunge.evaluate.suites import parse_suites
     from expunge.report.terminal import print_numbers
 
@@ -170,4 +170,4 @@ def evaluate(
         guard=guard,
     )
     print_numbers(results, as_json)
-    return check_gates(gates, numbers_of(results))
+    return check_gates(gates, gated(results))

@@ -1,5 +1,6 @@
 """Gates for automation: a condition on a measured number that ends the program with exit code 3."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.errors import EvaluationError, GateError
+from expunge.evaluate.run import numbers_of
 from expunge.registry import did_you_mean
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -34,24 +36,38 @@ def parse_gates(texts: Sequence[str]) -> list[Gate]:
     gates = []
     for text in texts:
         found = _GATE.fullmatch(text)
-        try:
-            gates.append(Gate(found[1], found[2], float(found[3])))  # pyright: ignore
-        except (TypeError, ValueError):
+        limit = _number(found[3]) if found else None
+        if found is None or limit is None:
             raise EvaluationError(
                 f"--fail-if {text!r} is not of the form 'name > number' "
                 f"(signs: {' '.join(_COMPARISONS)})"
-            ) from None
+            )
+        gates.append(Gate(found[1], found[2], limit))
     return gates
+
+
+def gated(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What gates may name of some results: every number, and `SUITE.collapsed`, which is 0 or 1."""
+    numbers = numbers_of(results)
+    for suite, measured in results["suites"].items():
+        if "collapsed" in measured["facts"]:
+            numbers[f"{suite}.collapsed"] = {"value": float(measured["facts"]["collapsed"])}
+    return numbers
 
 
 def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> None:
     """A `GateError` that names every gate that failed; a number that is not there is an error.
 
-    A name may leave out its suite where only one suite has it.
+    A name may leave out its suite where only one suite has it. A destroyed model has forgotten all
+    and would pass most gates, so with any gate a suite that calls it collapsed fails too, unless a
+    gate names that suite's `collapsed` itself.
     """
-    failed = []
-    for gate in gates:
-        name = _full_name(gate.name, numbers)
+    failed, asked = [], [(_full_name(gate.name, numbers), gate) for gate in gates]
+    named = {name for name, _ in asked}
+    for name, number in numbers.items():
+        if gates and name.endswith(".collapsed") and number["value"] and name not in named:
+            failed.append(f"{name} is 1: the model no longer writes language")
+    for name, gate in asked:
         value = numbers[name]["value"]
         if value is None:
             raise EvaluationError(f"--fail-if: {name} was not measured")
@@ -67,5 +83,13 @@ def _full_name(name: str, numbers: Mapping[str, Any]) -> str:
     ends = [full for full in numbers if full.partition(".")[2] == name]
     if len(ends) == 1:
         return ends[0]
-    reason = f"it may be {' or '.join(ends)}" if ends else did_you_mean(name, numbers)
-    raise EvaluationError(f"--fail-if: there is no number {name!r}; {reason}")
+    reason = f"; it may be {' or '.join(ends)}" if ends else f".{did_you_mean(name, numbers)}"
+    raise EvaluationError(f"--fail-if: there is no number {name!r}{reason}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
