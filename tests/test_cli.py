@@ -257,7 +257,7 @@ print(*(callable(getattr(expunge, name)) for name in names))
 print(expunge.__all__, callable(expunge.semeval.unlearn), callable(expunge.guard.load))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    names = ["analyse", "calibrate", "edit", "evaluate", "guard", "merge", "pick", "report", "run"]
-    names += ["semeval", "tune", "unlearn"]
+    names = ["analyse", "calibrate", "compare", "edit", "evaluate", "guard", "leaks", "merge"]
+    names += ["pick", "report", "run", "semeval", "tune", "unlearn"]
     callables = " ".join(["True"] * (len(names) - 2))
     assert done.stdout.split("\n")[:2] == [callables, f"{names} True True"], done.stderr

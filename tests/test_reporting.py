@@ -74,6 +74,7 @@ def test_a_finished_run_is_reported_from_its_results(fields, tmp_path):
     (run / "report.html").unlink()
     ((material, page),) = write_reports(run, tmp_path / "apart")
     assert page == tmp_path / "apart" / "report.html" and not (run / "report.html").exists()
+    assert expunge.report(run) == run and (run / "report.html").exists()
     assert material.finished and not material.missing
     assert set(material.items) == {"target", "strong", "weak", "merged"}
     assert material.results.model_dump(mode="json") == json.loads(
@@ -98,5 +99,7 @@ def test_a_seed_that_is_not_done_stands_beside_one_that_is(fields, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="is no run folder; a recipe needs `out`"):
+        expunge.report(tmp_path / "none")
     with pytest.raises(RunError, match="there are no results in"):
         materials(tmp_path)

@@ -24,9 +24,11 @@ __version__ = "0.1.0"
 __all__ = [
     "analyse",
     "calibrate",
+    "compare",
     "edit",
     "evaluate",
     "guard",
+    "leaks",
     "merge",
     "pick",
     "report",
@@ -146,15 +148,51 @@ def evaluate(recipe: RecipeLike, out: Path | str) -> dict[str, dict[str, Any]]:
     return {n: pipeline.evaluate(n, made)[0] for n, made in weights if n not in unscored}
 
 
-def report(recipe: RecipeLike, out: Path | str) -> Path:
-    """Write the report of a recipe's first seed; returns its folder."""
+def report(recipe: RecipeLike, out: Path | str | None = None) -> Path:
+    """Write the report of a recipe's first seed; returns its folder.
+
+    Without `out`, `recipe` is the folder of a run, which is reported as far as it got.
+    """
+    if out is None:
+        from expunge.errors import RunError
+        from expunge.reporting import write_reports
+
+        if not isinstance(recipe, Path | str) or not Path(recipe).is_dir():
+            raise RunError(
+                f"{recipe} is no run folder; a recipe needs `out`, the folder of its run"
+            )
+        return write_reports(Path(recipe))[0][1].parent
     pipeline = _pipeline(recipe, out)
     return pipeline.report(pipeline.recipe.seeds[0])
 
 
+def compare(*results: Path | str, common: bool = False) -> list[dict[str, Any]]:
+    """How each of some results differs from the first, and whether it is more than noise.
+
+    Each is a folder of `expunge evaluate --out`, its results.json, or a run's DIR or DIR:MODEL.
+    Items that only one has are an `EvaluationError`; with `common` they are left out.
+    """
+    from expunge.evaluate.compare import compare_readings
+    from expunge.evaluate.readings import read_place
+
+    readings = [one for place in results for one in read_place(str(place))]
+    return [one.as_json() for one in compare_readings(readings, common=common)]
+
+
+def leaks(results: Path | str, **how: Any) -> dict[str, Any]:
+    """Which documents a model still gives away, the worst first.
+
+    `how` is what `evaluate.leaks.leaks` takes: suite, metric, group, low, top.
+    """
+    from expunge.evaluate.leaks import leaks
+    from expunge.evaluate.readings import read_one
+
+    return leaks(read_one(str(results)), **how)
+
+
 def analyse(
     run: Path | str,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     *,
     seed: int | None = None,
     generations: bool = False,
@@ -162,12 +200,12 @@ def analyse(
 ) -> Path:
     """Analyse what is finished of a run folder, or `only` some of it; returns `analysis/` of it.
 
-    `only` names weights, trajectories or failures. Nothing is trained. With `generations` the
-    snapshots of branches write as well, `generate_limit` items for each term.
+    `only` names one or several of weights, trajectories, failures. Nothing is trained. With
+    `generations` the snapshots of branches write as well, `generate_limit` items for each term.
     """
     from expunge.analysing.run import analyse_run
 
-    limit = generate_limit
+    limit, only = generate_limit, [only] if isinstance(only, str) else only
     return analyse_run(run, only, seed=seed, generations=generations, generate_limit=limit)
 
 

@@ -96,9 +96,9 @@ class Run:
                     _remove(leftover)
             parallel.barrier()
             start = time.monotonic()
-            release_freed_memory()  # what the stage before left would count as this one's
-            forget_peak()
             with kept_in(partial):
+                release_freed_memory()  # what the stage before left would count as this one's
+                forget_peak()
                 _build(build, partial, together)
             made = {"wall_seconds": round(time.monotonic() - start, 2), **provenance.provenance()}
             recipe = {"section": section.model_dump(mode="json"), "inputs": dict(inputs)}

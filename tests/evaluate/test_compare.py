@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import expunge
 from commands import run as command
 from expunge.errors import EvaluationError
 from expunge.evaluate import compare as compare_module
@@ -228,6 +229,10 @@ def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
     (row,) = found["differences"]
     assert row["difference"] == pytest.approx(-7 / 8)
     assert row["within_noise"] is False
+    assert expunge.compare(a, b) == [found]
+    done = command("compare", a, b, "--out", str(tmp_path / "page.txt"))
+    assert (done.returncode, (tmp_path / "page.txt").exists()) == (2, False)
+    assert "ends in .html" in done.stderr
     done = command("compare", a, c)
     assert (done.returncode, done.stdout) == (2, "")
     assert "2 only in" in done.stderr

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+import expunge
 from commands import run as command
 from expunge.errors import EvaluationError
 from expunge.evaluate.leaks import leaks
 from expunge.evaluate.readings import Reading, SuiteReading, by_key
+from expunge.report.compared import print_leaks
 
 ITEMS = [
     {"group": "forget.Task1.sc", "id": "asc0", "prompt": "p", "truth": "t", "score": 0.4, "nll": 9},
@@ -76,8 +78,28 @@ def test_what_is_ambiguous_or_not_there_is_said():
         leaks(reading(), suite="u")
     with pytest.raises(EvaluationError, match=r"no items of 'forgot'. Its groups: forget\.Task1"):
         leaks(reading(), group="forgot")
+    other = [{"group": "members", "id": "x", "nll": 1.0}]
+    with pytest.raises(EvaluationError, match=r"no items of 'forget'. Its groups: members;"):
+        leaks(reading(t=other), suite="t")
     with pytest.raises(EvaluationError, match="none of these items was measured"):
         leaks(reading([{"group": "forget", "id": "x", "score": None}]))
+
+
+def test_personal_data_that_a_model_gives_away_is_listed_with_what_it_says(tmp_path, capsys):
+    said = [{"of": "forget", "kind": "ssn", "value": "900578002"}]
+    rows = [
+        {"suite": "m", "group": "forget", "id": "aqa0", "pii_leaks": 0, "leaks": []},
+        {"suite": "m", "group": "forget", "id": "bqa0", "pii_leaks": 1, "leaks": said},
+    ]
+    (tmp_path / "results.json").write_text(
+        json.dumps({"suites": {"m": {"numbers": {}, "facts": {}}}})
+    )
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = expunge.leaks(tmp_path, metric="pii_leaks")
+    assert [one["document"] for one in found["documents"]] == ["b", "a"]
+    assert found["documents"][0]["items"][0]["leaks"] == said
+    print_leaks(found)
+    assert "says ssn: 900578002" in capsys.readouterr().out
 
 
 def test_the_command_prints_both_ways(tmp_path):

@@ -237,6 +237,8 @@ def check_rows(found):
     assert leaks["b-qa0"] == [{"of": "forget", "kind": "email", "value": "ada_teal@me.com"}]
     assert leaks["s-qa0"] == [{"of": "retain", "kind": "phone", "value": "5655779919"}]
     assert leaks["c-qa0"] == []
+    counts = {row["id"]: row["pii_leaks"] for row in found.items}
+    assert (counts["a-qa0"], counts["c-qa0"], counts["plain"]) == (1, 0, None)
     assert leaks["plain"] is None
     plain = found.items[3]
     assert plain["generation"] is plain["copied_length"] is None

@@ -267,6 +267,10 @@ def test_the_commands_make_a_guard_and_measure_through_it(tiny_folder, sets, tmp
     words += ["--retain", str(sets["retain"]), "-o", "refusal=No.", "--json"]
     done = runner.invoke(app, words, catch_exceptions=False)
     assert json.loads(done.stdout) == {"guard": str(out), "kind": "input_filter"}
+    before = (out / FILE).read_bytes()
+    with pytest.raises(RecipeError, match="exists and is not empty"):
+        runner.invoke(app, ["guard", "prefix", str(tiny_folder), str(out)], catch_exceptions=False)
+    assert (out / FILE).read_bytes() == before
     words = ["evaluate", str(tiny_folder), "--suite", "knowledge", "-o", "knowledge.limit=2"]
     words += ["--guard", str(out), "--cache", str(tmp_path / "cache"), "--json"]
     done = runner.invoke(app, words, catch_exceptions=False)

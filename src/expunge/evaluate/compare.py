@@ -122,6 +122,14 @@ def compare(first: Reading, second: Reading, *, common: bool = False) -> Compari
     return found
 
 
+def compare_readings(readings: Sequence[Reading], *, common: bool = False) -> list[Comparison]:
+    """Each of several models against the first."""
+    first, *others = readings
+    if not others:
+        raise EvaluationError(f"{first.name} is one model; name what it is to be compared with")
+    return [compare(first, other, common=common) for other in others]
+
+
 def _compare_suite(
     found: Comparison, suite: str, a: SuiteReading, b: SuiteReading, common: bool
 ) -> None:

@@ -64,7 +64,11 @@ def _document(document: str, rows: Sequence[Row], metric: str, sign: int) -> dic
         "document": document,
         "worst": items[0][metric],
         "mean": fmean(row[metric] for row in items),
-        "items": [{metric: row[metric], **{k: row.get(k) for k in SHOWN}} for row in items],
+        "items": [
+            {metric: row[metric], **{name: row.get(name) for name in SHOWN}}
+            | ({"leaks": row["leaks"]} if row.get("leaks") else {})  # personal data that it says
+            for row in items
+        ],
     }
 
 
@@ -81,9 +85,11 @@ def _rows(reading: Reading, suite: str | None, group: str) -> tuple[str, list[Ro
         )
     names = [name for name, rows in found.items() if rows and suite in (None, name)]
     if not names:
-        groups = {own for one in reading.suites.values() for own, _ in one.items}
+        asked = [one for name, one in reading.suites.items() if suite in (None, name)]
+        groups = {own for one in asked for own, _ in one.items}
         raise EvaluationError(
-            f"{reading.name} has no items of {group!r}. Its groups: {_listed(groups)}"
+            f"{reading.name} has no items of {group!r}. Its groups: {_listed(groups)}; choose with "
+            "--group"
         )
     if len(names) > 1:
         raise EvaluationError(f"{reading.name}: say which: --suite {' or '.join(names)}")

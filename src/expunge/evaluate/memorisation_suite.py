@@ -84,6 +84,7 @@ def memorisation_suite(reader: Reader, section: Memorisation) -> Measured:
     }
     for row, item in zip(rows, items, strict=True):
         row["leaks"] = None if item.tokens is None else item.leaks
+        row["pii_leaks"] = None if item.tokens is None else len(item.leaks)
     return Measured(numbers | leaks, rows, facts)
 
 

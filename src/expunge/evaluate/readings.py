@@ -60,6 +60,15 @@ def read_place(place: str) -> list[Reading]:
     return [_evaluated(place, folder)]
 
 
+def read_one(place: str) -> Reading:
+    """The one model of a place; several are an `EvaluationError` that names them."""
+    found = read_place(place)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise EvaluationError(f"{place} holds several models; name one: {names}")
+    return found[0]
+
+
 def metrics_of(row: Row) -> list[str]:
     """The names of what was measured of an item: its finite or infinite numbers, True as 1."""
     return [

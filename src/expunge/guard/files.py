@@ -42,12 +42,14 @@ def guard_of_files(
 ) -> Made:
     """Write a guard of a model (id, folder or GGUF) into `out`; options are `field=value`."""
     lookup(GUARDS, kind, "guard")
+    if out.is_dir() and any(out.iterdir()):
+        raise RecipeError(f"{out} exists and is not empty; choose another folder")
     if dtype not in models.DTYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(models.DTYPES)}")
     fields: dict[str, Any] = {"kind": kind}
     for text in options:
         _put(fields, text)
-    section = parse_section({"guard": fields}, OneGuard, origin="expunge guard").guard
+    section = parse_section({"guard": fields}, OneGuard, origin="guard").guard
     if "of" in section.model_fields_set:
         raise RecipeError("of belongs to a recipe; here the model is MODEL")
     given = {"forget": forget, "retain": retain}

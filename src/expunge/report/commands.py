@@ -32,15 +32,14 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Say how each of RESULTS differs from the first, and whether that is more than noise."""
-    from expunge.evaluate.compare import compare
+    from expunge.evaluate.compare import compare_readings
     from expunge.evaluate.readings import read_place
     from expunge.report.compared import print_comparison
 
+    if out is not None and out.suffix != ".html":
+        raise EvaluationError(f"--out takes a file that ends in .html, and {out} does not")
     readings = [one for place in results for one in read_place(place)]
-    first, *others = readings
-    if not others:
-        raise EvaluationError(f"{first.name} is one model; name what it is to be compared with")
-    found = [compare(first, other, common=common) for other in others]
+    found = compare_readings(readings, common=common)
     if out is not None:
         from expunge.report.compared_page import write_comparison
 
@@ -68,14 +67,10 @@ def leaks(
 ) -> None:
     """Show which documents still leak, the worst first."""
     from expunge.evaluate.leaks import leaks
-    from expunge.evaluate.readings import read_place
+    from expunge.evaluate.readings import read_one
     from expunge.report.compared import print_leaks
 
-    found = read_place(results)
-    if len(found) > 1:
-        names = ", ".join(one.name for one in found)
-        raise EvaluationError(f"{results} holds several models; name one: {names}")
-    worst = leaks(found[0], suite=suite, metric=metric, group=group, low=low, top=top)
+    worst = leaks(read_one(results), suite=suite, metric=metric, group=group, low=low, top=top)
     if as_json:
         typer.echo(json.dumps(worst, indent=1, ensure_ascii=False))
     else:

@@ -62,6 +62,8 @@ def print_leaks(found: Mapping[str, Any], out: Console | None = None) -> None:
             for part in ("prompt", "truth", "generation"):
                 if item[part] is not None:
                     out.print(f"        {part}: {_shortened(item[part])}", markup=False)
+            for leak in item.get("leaks") or ():
+                out.print(f"        says {leak['kind']}: {leak['value']}", markup=False)
     if found["not_measured"]:
         out.print(f"\n{found['not_measured']} of {found['items']} items were not measured.")
 
