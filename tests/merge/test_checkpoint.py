@@ -35,13 +35,23 @@ def file_of(header, data=b"\0" * 8):
         (file_of({"a": {**GOOD["a"], "shape": [True]}}), "a has a shape or offsets that are not"),
         (file_of({"a": {**GOOD["a"], "shape": [3]}}), "12 bytes, but takes 8"),
         (file_of({"a": {**GOOD["a"], "shape": [1 << 40, 1 << 40]}}), "bytes, but takes 8"),
-        (file_of({"a": {**GOOD["a"], "data_offsets": [8, 16]}}), "a leaves a gap"),
+        (file_of({"a": {**GOOD["a"], "data_offsets": [8, 16]}}, b"\0" * 16), "a leaves a gap"),
         (file_of({"a": {**GOOD["a"], "more": 1}}), "a lacks one of dtype"),
-        (file_of(GOOD, b"\0" * 7), "end at byte .* but the file has"),
+        (file_of(GOOD, b"\0" * 7), "a would end at byte .* but the file has"),
         (file_of(GOOD, b"\0" * 9), "end at byte .* but the file has"),
         (
             file_of({**GOOD, "b": {**GOOD["a"], "data_offsets": [4, 12]}}, b"\0" * 12),
             "b overlaps the one before it",
+        ),
+        (
+            file_of(
+                {
+                    "far": {**GOOD["a"], "data_offsets": [10**9, 10**9 + 8]},
+                    "next": {**GOOD["a"], "data_offsets": [8, 16]},
+                },
+                b"\0" * 16,
+            ),
+            "far would end at byte",
         ),
     ],
 )
