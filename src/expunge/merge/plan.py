@@ -129,14 +129,25 @@ class Plan:
 
     def _with_base(self, one: OutputSlice) -> OutputSlice:
         """The slice with the base among its sources, as slerp and its kin need it."""
-        base = one.base_model or self.file.base_model
+        base, name = one.base_model or self.file.base_model, self.file.name
         if base is None or any(self.source(s.model) == self.source(base) for s in one.sources):
             return one
+        if name in _BASE_TOO and self.file.slices is not None:
+            return one  # as in mergekit, which joins it to whole models alone
+        weighed = "weight" in one.parameters or "weight" in self.file.parameters
+        if name == "linear" and self.file.output == "model" and not weighed:
+            raise MergeError(
+                f"linear would count the base_model {self.source(base).name} as one more model, "
+                "and it has no weight: list it among the models with a weight, or leave base_model "
+                "out"
+            )
         added_base = SliceInput(model=base, layer_range=one.sources[0].layer_range)
         return one.model_copy(update={"sources": (*one.sources, added_base)})
 
     def _base_of(self, one: OutputSlice) -> Source | None:
-        return self.source(one.base_model) if one.base_model is not None else self.base
+        """The base of a slice, where it is among its sources."""
+        base = self.source(one.base_model) if one.base_model is not None else self.base
+        return base if base in [self.source(s.model) for s in one.sources] else None
 
     def _layer(self, one: OutputSlice, step: int, number: int, t: float) -> list[Place]:
         """The tensors of one layer of the output."""
