@@ -131,6 +131,72 @@ def test_what_is_not_a_float_is_carried_over_or_refused(file, tuned, tmp_path):
         merge_models(file(base_model=base, models=[{"model": other}]), tmp_path / "no")
 
 
+def test_a_type_that_cannot_be_merged_is_named_with_its_file(file, tuned, tmp_path):
+    key = "model.layers.0.mlp.up_proj.weight"
+
+    def cast(kind, only=None):
+        return lambda found: {
+            k: v.to(kind) if k in (only or found) else v for k, v in found.items()
+        }
+
+    for number, (kind, word, only) in enumerate(
+        (
+            (torch.float8_e4m3fn, "F8_E4M3", [key]),
+            (torch.float64, "F64", [key]),
+            (torch.float64, "F64", None),
+        )
+    ):
+        odd = edited(tuned[1], tmp_path / f"odd-{number}", cast(kind, only))
+        message = rf"{odd}/model.safetensors: model.* is {word} \[.*, but F32 \[.*only float32, bfl"
+        with pytest.raises(ExpungeError, match=message) as error:
+            merge_models(file(models=[{"model": odd}]), tmp_path / "out")
+        assert "\n" not in str(error.value)
+        with pytest.raises(ExpungeError, match=message):
+            merge_models(file(base_model=odd, models=[{"model": str(tuned[2])}]), tmp_path / "out")
+    whole = [edited(f, tmp_path / f"w-{f.name}", cast(torch.float64)) for f in tuned[:2]]
+    with pytest.raises(ExpungeError, match="is F64 and differs between .*only float32, bfloat16"):
+        merge_models(file(base_model=whole[0], models=[{"model": whole[1]}]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_a_type_that_cannot_be_merged_is_refused(file, tuned, branches, tmp_path):
+    key = "model.layers.0.mlp.up_proj.weight"
+    base = edited(
+        tuned[0],
+        tmp_path / "base",
+        lambda found: {k: v.to(torch.float8_e4m3fn) if k == key else v for k, v in found.items()},
+    )
+    with pytest.raises(ExpungeError, match=f"changes {key}, which is F8_E4M3 in"):
+        merge_models(
+            file(base_model=base, models=[{"model": f"{base}+{branches[0]}"}]), tmp_path / "out"
+        )
+
+
+def test_a_base_joins_a_linear_merge_only_with_a_weight(file, tuned, tmp_path):
+    base, one, two = (load_file(folder / "model.safetensors") for folder in tuned)
+    weighted = [{"model": str(f), "parameters": {"weight": 1.0}} for f in tuned]
+    for word in ("method", "merge_method"):
+        fields = {"method": None, word: "linear", "parameters": {}}
+        with pytest.raises(ExpungeError, match="and it has no weight: list it among the models"):
+            merge_models(file(**fields, models=weighted[1:]), tmp_path / "out")
+    fields = {"method": None, "merge_method": "linear", "parameters": {}}
+    layers = [{**model, "layer_range": [0, 2]} for model in weighted[1:]]
+    third, half = (base, one, two), (one, two)
+    for number, (given, expected) in enumerate(
+        (
+            ({"models": weighted}, third),
+            ({"models": weighted[1:], "parameters": {"weight": 1.0}}, third),
+            ({"models": weighted[1:], "base_model": None}, half),
+            ({"models": None, "slices": [{"sources": layers}]}, half),
+        )
+    ):
+        merge_models(file(**{**fields, **given}), tmp_path / f"{number}")
+        out = load_file(tmp_path / f"{number}" / "model.safetensors")
+        for name, tensor in out.items():
+            mean = sum(model[name] for model in expected) / len(expected)
+            torch.testing.assert_close(tensor, mean, rtol=1e-4, atol=1e-6)
+
+
 def extended(folder, to, words):
     """A copy of a model with more words in its vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from expunge.errors import MergeError
+from expunge.merge.agreement import bytes_of_all, mismatch
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
 from expunge.merge.engine import Job
@@ -173,13 +174,15 @@ class Plan:
                 raise MergeError(f"{source.name} lacks {name}, which {self.donor.name} has")
             found.append((given, source, name, held))
         stored = [source.checkpoint[held] for _, source, _, held in found]
+        held_by = [(source, held) for _, source, _, held in found]
         shapes = {s.shape for s in stored}
         lined_up = embeddings is not None and embeddings.lines_up(place.name)
         if len(shapes) > 1 and not lined_up:
-            raise MergeError(_mismatch(place.name, found))
+            raise MergeError(mismatch(place.name, held_by))
         kinds = {s.dtype for s in stored}
         if not kinds <= FLOATS.keys():
-            return self._carried(place, found)
+            raw = bytes_of_all(place.name, held_by)
+            return Job(place.name, stored[0].dtype, stored[0].shape, carried=raw)
         wanted = STORED[file.stored] if file.stored else _widest(kinds)
         shape = stored[0].shape
         parts = [source.part(held, base) for _, source, _, held in found]
@@ -234,19 +237,6 @@ class Plan:
         whole = [matrix for matrix in found if matrix is not None]
         return whole if len(whole) == len(found) else None
 
-    def _carried(self, place: Place, found: Sequence[tuple[SliceInput, Source, str, str]]) -> Job:
-        """A tensor that is not of floats: every model must hold the same."""
-        _, first, _, held = found[0]
-        raw = first.checkpoint.raw(held)
-        for _, source, _, name in found[1:]:
-            if not (source.checkpoint.raw(name) == raw).all():
-                raise MergeError(
-                    f"{place.name} is {first.checkpoint[held].dtype} and differs between "
-                    f"{first.name} and {source.name}; only floats can be merged"
-                )
-        stored = first.checkpoint[held]
-        return Job(place.name, stored.dtype, stored.shape, carried=raw)
-
     def _check_counts(self) -> None:
         """Refuse a method without its base, or with too few or too many models."""
         row, name = self.file.row, self.file.name
@@ -297,13 +287,3 @@ def _after(name: str) -> bool:
 
 def _widest(kinds: set[str]) -> str:
     return next(iter(kinds)) if len(kinds) == 1 else "F32"
-
-
-def _mismatch(name: str, found: Sequence[tuple[SliceInput, Source, str, str]]) -> str:
-    shapes = ", ".join(
-        f"{list(source.checkpoint[held].shape)} in {source.name}" for _, source, _, held in found
-    )
-    more = ""
-    if any(word in name for word in ("embed", "wte", HEAD)):
-        more = "; name a tokenizer_source to line up vocabularies"
-    return f"{name} is {shapes}{more}"
