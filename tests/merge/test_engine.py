@@ -26,6 +26,7 @@ from expunge.merge.methods import METHODS
 from expunge.merge.operands import Operand, Update, Whole
 from expunge.merge.options import resolved
 from expunge.merge.run import merge_models
+from expunge.merge.survival import Survival
 from expunge.merge.tensor import merge_operand
 from expunge.merge.trim import Settings
 
@@ -474,3 +475,20 @@ def test_survival_says_what_storage_keeps(tuned, tmp_path):
         total = sum(tensor.numel() for tensor in before.values())
         assert shares[-1] == pytest.approx(changed / total, rel=0.01)
     assert shares[0] > 0.9 > 0.2 > shares[1]
+
+
+@pytest.mark.parametrize("columns", [576, 130, 3])
+def test_int8_and_int4_survival_are_counted_by_hand_whatever_the_columns(columns):
+    """The last weight is edited by 2: less than half a step of the row's int8, not of its own."""
+    base = torch.zeros(65, columns)
+    base[:, 0], base[:, -1] = 1270.0, 7.0  # steps: int8 10; int4 of the first group 181
+    edited = base.clone()
+    edited[:, -1] += 2  # int8: 7 and 9 are both 1 step; int4: 7 and 9 are 7, for they are cut off
+    edited[:, 1] += 6  # int8: 0 becomes 1; int4: 0 stays
+    edited[64, -1] = 4  # int8: 7 is 1, 4 is 0; int4: 7 becomes 4 in a short group of its own
+    survival = Survival()
+    operand = Operand("w", tuple(base.shape), stored(base), [stored(edited)])
+    survival.sample(operand, 0, stored(edited).raw, codec.FLOAT32)
+    assert survival.sampled == 4  # rows 0 and 64
+    assert survival.kept8 == 3
+    assert survival.kept4 == (0 if columns == 3 else 1)

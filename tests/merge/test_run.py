@@ -154,7 +154,7 @@ def test_a_type_that_cannot_be_merged_is_named_with_its_file(file, tuned, tmp_pa
         with pytest.raises(ExpungeError, match=message):
             merge_models(file(base_model=odd, models=[{"model": str(tuned[2])}]), tmp_path / "out")
     whole = [edited(f, tmp_path / f"w-{f.name}", cast(torch.float64)) for f in tuned[:2]]
-    with pytest.raises(ExpungeError, match="is F64 and differs between .*only float32, bfloat16"):
+    with pytest.raises(ExpungeError, match=r"is F64 and differs between .*only float32, bfloat16"):
         merge_models(file(base_model=whole[0], models=[{"model": whole[1]}]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
