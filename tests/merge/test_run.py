@@ -68,7 +68,23 @@ def edited(folder, to, tensors=lambda found: found, **config):
         ({"dtype": "float8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
         ({"modules": {}}, "modules are not merged"),
         ({"tokenizer_source": "union", "tokenizer": {}}, "give either tokenizer or"),
-        ({"chat_template": "chatml"}, "chat_template is a Jinja template, or auto"),
+        ({"chat_template": "chatm"}, "is a Jinja template, auto, or one of alpaca, chatml, llama3"),
+        ({"chat_template": "exaone"}, "exaone has several formats, one for each version"),
+        ({"chat_template": "mistral"}, "mistral has several formats, one for each version"),
+        ({"tokenizer": {"tokens": {"a": 5}}}, "tokenizer.tokens.a: "),
+        ({"tokenizer": {"tokens": {"a": {"sorce": "x"}}}}, "Did you mean 'source'?"),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "token": "a"}}}}},
+            "tokenizer.tokens.a.source: field model is missing",
+        ),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "one"}}}}},
+            "tokenizer.tokens.a.source: kind is zero or model_token, not 'one'",
+        ),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "zero", "token": "a"}}}}},
+            "tokenizer.tokens.a.source: unknown field token",
+        ),
         ({"method": "della", "parameters": {"density": 0.9}}, "chances outside (0, 1)"),
         ({"modls": []}, "unknown field modls. Did you mean 'models'?"),
     ],
@@ -261,6 +277,62 @@ def test_single_tokens_can_be_taken_from_one_model_and_rows_padded(file, tuned, 
     theirs = load_file(f"{two}/model.safetensors")["model.embed_tokens.weight"]
     assert len(merged) == 320
     torch.testing.assert_close(merged[257], theirs[257])
+
+
+def test_a_token_can_be_taken_by_number_and_only_by_one_that_there_is(file, tuned, tmp_path):
+    def taken(**fields):
+        source = {"kind": "model_token", "model": str(tuned[2]), **fields}
+        return file(
+            tokenizer={"source": "base", "tokens": {"a": {"source": source, "force": True}}}
+        )
+
+    for number in (100_000, 257):
+        with pytest.raises(ExpungeError, match=rf"257 rows .* so there is no token_id {number}"):
+            merge_models(taken(token_id=number), tmp_path / "no")
+    for wrong, message in (
+        ({"token_id": -1}, "token_id"),
+        ({"token_id": 1, "token": "b"}, "either"),
+    ):
+        with pytest.raises(ExpungeError, match=rf"tokens\.a\.source: .*{message}"):
+            merge_models(taken(**wrong), tmp_path / "no")
+    base, _, two = (load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in tuned)
+    words = load_tokenizer(tuned[0]).get_vocab()
+    for number, fields in enumerate(({"token_id": 9}, {"token": "b"}, {})):
+        merge_models(taken(**fields), tmp_path / f"out-{number}")
+        out = load_file(tmp_path / f"out-{number}" / "model.safetensors")
+        row = fields.get("token_id", words[fields.get("token", "a")])
+        torch.testing.assert_close(out["model.embed_tokens.weight"][words["a"]], two[row])
+        assert not torch.equal(base[words["a"]], two[row])  # control
+
+
+def test_a_tokenizer_with_more_words_than_its_model_has_rows_is_refused(file, tuned, tmp_path):
+    odd = edited(tuned[1], tmp_path / "odd")
+    tokenizer = load_tokenizer(odd)
+    tokenizer.add_tokens(["<x>"])
+    tokenizer.save_pretrained(odd)
+    with pytest.raises(ExpungeError, match="odd makes token 257, but the model has 257 rows"):
+        merge_models(file(models=[{"model": odd}], tokenizer_source="union"), tmp_path / "out")
+
+
+def test_chat_templates_can_be_named(file, tmp_path):
+    said = [
+        {"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "yes"))
+    ]
+    start, end = "<|im_start|>", "<|im_end|>"
+    head = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")]
+    expected = {
+        "chatml": f"{start}user\nhi{end}\n{start}assistant\nyes{end}\n{start}assistant\n",
+        "llama3": f"BOS{head[0]}hi<|eot_id|>{head[1]}yes<|eot_id|>{head[1]}",
+        "alpaca": "### Instruction:\nhi\n\n### Response:\nyesEOS\n\n### Response:\n",
+    }
+    for name, text in expected.items():
+        merge_models(file(chat_template=name), tmp_path / name)
+        tokenizer = load_tokenizer(tmp_path / name)
+        made = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        own = {"BOS": tokenizer.bos_token, "EOS": tokenizer.eos_token}
+        for word, token in own.items():
+            text = text.replace(word, token or "")
+        assert made == text
 
 
 def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):

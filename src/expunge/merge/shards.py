@@ -167,7 +167,7 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
     """A folder to build `out` in: what a killed build of the same identity left, or a new one.
 
     When the block ends, what serves the building alone is removed and the folder becomes `out`;
-    when it fails, all of it is removed; when it is interrupted, what is there is left to go on with.
+    when it fails, all of it is removed; interrupted, it is left, to be gone on with.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
