@@ -357,6 +357,39 @@ def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):
     assert same.kind == "same"
 
 
+def test_lint_counts_the_signs_of_weights_and_tells_types_apart(file, tuned, tmp_path):
+    base, one, _ = tuned
+    copy = edited(one, tmp_path / "copy")
+
+    def found(*weights):
+        models = [
+            {"model": str(folder), "parameters": {"weight": weight}}
+            for folder, weight in zip((one, copy), weights, strict=True)
+        ]
+        return lint(plan_of(file(method="task_arithmetic", models=models, parameters={})))
+
+    (finding,) = found(1.0, -1.0)
+    assert finding.kind == "cancel"
+    assert finding.what == "updates have cosine -1.00, weights of opposite sign counted"
+    assert found(1.0, 0.5) == found(-1.0, -0.5) == []  # control
+
+    def halved(tensors):
+        return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+    half = edited(one, tmp_path / "half", halved)
+    findings = lint(plan_of(file(models=[{"model": half}])), weights=False)
+    assert [(f.kind, f.where, f.what) for f in findings] == [
+        ("type", half, f"its floats are BF16, in {base} F32")
+    ]
+
+
+def test_explain_without_a_base_says_that_it_needs_one(file, tuned):
+    models = [{"model": str(folder)} for folder in tuned[1:]]
+    path = file(method="linear", base_model=None, models=models, parameters={})
+    with pytest.raises(ExpungeError, match="linear is given none: name a base_model"):
+        explain(plan_of(path))
+
+
 def test_lint_tells_an_adapter_of_another_base_and_mixed_ranks(file, tuned, branches, make_branch):
     odd = make_branch(3, rank=2)
     models = [{"model": f"{tuned[0]}+{folder}"} for folder in (branches[0], odd)]
