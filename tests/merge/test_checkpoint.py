@@ -38,7 +38,7 @@ def file_of(header, data=b"\0" * 8):
         (file_of({"a": {**GOOD["a"], "shape": [1 << 40, 1 << 40]}}), "bytes, but takes 8"),
         (file_of({"a": {**GOOD["a"], "data_offsets": [8, 16]}}, b"\0" * 16), "a leaves a gap"),
         (file_of({"a": {**GOOD["a"], "more": 1}}), "a lacks one of dtype"),
-        (file_of(GOOD, b"\0" * 7), "a would end at byte .* but the file has"),
+        (file_of(GOOD, b"\0" * 7), "its tensors end at byte .* but the file has"),
         (file_of(GOOD, b"\0" * 9), "end at byte .* but the file has"),
         (
             file_of({**GOOD, "b": {**GOOD["a"], "data_offsets": [4, 12]}}, b"\0" * 12),

@@ -123,17 +123,14 @@ def read_header(path: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     begin = 8 + length
     tensors = [_entry(path, name, entry, begin) for name, entry in header.items()]
-    for tensor in tensors:
-        end = tensor.offset + tensor.nbytes
-        if end > total:
-            raise ModelError(
-                f"{path} is damaged: {tensor.name} would end at byte {end}, but the file has "
-                f"{total}"
-            )
     place = begin
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != place:
             what = "overlaps the one before it" if tensor.offset < place else "leaves a gap"
+            last = max(tensors, key=lambda tensor: tensor.offset + tensor.nbytes)
+            end = last.offset + last.nbytes
+            if end > total:  # what is out of place is that one, not its neighbours
+                tensor, what = last, f"would end at byte {end}, but the file has {total}"
             raise ModelError(f"{path} is damaged: {tensor.name} {what}")
         place += tensor.nbytes
     if place != total:
