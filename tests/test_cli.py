@@ -1,11 +1,13 @@
 """The commands as a user runs them: real processes, exit codes, one line for a mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from commands import run as expunge
 
@@ -215,6 +217,31 @@ def test_a_seed_and_a_model_can_be_given_on_the_command_line(recipe, tmp_path, t
     assert json.loads(done.stdout)["seed"] == 7
 
 
+def test_a_merge_file_takes_a_seed_and_refuses_what_it_would_ignore(tmp_path, tiny_folder):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    tensors = load_file(other / "model.safetensors")
+    halved = {name: tensor / 2 for name, tensor in tensors.items()}
+    save_file(halved, other / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "merge.yaml"
+    fields = {"method": "dare_linear", "base_model": str(tiny_folder), "seed": 1}
+    models = [{"model": str(other), "parameters": {"density": 0.5}}]
+    path.write_text(yaml.safe_dump({**fields, "models": models}))
+    made = []
+    for name, options in (("own", []), ("same", ["--seed", "1"]), ("three", ["--seed", "3"])):
+        assert expunge("merge", path, tmp_path / name, *options).returncode == 0
+        made.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert made[0] == made[1] != made[2]
+    assert yaml.safe_load((tmp_path / "three" / "merge.yaml").read_text())["seed"] == 3
+    for options, message in (
+        (["--model", "foo"], "--model belongs to a recipe"),
+        (["--seed", "-1"], "--seed is a whole number from 0, not -1"),
+        *((["--shard-gb", size], f"not {size}") for size in ("0", "-1", "nan", "inf")),
+    ):
+        assert message in refused(expunge("merge", path, tmp_path / "no", *options))
+    assert not (tmp_path / "no").exists()
+
+
 def test_merge_reads_a_merge_file_and_says_what_it_did(tmp_path, tiny_folder):
     path = tmp_path / "merge.yaml"
     fields = {"merge_method": "linear", "models": [{"model": str(tiny_folder)}]}
@@ -228,7 +255,7 @@ def test_merge_reads_a_merge_file_and_says_what_it_did(tmp_path, tiny_folder):
     assert "exists and is not empty" in refused(expunge("merge", path, tmp_path / "out"))
     assert "OUT is missing" in refused(expunge("merge", path))
     assert "nothing found" in expunge("merge", path, "--lint").stdout
-    assert json.loads(expunge("merge", path, "--explain", "--json").stdout) == []
+    assert "name a base_model" in refused(expunge("merge", path, "--explain"))
     path.write_text(yaml.safe_dump({**fields, "merge_method": "linea"}))
     assert "Did you mean 'linear'" in refused(expunge("merge", path, tmp_path / "other"))
 

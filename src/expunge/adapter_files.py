@@ -66,6 +66,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[s
         raise ModelError(f"{folder} holds no {CONFIG}, so it is not an adapter folder")
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no {WEIGHTS} (pickled adapters are not read)")
+    for name in (CONFIG, WEIGHTS):
+        check_link(folder, name)
     config = runs.read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} is a {config.get('peft_type')} adapter, not LoRA")
@@ -93,6 +95,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[s
         if len(pair) != 2:
             raise ModelError(f"{folder}: {name} lacks one of lora_A and lora_B")
     return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in factors.items()}, config
+
+
+def check_link(folder: Path, name: str) -> None:
+    """Refuse a file that is a link out of its folder, unless to the blobs of its Hub cache."""
+    home, real = folder.resolve(), (folder / name).resolve()
+    if not real.is_relative_to(home) and real.parent != home.parent.parent / "blobs":
+        raise ModelError(
+            f"{folder / name} is a link out of its folder, to {real}; put the file itself there"
+        )
 
 
 def adapter_scales(

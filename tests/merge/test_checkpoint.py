@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from expunge.errors import ExpungeError, ModelError
 from expunge.merge.checkpoint import INDEX, Checkpoint, read_header
+from expunge.merge.companions import copy_companions
 from expunge.merge.updates import Adapter
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -35,13 +36,23 @@ def file_of(header, data=b"\0" * 8):
         (file_of({"a": {**GOOD["a"], "shape": [True]}}), "a has a shape or offsets that are not"),
         (file_of({"a": {**GOOD["a"], "shape": [3]}}), "12 bytes, but takes 8"),
         (file_of({"a": {**GOOD["a"], "shape": [1 << 40, 1 << 40]}}), "bytes, but takes 8"),
-        (file_of({"a": {**GOOD["a"], "data_offsets": [8, 16]}}), "a leaves a gap"),
+        (file_of({"a": {**GOOD["a"], "data_offsets": [8, 16]}}, b"\0" * 16), "a leaves a gap"),
         (file_of({"a": {**GOOD["a"], "more": 1}}), "a lacks one of dtype"),
-        (file_of(GOOD, b"\0" * 7), "end at byte .* but the file has"),
+        (file_of(GOOD, b"\0" * 7), "its tensors end at byte .* but the file has"),
         (file_of(GOOD, b"\0" * 9), "end at byte .* but the file has"),
         (
             file_of({**GOOD, "b": {**GOOD["a"], "data_offsets": [4, 12]}}, b"\0" * 12),
             "b overlaps the one before it",
+        ),
+        (
+            file_of(
+                {
+                    "far": {**GOOD["a"], "data_offsets": [10**9, 10**9 + 8]},
+                    "next": {**GOOD["a"], "data_offsets": [8, 16]},
+                },
+                b"\0" * 16,
+            ),
+            "far would end at byte",
         ),
     ],
 )
@@ -146,6 +157,49 @@ def test_links_out_of_the_folder_are_refused_and_those_of_a_hub_cache_are_not(tm
     (cache / "blobs" / "f00").write_bytes(save({"x": torch.ones(2)}))
     (snapshot / "model.safetensors").symlink_to(cache / "blobs" / "f00")
     assert list(Checkpoint(snapshot)) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "config.json", "chat_template.jinja", "additional_chat_templates"]
+)
+def test_what_lies_beside_the_weights_is_not_copied_from_elsewhere(tmp_path, name):
+    folder, out = model_folder(tmp_path), tmp_path / "out"
+    (folder / "model.safetensors").write_bytes(save({"x": torch.ones(2)}))
+    secret = tmp_path / "secret"
+    if name == "additional_chat_templates":
+        secret.mkdir()
+        (secret / "tool.jinja").write_text("{{ x }}")
+    else:
+        secret.write_text("{}")
+    out.mkdir()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    for read in (Checkpoint, lambda it: copy_companions(it, out)):
+        with pytest.raises(ModelError, match=f"{name}.* is a link out of its folder, to"):
+            read(folder)
+    assert not [path for path in out.rglob("*") if path.read_text() != "{}"]
+    (folder / name).unlink()
+    if name == "additional_chat_templates":
+        secret.rename(folder / name)
+    else:
+        (folder / "config.json").write_text("{}")
+        (folder / name).write_text("own")
+    copy_companions(folder, out)  # control
+    assert (out / name).exists()
+
+
+def test_the_companions_of_a_hub_cache_are_copied(tmp_path):
+    blobs = tmp_path / "models--who--what" / "blobs"
+    snapshot = blobs.parent / "snapshots" / "abc"
+    for path in (blobs, snapshot / "additional_chat_templates"):
+        path.mkdir(parents=True)
+    (blobs / "f00").write_text("{}")
+    names = ["config.json", "LICENSE", "additional_chat_templates/tool.jinja"]
+    for name in names:
+        (snapshot / name).symlink_to(blobs / "f00")
+    (tmp_path / "out").mkdir()
+    copy_companions(snapshot, tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_text() == "{}" for name in names)
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.errors import ExpungeError, MergeError
 from expunge.memory import aligned
-from expunge.merge import bounds, codec, direct, fused, operands, plain
+from expunge.merge import bounds, codec, direct, fused, operands, plain, shards
 from expunge.merge.bounds import find_bounds
 from expunge.merge.codec import WINDOW
 from expunge.merge.families import REQUIRED
@@ -26,6 +26,7 @@ from expunge.merge.methods import METHODS
 from expunge.merge.operands import Operand, Update, Whole
 from expunge.merge.options import resolved
 from expunge.merge.run import merge_models
+from expunge.merge.survival import Survival
 from expunge.merge.tensor import merge_operand
 from expunge.merge.trim import Settings
 
@@ -297,7 +298,7 @@ import sys, time
 from pathlib import Path
 from expunge.merge import shards
 from expunge.merge.run import merge_models
-shards._SYNC_BYTES = 1
+setattr(shards, sys.argv[3], 0.01)
 plain = shards.ShardWriter.finished
 def slow(self, name, note):
     plain(self, name, note)
@@ -308,11 +309,12 @@ merge_models(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_merge_goes_on_where_it_stopped(tuned, tmp_path):
+@pytest.mark.parametrize("limit", ["_SYNC_BYTES", "_SYNC_SECONDS"])
+def test_a_killed_merge_goes_on_where_it_stopped(tuned, tmp_path, limit):
     path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
     merge_models(path, tmp_path / "whole")
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(out)])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(out), limit])
     journal = partial / "journal.jsonl"
     while not (journal.is_file() and len(journal.read_text().splitlines()) > 4):
         assert process.poll() is None, "it ended before it was killed"
@@ -326,6 +328,43 @@ def test_a_killed_merge_goes_on_where_it_stopped(tuned, tmp_path):
     assert (out / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+def test_what_a_failure_leaves_is_removed_and_what_an_interruption_leaves_is_not(
+    tuned, tmp_path, monkeypatch
+):
+    path = written(merge_file(tuned, tmp_path, density=0.5), tmp_path)
+    plain_finish = shards.ShardWriter.finished
+    for failure, left in ((ValueError, []), (KeyboardInterrupt, [".out.partial"])):
+        finished = []
+
+        def finish(self, name, note, failure=failure, finished=finished):
+            plain_finish(self, name, note)
+            finished.append(name)
+            if len(finished) == 3:
+                raise failure
+
+        monkeypatch.setattr(shards.ShardWriter, "finished", finish)
+        with pytest.raises(failure):
+            merge_models(path, tmp_path / "out")
+        assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == left
+    monkeypatch.setattr(shards.ShardWriter, "finished", plain_finish)
+    assert merge_models(path, tmp_path / "out")["resumed"] == 3
+
+
+def test_a_write_that_failed_is_never_in_the_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_SYNC_SECONDS", 0.0)
+    writer = shards.ShardWriter(tmp_path, [shards.Planned("x", "F32", (2,))], 100)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(direct.OutputFile, "write", fail)
+    writer.write("x", 0, np.zeros(8, np.uint8))
+    writer.finished("x", [])
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert not (tmp_path / "journal.jsonl").exists()
 
 
 def test_what_another_merge_left_is_not_gone_on_with(tuned, tmp_path):
@@ -349,12 +388,29 @@ def test_overflow_and_nan_are_named_and_leave_nothing(tuned, tmp_path):
         found = tensors(bad)
         found["model.norm.weight"][3] = value
         save_file(found, bad / "model.safetensors", metadata={"format": "pt"})
-        fields = merge_file([tuned[0], bad], tmp_path, density=0.5)
+        fields = merge_file([tuned[0], bad], tmp_path, density=0.5, weight=1.0)
         for method in ("ties", "linear", "task_arithmetic"):
             path = written({**fields, "method": method, "out_dtype": "float16"}, tmp_path)
             with pytest.raises(MergeError, match=message):
                 merge_models(path, tmp_path / "out")
         assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+@pytest.mark.parametrize("method", ["knots", "tsv"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_is_named_before_a_matrix_is_decomposed(tuned, tmp_path, method, which):
+    bad = tmp_path / "nan"
+    AutoModelForCausalLM.from_pretrained(tuned[which]).save_pretrained(bad)
+    found = tensors(bad)
+    found["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(found, bad / "model.safetensors", metadata={"format": "pt"})
+    folders = [bad if number == which else folder for number, folder in enumerate(tuned)]
+    path = written(merge_file(folders, tmp_path, method), tmp_path)
+    with pytest.raises(
+        MergeError, match=r"nan/model\.safetensors: model\.layers\.1\.mlp\.up_proj\."
+    ):
+        merge_models(path, tmp_path / "out")
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
 @pytest.mark.parametrize("refused", [None, "open", "write"])
@@ -419,3 +475,20 @@ def test_survival_says_what_storage_keeps(tuned, tmp_path):
         total = sum(tensor.numel() for tensor in before.values())
         assert shares[-1] == pytest.approx(changed / total, rel=0.01)
     assert shares[0] > 0.9 > 0.2 > shares[1]
+
+
+@pytest.mark.parametrize("columns", [576, 130, 3])
+def test_int8_and_int4_survival_are_counted_by_hand_whatever_the_columns(columns):
+    """The last weight is edited by 2: less than half a step of the row's int8, not of its own."""
+    base = torch.zeros(65, columns)
+    base[:, 0], base[:, -1] = 1270.0, 7.0  # steps: int8 10; int4 of the first group 181
+    edited = base.clone()
+    edited[:, -1] += 2  # int8: 7 and 9 are both 1 step; int4: 7 and 9 are 7, for they are cut off
+    edited[:, 1] += 6  # int8: 0 becomes 1; int4: 0 stays
+    edited[64, -1] = 4  # int8: 7 is 1, 4 is 0; int4: 7 becomes 4 in a short group of its own
+    survival = Survival()
+    operand = Operand("w", tuple(base.shape), stored(base), [stored(edited)])
+    survival.sample(operand, 0, stored(edited).raw, codec.FLOAT32)
+    assert survival.sampled == 4  # rows 0 and 64
+    assert survival.kept8 == 3
+    assert survival.kept4 == (0 if columns == 3 else 1)

@@ -208,6 +208,22 @@ def test_slices_are_stacked_as_mergekit_stacks_them(tuned, tmp_path):
     assert config["num_hidden_layers"] == 3
 
 
+@pytest.mark.parametrize("name", ["linear", "karcher"])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_base_that_is_no_model_joins_whole_models_and_no_slices(tuned, tmp_path, name, sliced):
+    base, *models = map(str, tuned)
+    given = [{"model": model} for model in models]
+    layers = [{"sources": [{**model, "layer_range": [0, 2]} for model in given]}]
+    fields = {
+        "merge_method": name,
+        "base_model": base,
+        "parameters": {"weight": 1.0} if name == "linear" else {},
+        "dtype": "float32",
+        **({"slices": layers} if sliced else {"models": given}),
+    }
+    assert_same(ours(fields, tmp_path / "ours"), mergekit(fields, tmp_path / "theirs"))
+
+
 def test_half_precision_output_is_the_float32_merge_rounded(tuned, tmp_path):
     fields = described("ties", tuned, density=0.5)
     exact = ours(fields, tmp_path / "exact")

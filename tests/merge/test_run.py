@@ -68,7 +68,23 @@ def edited(folder, to, tensors=lambda found: found, **config):
         ({"dtype": "float8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
         ({"modules": {}}, "modules are not merged"),
         ({"tokenizer_source": "union", "tokenizer": {}}, "give either tokenizer or"),
-        ({"chat_template": "chatml"}, "chat_template is a Jinja template, or auto"),
+        ({"chat_template": "chatm"}, "is a Jinja template, auto, or one of alpaca, chatml, llama3"),
+        ({"chat_template": "exaone"}, "exaone has several formats, one for each version"),
+        ({"chat_template": "mistral"}, "mistral has several formats, one for each version"),
+        ({"tokenizer": {"tokens": {"a": 5}}}, "tokenizer.tokens.a: "),
+        ({"tokenizer": {"tokens": {"a": {"sorce": "x"}}}}, "Did you mean 'source'?"),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "model_token", "token": "a"}}}}},
+            "tokenizer.tokens.a.source: field model is missing",
+        ),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "one"}}}}},
+            "tokenizer.tokens.a.source: kind is zero or model_token, not 'one'",
+        ),
+        (
+            {"tokenizer": {"tokens": {"a": {"source": {"kind": "zero", "token": "a"}}}}},
+            "tokenizer.tokens.a.source: unknown field token",
+        ),
         ({"method": "della", "parameters": {"density": 0.9}}, "chances outside (0, 1)"),
         ({"modls": []}, "unknown field modls. Did you mean 'models'?"),
     ],
@@ -129,6 +145,72 @@ def test_what_is_not_a_float_is_carried_over_or_refused(file, tuned, tmp_path):
     assert load_file(tmp_path / "out" / "model.safetensors")["ids"].tolist() == [1, 2]
     with pytest.raises(ExpungeError, match="ids is I64 and differs between"):
         merge_models(file(base_model=base, models=[{"model": other}]), tmp_path / "no")
+
+
+def test_a_type_that_cannot_be_merged_is_named_with_its_file(file, tuned, tmp_path):
+    key = "model.layers.0.mlp.up_proj.weight"
+
+    def cast(kind, only=None):
+        return lambda found: {
+            k: v.to(kind) if k in (only or found) else v for k, v in found.items()
+        }
+
+    for number, (kind, word, only) in enumerate(
+        (
+            (torch.float8_e4m3fn, "F8_E4M3", [key]),
+            (torch.float64, "F64", [key]),
+            (torch.float64, "F64", None),
+        )
+    ):
+        odd = edited(tuned[1], tmp_path / f"odd-{number}", cast(kind, only))
+        message = rf"{odd}/model.safetensors: model.* is {word} \[.*, but F32 \[.*only float32, bfl"
+        with pytest.raises(ExpungeError, match=message) as error:
+            merge_models(file(models=[{"model": odd}]), tmp_path / "out")
+        assert "\n" not in str(error.value)
+        with pytest.raises(ExpungeError, match=message):
+            merge_models(file(base_model=odd, models=[{"model": str(tuned[2])}]), tmp_path / "out")
+    whole = [edited(f, tmp_path / f"w-{f.name}", cast(torch.float64)) for f in tuned[:2]]
+    with pytest.raises(ExpungeError, match=r"is F64 and differs between .*only float32, bfloat16"):
+        merge_models(file(base_model=whole[0], models=[{"model": whole[1]}]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_a_type_that_cannot_be_merged_is_refused(file, tuned, branches, tmp_path):
+    key = "model.layers.0.mlp.up_proj.weight"
+    base = edited(
+        tuned[0],
+        tmp_path / "base",
+        lambda found: {k: v.to(torch.float8_e4m3fn) if k == key else v for k, v in found.items()},
+    )
+    with pytest.raises(ExpungeError, match=f"changes {key}, which is F8_E4M3 in"):
+        merge_models(
+            file(base_model=base, models=[{"model": f"{base}+{branches[0]}"}]), tmp_path / "out"
+        )
+
+
+def test_a_base_joins_a_linear_merge_only_with_a_weight(file, tuned, tmp_path):
+    base, one, two = (load_file(folder / "model.safetensors") for folder in tuned)
+    weighted = [{"model": str(f), "parameters": {"weight": 1.0}} for f in tuned]
+    for word in ("method", "merge_method"):
+        fields = {"method": None, word: "linear", "parameters": {}}
+        with pytest.raises(ExpungeError, match="and it has no weight: list it among the models"):
+            merge_models(file(**fields, models=weighted[1:]), tmp_path / "out")
+    fields = {"method": None, "merge_method": "linear", "parameters": {}}
+    layers = [{**model, "layer_range": [0, 2]} for model in weighted[1:]]
+    third, half = (base, one, two), (one, two)
+    for number, (given, expected) in enumerate(
+        (
+            ({"models": weighted}, third),
+            ({"models": weighted[1:], "parameters": {"weight": 1.0}}, third),
+            ({"models": weighted[1:], "base_model": None}, half),
+            ({"models": None, "slices": [{"sources": layers}]}, half),
+        )
+    ):
+        merge_models(file(**{**fields, **given}), tmp_path / f"{number}")
+        out = load_file(tmp_path / f"{number}" / "model.safetensors")
+        for name, tensor in out.items():
+            mean = sum(model[name] for model in expected) / len(expected)
+            torch.testing.assert_close(tensor, mean, rtol=1e-4, atol=1e-6)
 
 
 def extended(folder, to, words):
@@ -197,6 +279,62 @@ def test_single_tokens_can_be_taken_from_one_model_and_rows_padded(file, tuned, 
     torch.testing.assert_close(merged[257], theirs[257])
 
 
+def test_a_token_can_be_taken_by_number_and_only_by_one_that_there_is(file, tuned, tmp_path):
+    def taken(**fields):
+        source = {"kind": "model_token", "model": str(tuned[2]), **fields}
+        return file(
+            tokenizer={"source": "base", "tokens": {"a": {"source": source, "force": True}}}
+        )
+
+    for number in (100_000, 257):
+        with pytest.raises(ExpungeError, match=rf"257 rows .* so there is no token_id {number}"):
+            merge_models(taken(token_id=number), tmp_path / "no")
+    for wrong, message in (
+        ({"token_id": -1}, "token_id"),
+        ({"token_id": 1, "token": "b"}, "either"),
+    ):
+        with pytest.raises(ExpungeError, match=rf"tokens\.a\.source: .*{message}"):
+            merge_models(taken(**wrong), tmp_path / "no")
+    base, _, two = (load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in tuned)
+    words = load_tokenizer(tuned[0]).get_vocab()
+    for number, fields in enumerate(({"token_id": 9}, {"token": "b"}, {})):
+        merge_models(taken(**fields), tmp_path / f"out-{number}")
+        out = load_file(tmp_path / f"out-{number}" / "model.safetensors")
+        row = fields.get("token_id", words[fields.get("token", "a")])
+        torch.testing.assert_close(out["model.embed_tokens.weight"][words["a"]], two[row])
+        assert not torch.equal(base[words["a"]], two[row])  # control
+
+
+def test_a_tokenizer_with_more_words_than_its_model_has_rows_is_refused(file, tuned, tmp_path):
+    odd = edited(tuned[1], tmp_path / "odd")
+    tokenizer = load_tokenizer(odd)
+    tokenizer.add_tokens(["<x>"])
+    tokenizer.save_pretrained(odd)
+    with pytest.raises(ExpungeError, match="odd makes token 257, but the model has 257 rows"):
+        merge_models(file(models=[{"model": odd}], tokenizer_source="union"), tmp_path / "out")
+
+
+def test_chat_templates_can_be_named(file, tmp_path):
+    said = [
+        {"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "yes"))
+    ]
+    start, end = "<|im_start|>", "<|im_end|>"
+    head = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")]
+    expected = {
+        "chatml": f"{start}user\nhi{end}\n{start}assistant\nyes{end}\n{start}assistant\n",
+        "llama3": f"BOS{head[0]}hi<|eot_id|>{head[1]}yes<|eot_id|>{head[1]}",
+        "alpaca": "### Instruction:\nhi\n\n### Response:\nyesEOS\n\n### Response:\n",
+    }
+    for name, text in expected.items():
+        merge_models(file(chat_template=name), tmp_path / name)
+        tokenizer = load_tokenizer(tmp_path / name)
+        made = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        own = {"BOS": tokenizer.bos_token, "EOS": tokenizer.eos_token}
+        for word, token in own.items():
+            text = text.replace(word, token or "")
+        assert made == text
+
+
 def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):
     clean = lint(plan_of(file()))
     assert clean == []
@@ -217,6 +355,39 @@ def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):
     copy = edited(tuned[0], tmp_path / "copy")
     (same,) = lint(plan_of(file(models=[{"model": copy}])))
     assert same.kind == "same"
+
+
+def test_lint_counts_the_signs_of_weights_and_tells_types_apart(file, tuned, tmp_path):
+    base, one, _ = tuned
+    copy = edited(one, tmp_path / "copy")
+
+    def found(*weights):
+        models = [
+            {"model": str(folder), "parameters": {"weight": weight}}
+            for folder, weight in zip((one, copy), weights, strict=True)
+        ]
+        return lint(plan_of(file(method="task_arithmetic", models=models, parameters={})))
+
+    (finding,) = found(1.0, -1.0)
+    assert finding.kind == "cancel"
+    assert finding.what == "updates have cosine -1.00, weights of opposite sign counted"
+    assert found(1.0, 0.5) == found(-1.0, -0.5) == []  # control
+
+    def halved(tensors):
+        return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+    half = edited(one, tmp_path / "half", halved)
+    findings = lint(plan_of(file(models=[{"model": half}])), weights=False)
+    assert [(f.kind, f.where, f.what) for f in findings] == [
+        ("type", half, f"its floats are BF16, in {base} F32")
+    ]
+
+
+def test_explain_without_a_base_says_that_it_needs_one(file, tuned):
+    models = [{"model": str(folder)} for folder in tuned[1:]]
+    path = file(method="linear", base_model=None, models=models, parameters={})
+    with pytest.raises(ExpungeError, match="linear is given none: name a base_model"):
+        explain(plan_of(path))
 
 
 def test_lint_tells_an_adapter_of_another_base_and_mixed_ranks(file, tuned, branches, make_branch):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from expunge.adapter_files import read_adapter
 from expunge.errors import MergeError, ModelError
 from expunge.merge.run import merge_models, plan_of
+from expunge.merge.updates import Adapter
 
 # peft reads a name that transformers is about to drop.
 pytestmark = [
@@ -188,3 +189,14 @@ def test_an_adapter_that_cannot_be_read_is_named(tiny_folder, tmp_path, change, 
             models=[{"model": f"{tiny_folder}+{folder}"}],
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_out_of_an_adapter_is_refused(tiny_folder, tmp_path, name):
+    folder = adapter(tiny_folder, tmp_path / "lora", **KINDS["plain"])
+    assert Adapter(folder).names() and read_adapter(folder)[0]  # control
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    for read in (Adapter, read_adapter):
+        with pytest.raises(ModelError, match=f"{name} is a link out of its folder, to"):
+            read(folder)

@@ -5,6 +5,7 @@ Each imports what it needs when it is called: torch and transformers take second
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -54,25 +55,36 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge models as a merge file says, or the branches of a recipe."""
-    from expunge.merge.compat import is_merge_file
+    from expunge.merge.compat import is_merge_file, read_merge_file
     from expunge.merge.explain import explain
     from expunge.merge.lint import lint
-    from expunge.merge.run import merge_models, plan_of
+    from expunge.merge.plan import Plan
+    from expunge.merge.run import merge_models
     from expunge.report.terminal import print_rows
 
     workers = workers_of(ray, cpus_per_cell)
+    if not 1e-9 <= shard_gb < math.inf:
+        raise RecipeError(f"--shard-gb is the size of the largest shard, not {shard_gb:g}")
+    if seed is not None and seed < 0:
+        raise RecipeError(f"--seed is a whole number from 0, not {seed}")
     if not is_merge_file(config):
         if workers:
             raise RecipeError("--ray merges a merge file; a recipe: expunge run RECIPE --ray")
         for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():
             print_facts({name: str(weights.adapter or weights.base)}, as_json)
-    elif look:
-        print_rows([asdict(found) for found in lint(plan_of(config))], as_json)
+        return
+    if model is not None:
+        raise RecipeError("--model belongs to a recipe; a merge file names its models itself")
+    file = read_merge_file(config)
+    if seed is not None:
+        file = file.model_copy(update={"seed": seed})
+    if look:
+        print_rows([asdict(found) for found in lint(Plan(file))], as_json)
     elif why:
-        print_rows(explain(plan_of(config)), as_json)
+        print_rows(explain(Plan(file)), as_json)
     else:
         made = merge_models(
-            config,
+            file,
             given(folder or out, "OUT"),
             shard_bytes=int(shard_gb * 1e9),
             stochastic=stochastic,

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from expunge import runs
+from expunge.adapter_files import check_link
 from expunge.errors import ModelError
+from expunge.merge.companions import companions_of
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ITEM_BYTES = {
@@ -61,6 +63,7 @@ class Checkpoint(Mapping[str, Stored]):
         self.folder = folder
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
+        companions_of(folder)  # a link among them is refused before anything is read
         self.tensors = _read_folder(folder)
         self._maps: dict[Path, np.ndarray] = {}
 
@@ -124,6 +127,10 @@ def read_header(path: Path) -> dict[str, Stored]:
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != place:
             what = "overlaps the one before it" if tensor.offset < place else "leaves a gap"
+            last = max(tensors, key=lambda tensor: tensor.offset + tensor.nbytes)
+            end = last.offset + last.nbytes
+            if end > total:  # what is out of place is that one, not its neighbours
+                tensor, what = last, f"would end at byte {end}, but the file has {total}"
             raise ModelError(f"{path} is damaged: {tensor.name} {what}")
         place += tensor.nbytes
     if place != total:
@@ -197,7 +204,5 @@ def _shard(folder: Path, name: str) -> Path:
                 "trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
             )
         raise ModelError(f"{folder} holds no {name}, so it is not a whole safetensors model")
-    home, real = folder.resolve(), path.resolve()
-    if real.parent not in (home, home.parent.parent / "blobs"):
-        raise ModelError(f"{path} is a link out of its folder, to {real}")
+    check_link(folder, name)
     return path

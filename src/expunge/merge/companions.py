@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from expunge import runs
+from expunge import adapter_files, runs
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _TEMPLATES = "additional_chat_templates"
@@ -13,15 +13,26 @@ _INDEX_ENDING = ".safetensors.index.json"
 
 def copy_companions(base: Path, folder: Path, changes: dict[str, Any] | None = None) -> None:
     """Copy them from `base`; `changes` are fields of config.json that the merge has made untrue."""
-    for pattern in _PATTERNS:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file() and path.name != runs.PROVENANCE and _lasting(path.name):
-                shutil.copyfile(path, folder / path.name)
-    if (base / _TEMPLATES).is_dir():
-        shutil.copytree(base / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
+    for path in companions_of(base):
+        if path.name != runs.PROVENANCE and _lasting(path.name):
+            to = folder / path.relative_to(base)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
     if changes:
         config = runs.read_json(base / "config.json")
         runs.write_json(folder / "config.json", {**config, **changes})
+
+
+def companions_of(folder: Path) -> list[Path]:
+    """The files beside the weights; a link out of the folder is refused."""
+    found = [path for pattern in _PATTERNS for path in sorted(folder.glob(pattern))]
+    if (folder / _TEMPLATES).is_dir():
+        adapter_files.check_link(folder, _TEMPLATES)
+        found += sorted((folder / _TEMPLATES).glob("*.jinja"))
+    files = [path for path in found if path.is_file()]
+    for path in files:
+        adapter_files.check_link(folder, str(path.relative_to(folder)))
+    return files
 
 
 def _lasting(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from expunge.errors import MergeError
 from expunge.merge.families import Elect
 from expunge.merge.operands import Operand, decode
 from expunge.merge.plan import Plan
@@ -41,8 +42,14 @@ class TensorExplained:
 
 
 def explain(plan: Plan) -> list[dict[str, Any]]:
-    """A row for each merged tensor that has a base."""
-    jobs = [job for job in plan.jobs() if job.operand is not None and job.operand.base is not None]
+    """A row for each merged tensor that has a base; a merge of none is refused."""
+    merged_ones = [job for job in plan.jobs() if job.operand is not None]
+    jobs = [job for job in merged_ones if job.operand and job.operand.base is not None]
+    if merged_ones and not jobs:
+        raise MergeError(
+            f"--explain counts each model's update from a base, and {plan.file.name} is given "
+            "none: name a base_model"
+        )
     rows = []
     with progress("explain", len(jobs), "tensors") as bar:
         for job in jobs:

@@ -58,13 +58,22 @@ def _configs(plan: Plan) -> Iterator[Finding]:
 
 
 def _types(plan: Plan) -> Iterator[Finding]:
+    theirs = _floats(plan.donor)
     for source in plan.sources:
         kinds = Counter(stored.dtype for stored in source.checkpoint.values())
         if len(kinds) > 1:
             counts = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
             yield Finding("type", source.name, f"holds {counts}")
-        if not kinds.keys() & FLOATS.keys():
+        floats = _floats(source)
+        if not floats:
             yield Finding("type", source.name, "holds no float that can be merged")
+        elif floats != theirs:
+            one, two = (" and ".join(sorted(kinds)) or "none" for kinds in (floats, theirs))
+            yield Finding("type", source.name, f"its floats are {one}, in {plan.donor.name} {two}")
+
+
+def _floats(source: Source) -> set[str]:
+    return {stored.dtype for stored in source.checkpoint.values()} & FLOATS.keys()
 
 
 def _adapters(plan: Plan) -> Iterator[Finding]:
@@ -78,7 +87,11 @@ def _adapters(plan: Plan) -> Iterator[Finding]:
         stated = str(source.adapter.config.get("base_model_name_or_path") or "")
         name = source.name.partition("+")[0]
         folder = source.checkpoint.folder
-        if stated and stated not in (name, str(folder)) and not _same_folder(stated, source):
+        if (
+            stated
+            and stated not in (name, name.partition("@")[0], str(folder))
+            and not _same_folder(stated, source)
+        ):
             yield Finding("base", source.name, f"was trained on {stated}, not on {name}")
 
 
@@ -108,7 +121,7 @@ def _numbers(plan: Plan) -> Iterator[Finding]:
     """NaN, models that equal the base, and updates that cancel."""
     ops = operations()
     jobs = [job for job in plan.jobs() if job.operand is not None]
-    total: np.ndarray | None = None
+    total = weighted = np.zeros(())
     with progress("lint", len(jobs), "tensors") as bar:
         for job in jobs:
             operand = job.operand
@@ -118,11 +131,19 @@ def _numbers(plan: Plan) -> Iterator[Finding]:
             if broken:
                 yield Finding("nan", job.name, f"{broken} numbers are NaN or infinite")
             elif operand.base is not None:
+                assert job.settings is not None
                 gram = summed(ops.products(piece) for piece in operand)
-                total = gram if total is None or total.shape != gram.shape else total + gram
+                if total.shape != gram.shape:
+                    total = weighted = np.zeros(gram.shape)
+                signs = np.sign(job.settings.weights)
+                total, weighted = total + gram, weighted + gram * np.outer(signs, signs)
             bar()
-    if total is None:
-        return
+    if total.ndim:
+        yield from _of_products(total, weighted)
+
+
+def _of_products(total: np.ndarray, weighted: np.ndarray) -> Iterator[Finding]:
+    """From inner products of the updates, and of the updates with the signs of their weights."""
     lengths = np.sqrt(np.diag(total))
     for number, length in enumerate(lengths):
         if length == 0:
@@ -130,8 +151,11 @@ def _numbers(plan: Plan) -> Iterator[Finding]:
     for i in range(len(lengths)):
         for j in range(i + 1, len(lengths)):
             if lengths[i] and lengths[j]:
-                cosine = total[i, j] / (lengths[i] * lengths[j])
+                cosine = weighted[i, j] / (lengths[i] * lengths[j])
+                turned = ", weights of opposite sign counted" if total[i, j] > 0 else ""
                 if cosine < -0.5:
                     yield Finding(
-                        "cancel", f"models {i + 1} and {j + 1}", f"updates have cosine {cosine:.2f}"
+                        "cancel",
+                        f"models {i + 1} and {j + 1}",
+                        f"updates have cosine {cosine:.2f}{turned}",
                     )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from expunge.errors import MergeError
+from expunge.merge.agreement import bytes_of_all, mismatch
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
 from expunge.merge.engine import Job
@@ -129,14 +130,25 @@ class Plan:
 
     def _with_base(self, one: OutputSlice) -> OutputSlice:
         """The slice with the base among its sources, as slerp and its kin need it."""
-        base = one.base_model or self.file.base_model
+        base, name = one.base_model or self.file.base_model, self.file.name
         if base is None or any(self.source(s.model) == self.source(base) for s in one.sources):
             return one
+        if name in _BASE_TOO and self.file.slices is not None:
+            return one  # as in mergekit, which joins it to whole models alone
+        weighed = "weight" in one.parameters or "weight" in self.file.parameters
+        if name == "linear" and self.file.output == "model" and not weighed:
+            raise MergeError(
+                f"linear would count the base_model {self.source(base).name} as one more model, "
+                "and it has no weight: list it among the models with a weight, or leave base_model "
+                "out"
+            )
         added_base = SliceInput(model=base, layer_range=one.sources[0].layer_range)
         return one.model_copy(update={"sources": (*one.sources, added_base)})
 
     def _base_of(self, one: OutputSlice) -> Source | None:
-        return self.source(one.base_model) if one.base_model is not None else self.base
+        """The base of a slice, where it is among its sources."""
+        base = self.source(one.base_model) if one.base_model is not None else self.base
+        return base if base in [self.source(s.model) for s in one.sources] else None
 
     def _layer(self, one: OutputSlice, step: int, number: int, t: float) -> list[Place]:
         """The tensors of one layer of the output."""
@@ -162,13 +174,15 @@ class Plan:
                 raise MergeError(f"{source.name} lacks {name}, which {self.donor.name} has")
             found.append((given, source, name, held))
         stored = [source.checkpoint[held] for _, source, _, held in found]
+        held_by = [(source, held) for _, source, _, held in found]
         shapes = {s.shape for s in stored}
         lined_up = embeddings is not None and embeddings.lines_up(place.name)
         if len(shapes) > 1 and not lined_up:
-            raise MergeError(_mismatch(place.name, found))
+            raise MergeError(mismatch(place.name, held_by))
         kinds = {s.dtype for s in stored}
         if not kinds <= FLOATS.keys():
-            return self._carried(place, found)
+            raw = bytes_of_all(place.name, held_by)
+            return Job(place.name, stored[0].dtype, stored[0].shape, carried=raw)
         wanted = STORED[file.stored] if file.stored else _widest(kinds)
         shape = stored[0].shape
         parts = [source.part(held, base) for _, source, _, held in found]
@@ -223,19 +237,6 @@ class Plan:
         whole = [matrix for matrix in found if matrix is not None]
         return whole if len(whole) == len(found) else None
 
-    def _carried(self, place: Place, found: Sequence[tuple[SliceInput, Source, str, str]]) -> Job:
-        """A tensor that is not of floats: every model must hold the same."""
-        _, first, _, held = found[0]
-        raw = first.checkpoint.raw(held)
-        for _, source, _, name in found[1:]:
-            if not (source.checkpoint.raw(name) == raw).all():
-                raise MergeError(
-                    f"{place.name} is {first.checkpoint[held].dtype} and differs between "
-                    f"{first.name} and {source.name}; only floats can be merged"
-                )
-        stored = first.checkpoint[held]
-        return Job(place.name, stored.dtype, stored.shape, carried=raw)
-
     def _check_counts(self) -> None:
         """Refuse a method without its base, or with too few or too many models."""
         row, name = self.file.row, self.file.name
@@ -286,13 +287,3 @@ def _after(name: str) -> bool:
 
 def _widest(kinds: set[str]) -> str:
     return next(iter(kinds)) if len(kinds) == 1 else "F32"
-
-
-def _mismatch(name: str, found: Sequence[tuple[SliceInput, Source, str, str]]) -> str:
-    shapes = ", ".join(
-        f"{list(source.checkpoint[held].shape)} in {source.name}" for _, source, _, held in found
-    )
-    more = ""
-    if any(word in name for word in ("embed", "wte", HEAD)):
-        more = "; name a tokenizer_source to line up vocabularies"
-    return f"{name} is {shapes}{more}"

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from expunge import runs
-from expunge.errors import ExpungeError, MergeError
+from expunge.errors import MergeError
 from expunge.memory import BLOCK
 from expunge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE
 from expunge.merge.direct import OutputFile
 
 SHARD_BYTES = 5_000_000_000
-_SYNC_BYTES = 1 << 30  # written between two entries of the journal
+_SYNC_BYTES, _SYNC_SECONDS = 1 << 30, 3.0  # of writing, between two entries of the journal
 _QUEUED = 3  # writes that wait while the next slice is worked on
 _JOURNAL, _IDENTITY = "journal.jsonl", "identity.json"
 
@@ -68,7 +69,7 @@ class ShardWriter:
         self._places: dict[str, tuple[OutputFile, int]] = {}
         self._files: list[OutputFile] = []
         self._noted: dict[str, Any] = {}
-        self._unsynced = 0
+        self._unsynced, self._synced = 0, time.monotonic()
         self._thread = ThreadPoolExecutor(1)
         self._begun: deque[Future[None]] = deque()
         self.weight_map: dict[str, str] = {}
@@ -93,14 +94,14 @@ class ShardWriter:
     def finished(self, name: str, note: Any) -> None:
         """All of a tensor has been written; `note` is kept with it."""
         self._noted[name] = note
-        if self._unsynced >= _SYNC_BYTES:
+        if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced >= _SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Put on disk what was written, then say so in the journal."""
-        self._wait()
+        """Have what was written put on disk, then the journal say so, while the caller goes on."""
         noted, self._noted, self._unsynced = self._noted, {}, 0
-        self._begun.append(self._thread.submit(self._sync, noted))
+        self._synced = time.monotonic()
+        self._begun.append(self._thread.submit(self._sync, noted, tuple(self._begun)))
 
     def close(self) -> None:
         """Wait for everything, and close the shards."""
@@ -113,7 +114,9 @@ class ShardWriter:
                 file.close()
             self._files = []
 
-    def _sync(self, noted: dict[str, Any]) -> None:
+    def _sync(self, noted: dict[str, Any], writes: Sequence[Future[None]]) -> None:
+        for write in writes:  # all have ended, for they were begun before; one may have failed
+            write.result()
         for file in self._files:
             file.sync()
         with self._journal.open("a", encoding="utf-8") as journal:
@@ -164,7 +167,7 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
     """A folder to build `out` in: what a killed build of the same identity left, or a new one.
 
     When the block ends, what serves the building alone is removed and the folder becomes `out`;
-    when it fails, all of it is removed.
+    when it fails, all of it is removed; interrupted, it is left, to be gone on with.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
@@ -173,6 +176,7 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
     with runs.readable_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with runs.locked(lock, f"{out}"):
+            kept = False
             try:
                 _begin(partial, identity)
                 yield partial
@@ -183,10 +187,13 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
                     out.rmdir()
                 partial.rename(out)
                 runs.sync(out.parent)
-            except (ExpungeError, OSError):
-                shutil.rmtree(partial, ignore_errors=True)
+                kept = True
+            except (KeyboardInterrupt, SystemExit):
+                kept = True
                 raise
             finally:
+                if not kept:
+                    shutil.rmtree(partial, ignore_errors=True)
                 lock.unlink(missing_ok=True)
 
 

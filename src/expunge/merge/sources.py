@@ -87,25 +87,25 @@ class Statistics:
 class Opened:
     """Models by their names, each checkpoint and adapter opened and checked once."""
 
-    def __init__(self, find: Callable[[str], Path] = models.resolve) -> None:
+    def __init__(self, find: Callable[..., Path] = models.resolve) -> None:
         self._find = find
         self._sources: dict[str, Source] = {}
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._statistics: dict[str, Statistics] = {}
 
     def source(self, given: str | dict[str, Any]) -> Source:
-        """A model by its name, or by `model+lora`."""
-        name, adapter = _names(given)
-        key = f"{name}+{adapter or ''}"
+        """A model by its name, or by `model+lora`; `owner/name@revision` for either on the Hub."""
+        model, lora = _named(given)
+        key = f"{model}+{lora}" if lora else f"{model}"
         if key not in self._sources:
-            folder = self._find(name)
+            folder = self._find(*model.told)
             if folder not in self._checkpoints:
                 self._checkpoints[folder] = Checkpoint(folder)
             checkpoint = self._checkpoints[folder]
-            loaded = Adapter(_adapter_folder(adapter)) if adapter else None
+            loaded = Adapter(_adapter_folder(lora)) if lora else None
             if loaded:
                 loaded.check(checkpoint)
-            self._sources[key] = Source(key if adapter else name, checkpoint, loaded)
+            self._sources[key] = Source(key, checkpoint, loaded)
         return self._sources[key]
 
     def matrix(self, path: str | None, name: str) -> torch.Tensor | None:
@@ -117,24 +117,56 @@ class Opened:
         return self._statistics[path].get(name)
 
 
-def _names(given: str | dict[str, Any]) -> tuple[str, str | None]:
+@dataclass(frozen=True)
+class Named:
+    """A folder or Hub repository as a merge file names it."""
+
+    path: str
+    revision: str | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What finds it: the path, and the revision where there is one."""
+        return (self.path,) if self.revision is None else (self.path, self.revision)
+
+    def __str__(self) -> str:
+        return "@".join(self.told)
+
+
+def _named(given: str | dict[str, Any]) -> tuple[Named, Named | None]:
     """Model and adapter of `model`, `model+lora` or {model: …, lora: …}."""
     if isinstance(given, str):
         name, _, adapter = given.partition("+")
-        return name, adapter or None
-    parts = []
-    for key in ("model", "lora"):
-        inner = given.get(key)
-        parts.append(inner.get("path") if isinstance(inner, dict) else inner)
-    if not parts[0]:
+        return _one(name), _one(adapter) if adapter else None
+    unknown = sorted(map(str, given.keys() - {"model", "lora"}))
+    if unknown or not given.get("model"):
         raise MergeError(f"a model is a name or {{model: …, lora: …}}, not {given}")
-    return parts[0], parts[1]
+    lora = given.get("lora")
+    return _one(given["model"]), _one(lora) if lora else None
 
 
-def _adapter_folder(name: str) -> Path:
+def _one(given: Any) -> Named:
+    """`path`, `owner/name@revision` or {path: …, revision: …}."""
+    if isinstance(given, str):
+        path, mark, revision = given.partition("@")
+        if not mark or path.count("/") != 1 or Path(given).expanduser().is_dir():
+            return Named(given)
+        given = {"path": path, "revision": revision}
+    if isinstance(given, dict) and given.keys() <= {"path", "revision"} and given.get("path"):
+        path, revision = given["path"], given.get("revision")
+        if isinstance(path, str) and (revision is None or (isinstance(revision, str) and revision)):
+            found = Named(path, revision)
+            if revision and Path(path).expanduser().exists():
+                raise MergeError(f"{path} is here and has no revision: leave out {revision}")
+            return found
+    raise MergeError(f"a model is a path or {{path: …, revision: …}}, not {given}")
+
+
+def _adapter_folder(named: Named) -> Path:
+    name = named.path
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return models.fetch(name, None)
+        return models.fetch(name, named.revision)
     raise ModelError(f"there is no adapter at {name}")

@@ -1,8 +1,9 @@
 """How much of an edit is left once weights are stored: in the output's type, in int8, in int4.
 
 Dimensions: rows × columns, a matrix. Quantised codes are sampled from one row in 64, with the
-scale of the unedited weights: a row's for int8, that of 128 weights for int4. A weight counts as
-edited when its merged value in the output's type differs, and as kept when its code differs.
+scale of the unedited weights: a row's for int8; for int4 that of 128 weights of a row, or of the
+fewer that are left at its end. A weight counts as edited when its merged value in the output's
+type differs, and as kept when its code differs.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Survival:
     def sample(self, operand: Operand, start: int, raw: np.ndarray, kind: int) -> None:
         """Take in some rows of a merged slice."""
         columns = operand.columns
-        if operand.base is None or len(operand.shape) < 2 or columns % _GROUP:
+        if operand.base is None or len(operand.shape) < 2:
             return
         size = 4 if kind == FLOAT32 else 2
         rows = len(raw) // size // columns
@@ -35,8 +36,8 @@ class Survival:
         after = decode(_rows(raw, rows, chosen), kind)
         edited = before != after
         self.sampled += int(edited.sum())
-        self.kept8 += int((edited & _differs(before, after, columns, 127)).sum())
-        self.kept4 += int((edited & _differs(before, after, _GROUP, 7)).sum())
+        self.kept8 += int((edited & _differs(before, after, columns, columns, 127)).sum())
+        self.kept4 += int((edited & _differs(before, after, columns, _GROUP, 7)).sum())
 
     def note(self) -> list[int]:
         """The counts, for a journal."""
@@ -64,9 +65,15 @@ def _rows(raw: np.ndarray, rows: int, chosen: slice) -> np.ndarray:
     return np.ascontiguousarray(raw.reshape(rows, -1)[chosen]).reshape(-1)
 
 
-def _differs(before: np.ndarray, after: np.ndarray, group: int, levels: int) -> np.ndarray:
-    """Where two rows have different codes under the scales of the first."""
-    one, two = before.reshape(-1, group), after.reshape(-1, group)
+def _differs(
+    before: np.ndarray, after: np.ndarray, columns: int, group: int, levels: int
+) -> np.ndarray:
+    """Where rows have different codes under the scales of the first, one for each group."""
+    rows = [x.reshape(-1, columns) for x in (before, after)]
+    short = -columns % group
+    if short:
+        rows = [np.pad(x, ((0, 0), (0, short))) for x in rows]  # zeros change no scale, no code
+    one, two = (x.reshape(-1, group) for x in rows)
     scale = np.maximum(np.abs(one).max(1, keepdims=True), 1e-30) / levels
     codes = [np.clip(np.rint(x / scale), -levels, levels) for x in (one, two)]
-    return (codes[0] != codes[1]).ravel()
+    return (codes[0] != codes[1]).reshape(-1, columns + short)[:, :columns].ravel()

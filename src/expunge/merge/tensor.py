@@ -179,6 +179,8 @@ def _matrix(
 ) -> Iterator[tuple[int, np.ndarray]]:
     deltas = torch.from_numpy(np.concatenate([piece.deltas for piece in operand], 1))
     deltas = deltas.view(len(operand.models), *operand.shape)
+    if not torch.isfinite(deltas).all():
+        raise MergeError(blame(operand))
     if how.statistics and statistics:
         merged = how.fn(deltas, settings, statistics)
     elif how.statistics or deltas.dim() != 3:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from expunge import runs
-from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, by_pattern
+from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, by_pattern, check_link
 from expunge.errors import ModelError
 from expunge.merge.checkpoint import FLOATS, Checkpoint, Stored, map_file, read_header
 from expunge.merge.operands import (
@@ -50,6 +50,7 @@ class Adapter:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise ModelError(f"{folder} holds no {name}, so it is not an adapter folder")
+            check_link(folder, name)
         self.config = _checked(folder, runs.read_json(folder / CONFIG))
         self._tensors = read_header(folder / WEIGHTS)
         self._raw = map_file(folder / WEIGHTS)

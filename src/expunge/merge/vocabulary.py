@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from expunge import models
+from expunge.config import Section, parse_section
 from expunge.errors import MergeError
+from expunge.merge.chat_templates import template_of
 from expunge.merge.compat import MergeFile, Tokenizer
 from expunge.merge.operands import KINDS, Part, Update, Whole, decode
 from expunge.merge.plan import Plan
@@ -27,6 +30,45 @@ if TYPE_CHECKING:
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 ABSENT = -1
+
+
+class Token(Section):
+    """One token of a merge file's tokenizer: where its row of the embeddings comes from."""
+
+    source: str | dict[str, Any] | None = None
+    """A model, {kind: zero}, or {kind: model_token, model: …} with token or token_id."""
+
+    force: bool = False
+    """Replace the row of every model that has the token."""
+
+
+class Zero(Section):
+    """A row of zeros."""
+
+    kind: Literal["zero"]
+    """`zero`."""
+
+
+class ModelToken(Section):
+    """The row of another token, or of the token itself where none is named."""
+
+    kind: Literal["model_token"]
+    """`model_token`."""
+
+    model: str | dict[str, Any]
+    """The model that has it."""
+
+    token: str | None = None
+    """The other token."""
+
+    token_id: int | None = Field(default=None, ge=0)
+    """Its number, instead."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelToken:
+        if self.token is not None and self.token_id is not None:
+            raise ValueError("give either token or token_id")
+        return self
 
 
 @dataclass(frozen=True)
@@ -115,9 +157,13 @@ def vocabulary(plan: Plan) -> Vocabulary | None:
         wanted = Tokenizer(source=file.tokenizer_source)
     if wanted is None:
         return None
+    tokens = {
+        token: parse_section(how, Token, origin=f"tokenizer.tokens.{token}")
+        for token, how in wanted.tokens.items()
+    }
     loaded = {source: _load(source) for source in plan.sources}
     tokenizer = _chosen(wanted.source, plan, loaded)
-    for token in wanted.tokens:
+    for token in tokens:
         if token not in tokenizer.get_vocab():
             tokenizer.add_tokens([token])
     words = tokenizer.get_vocab()
@@ -128,11 +174,16 @@ def vocabulary(plan: Plan) -> Vocabulary | None:
         own_words, found = own.get_vocab(), np.full(size, ABSENT, np.int64)
         for word, number in words.items():
             found[number] = own_words.get(word, ABSENT)
+        if found.max() >= _rows_of(name):
+            raise MergeError(
+                f"the tokenizer of {name.name} makes token {found.max()}, but the model has "
+                f"{_rows_of(name)} rows of embeddings; they do not belong together"
+            )
         places[name] = found
     forced, donors = np.zeros(size, bool), {}
-    for token, how in wanted.tokens.items():
-        forced[words[token]] = bool(how.get("force"))
-        donors[words[token]] = _donor(token, how.get("source"), plan, loaded)
+    for token, how in tokens.items():
+        forced[words[token]] = how.force
+        donors[words[token]] = _donor(token, how.source, plan, loaded)
     rows = -(-size // pad) * pad
     return Vocabulary(tokenizer, rows, places, forced, donors, plan.base)
 
@@ -142,9 +193,7 @@ def chat_template(file: MergeFile, sources: list[Source]) -> str | None:
     if file.chat_template is None:
         return None
     if file.chat_template != "auto":
-        if "{" not in file.chat_template:
-            raise MergeError("chat_template is a Jinja template, or auto")
-        return file.chat_template
+        return template_of(file.chat_template)
     found = [_load(source).chat_template for source in sources]
     counts = Counter(text.strip() for text in found if isinstance(text, str))
     return counts.most_common(1)[0][0] if counts else None
@@ -188,20 +237,36 @@ def _donor(
     token: str, given: Any, plan: Plan, loaded: Mapping[Source, PreTrainedTokenizerBase]
 ) -> tuple[Source | None, int]:
     """The model and row that a token is taken from."""
-    if isinstance(given, dict) and given.get("kind") == "zero":
+    where, word, row = f"tokenizer.tokens.{token}.source", token, None
+    kind = given.get("kind") if isinstance(given, dict) else None
+    if kind == "zero":
+        parse_section(given, Zero, origin=where)
         return None, ABSENT
-    word: Any = token
-    if isinstance(given, dict) and given.get("kind") == "model_token":
-        word = given.get("token", given.get("token_id", token))
-        given = given["model"]
+    if kind == "model_token":
+        wanted = parse_section(given, ModelToken, origin=where)
+        given, word, row = wanted.model, wanted.token or token, wanted.token_id
+    elif kind is not None:
+        raise MergeError(f"{where}: kind is zero or model_token, not {kind!r}")
     if given is None:
         raise MergeError(f"the token {token!r} needs a source")
     source = plan.source(given)
-    words = loaded[source].get_vocab() if source in loaded else {}
-    row = word if isinstance(word, int) else words.get(word)
+    if row is None:
+        row = loaded[source].get_vocab().get(word) if source in loaded else None
     if row is None:
         raise MergeError(f"{source.name} has no token {word!r}")
+    if row >= _rows_of(source):
+        raise MergeError(
+            f"{where}: {source.name} has {_rows_of(source)} rows of embeddings, so there is no "
+            f"token_id {row}"
+        )
     return source, row
+
+
+def _rows_of(source: Source) -> int:
+    """How many words a model has room for."""
+    held = source.checkpoint
+    rows = [held[n].shape[0] for n in held if n.endswith((*_EMBEDDINGS, *_HEADS)) and held[n].shape]
+    return min(rows, default=0)
 
 
 def _gathered(part: Part, rows: np.ndarray, columns: int) -> np.ndarray:
