@@ -327,6 +327,17 @@ def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
     assert {one.anchor for one in sections(Material(results))} == {"plots"}  # control
 
 
+def test_the_page_shortens_a_long_table_and_says_so_and_its_file_has_every_row(results, tmp_path):
+    rows = [{"layer": n, "norm": n / 2} for n in range(140)]
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "weights.json").write_text(json.dumps({"tables": {"layers": rows}}))
+    page = write_pages(Material(results, folder=tmp_path), tmp_path).read_text(encoding="utf-8")
+    written = (tmp_path / "report" / "tables" / "analysis-weights-layers.csv").read_text()
+    assert len(written.splitlines()) == 141 and written.splitlines()[-1] == "139,69.5"
+    assert "the first 60 of 140 rows; report/tables/analysis-weights-layers.csv has all" in page
+    assert "<bdi>59</bdi>" in page and "<bdi>60</bdi>" not in page
+
+
 def test_every_figure_of_calibrations_and_analyses_can_be_drawn(results, searched, tmp_path):
     found = sections(Material(results, run=searched, folder=searched))
     figures = [f for one in found if one.anchor != "plots" for f in one.figures]

@@ -54,6 +54,9 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
 
+    first: int | None = None
+    """Rows that the page shows, where not all; the files have every row."""
+
 
 @dataclass(frozen=True)
 class Figure:

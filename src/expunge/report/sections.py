@@ -14,7 +14,7 @@ from expunge.report.tables import term_label
 from expunge.unlearn.watch import EVALUATIONS
 
 ROWS_SHOWN = 60
-"""Rows of a list of objects that a section shows; the file has them all."""
+"""Rows of a table of an analysis that the page shows; the file has them all."""
 
 
 def sections(material: Material) -> list[Section]:
@@ -46,11 +46,10 @@ def analyses(material: Material) -> Section | None:
     for path in sorted((material.folder / "analysis").glob("*.json")):
         for name, rows in runs.read_json(path)["tables"].items():
             if rows:
-                some = f" (the first {ROWS_SHOWN} of {len(rows)})" if len(rows) > ROWS_SHOWN else ""
                 header = tuple(dict.fromkeys(key for row in rows for key in row))
-                cells = [tuple(_cell(row.get(key)) for key in header) for row in rows[:ROWS_SHOWN]]
-                caption = f"{path.stem}: {name}{some}"
-                tables.append(Table(f"analysis-{path.stem}-{name}", caption, header, cells))
+                cells = [tuple(_cell(row.get(key)) for key in header) for row in rows]
+                title, caption = f"analysis-{path.stem}-{name}", f"{path.stem}: {name}"
+                tables.append(Table(title, caption, header, cells, ROWS_SHOWN))
     figures = tuple(analysis_figures(material))
     return (
         Section("analysis", "Analysis", figures=figures, tables=tuple(tables)) if tables else None
