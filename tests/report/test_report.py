@@ -338,6 +338,15 @@ def test_the_page_shortens_a_long_table_and_says_so_and_its_file_has_every_row(r
     assert "<bdi>59</bdi>" in page and "<bdi>60</bdi>" not in page
 
 
+def test_a_cell_of_several_values_is_read_as_words(results, tmp_path):
+    kinds = {"constant": 22, "wordless": 6, "none": None}
+    row = {"kinds": kinds, "values": [0.02770136, 1.0], "drop": {"value": 0.0, "n": 5}, "empty": {}}
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "failures.json").write_text(json.dumps({"tables": {"x": [row]}}))
+    (table,) = sections(Material(results, folder=tmp_path))[-1].tables
+    assert table.rows == [("constant 22, wordless 6", "0.0277, 1", "value 0, n 5", "")]
+
+
 def test_every_figure_of_calibrations_and_analyses_can_be_drawn(results, searched, tmp_path):
     found = sections(Material(results, run=searched, folder=searched))
     figures = [f for one in found if one.anchor != "plots" for f in one.figures]

@@ -1,7 +1,6 @@
 """The parts of the page that are there when a run has what they show: one function for each."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from expunge import runs
@@ -97,4 +96,15 @@ def _trajectories(material: Material) -> Iterator[Figure]:
 def _cell(value: Any) -> Cell:
     if value is None or isinstance(value, str | float | int | bool):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """What holds several values on one line: `constant 22, wordless 6`; without its None."""
+    if isinstance(value, Mapping):
+        parts = ((f"{key} ", inner) for key, inner in value.items())
+    elif isinstance(value, list | tuple):
+        parts = (("", inner) for inner in value)
+    else:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{name}{_words(inner)}" for name, inner in parts if inner is not None)
