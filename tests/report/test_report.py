@@ -16,7 +16,7 @@ from expunge.errors import RunError
 from expunge.report.certainty import changes
 from expunge.report.documents import explorer, script_json
 from expunge.report.drawing import csv_text, write_figures
-from expunge.report.page import html_page, write_pages, write_report
+from expunge.report.page import html_page, markdown_report, write_pages, write_report
 from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
 from expunge.report.sections import sections
@@ -362,6 +362,15 @@ def test_the_files_are_written_and_read_back(results, items, tmp_path):
     ]
     assert read_results(folder / "results.json") == results
     assert "forgot what it should, and kept the rest" in (folder / "report.md").read_text("utf-8")
+
+
+def test_markdown_has_the_claim_and_then_a_bullet_for_each_reason(results):
+    claim, *reasons = verdict(results)
+    lines_ = markdown_report(results).splitlines()
+    assert lines_[2] == f"**{claim}**"
+    assert [line for line in lines_ if line.startswith("- ")] == [f"- {one}" for one in reasons]
+    only = results.model_copy(update={"models": {"target": results.models["target"]}})
+    assert "\n- " not in markdown_report(only)  # control: no reasons, no list
 
 
 def test_an_item_that_was_not_generated_says_so(results, items):

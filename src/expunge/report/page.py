@@ -84,11 +84,12 @@ def write_pages(material: Material, folder: Path) -> Path:
 
 
 def markdown_report(results: Results) -> str:
-    """The verdict and the table as Markdown."""
+    """The verdict, its reasons one by one, and the table as Markdown."""
     facts = f"Recipe {results.recipe}, seed {results.seed}, commit {results.commit}."
-    return "\n\n".join(
-        ["# What was forgotten, what was kept", " ".join(verdict(results)), facts, ""]
-    ) + markdown_table(results)
+    claim, *reasons = verdict(results)
+    parts = ["# What was forgotten, what was kept", f"**{claim}**"]
+    parts += ["\n".join(f"- {reason}" for reason in reasons)] if reasons else []
+    return "\n\n".join([*parts, facts, ""]) + markdown_table(results)
 
 
 def html_page(material: Material, found: Sequence[Section]) -> str:
