@@ -82,6 +82,15 @@ def page_path(tmp_path_factory) -> Path:
         "stages": [{"stage": "strong", "key": "00ff", "wall_seconds": 1.5}],
     }
     items = {name: rows(name, score[name]) for name in SAID}
+    epochs = [
+        {"branch": branch, "epoch": epoch, "step": 5 * epoch, "half": half, "task": "all"}
+        | {"regurgitation": 0.9 / (1 + epoch), "knowledge": 0.5}
+        for branch in ("strong", "weak")
+        for epoch in (0, 1, 2)
+        for half in ("forget", "retain")
+    ]
+    (run / "analysis").mkdir()
+    (run / "analysis" / "trajectories.json").write_text(json.dumps({"tables": {"epochs": epochs}}))
     results = Results.model_validate(told)
     return write_pages(Material(results, items, "name: demo\n", run, run), run)
 
@@ -138,9 +147,24 @@ def test_it_opens_with_the_verdict_and_draws_every_chart(page_path, visit):
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == [
         *("Terms by model", "Forgetting against keeping", "Membership", "Losses by document"),
-        "strong",
+        *("strong", "Knowledge and regurgitation over epochs"),
     ]
     assert page.locator(".chart svg").count() == len(titles)
+
+
+def test_analyses_come_after_the_items_and_their_tables_open_by_the_keyboard(page_path, visit):
+    page = visit(page_path)
+    links = page.locator("nav a").all_inner_texts()
+    order = ["Documents", "Items", "Analysis", "How it was made"]
+    assert links[-4:] == order
+    tops = [page.locator(link).bounding_box()["y"] for link in ("#items-section", "#analysis")]
+    assert tops == sorted(tops)
+    summary = page.locator("#analysis details.table summary")
+    table = page.get_by_role("region", name="trajectories: epochs")
+    assert summary.inner_text() == "trajectories: epochs 12 rows" and table.is_hidden()
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
 
 
 def test_items_are_filtered_sorted_and_found(page_path, visit):

@@ -79,3 +79,5 @@ class Section:
     text: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
+    deep: bool = False
+    """For who digs: it comes after documents and items, and its tables are folded."""

@@ -49,10 +49,14 @@ def analyses(material: Material) -> Section | None:
                 cells = [tuple(_cell(row.get(key)) for key in header) for row in rows]
                 title, caption = f"analysis-{path.stem}-{name}", f"{path.stem}: {name}"
                 tables.append(Table(title, caption, header, cells, ROWS_SHOWN))
-    figures = tuple(analysis_figures(material))
-    return (
-        Section("analysis", "Analysis", figures=figures, tables=tuple(tables)) if tables else None
+    if not tables:
+        return None
+    text = (
+        "Below the figures each table opens by its name, on paper none does; all are whole in "
+        "report/tables/."
     )
+    figures = tuple(analysis_figures(material))
+    return Section("analysis", "Analysis", (text,), figures, tuple(tables), deep=True)
 
 
 def terms_table(material: Material) -> Table:
