@@ -186,6 +186,27 @@ def test_items_are_filtered_sorted_and_found(page_path, visit):
     assert page.locator("article").count() == 24 and page.locator("#item-more").is_hidden()
 
 
+def test_the_worst_comes_first_until_another_order_is_chosen(page_path, visit):
+    page = visit(page_path)
+    page.click("#item-more")
+    halves = page.locator("article h4 span:first-of-type").all_inner_texts()
+    assert halves == ["forget"] * 12 + ["retain"] * 12
+    said = [
+        float(text.split()[0])
+        for text in page.locator("article dd.score:last-child").all_inner_texts()
+    ]
+    assert said == [0.5] * 6 + [0.1] * 6 + [0.5] * 6 + [0.9] * 6
+    rows_ = page.locator("#documents tbody tr")
+    shown = [row.locator("td").all_inner_texts() for row in rows_.all()]
+    assert [cells[0] for cells in shown] == ["forget"] * 6 + ["retain"] * 6
+    assert [cells[3] for cells in shown] == ["0.50"] * 3 + ["0.10"] * 3 + ["0.50"] * 3 + [
+        "0.90"
+    ] * 3
+    page.select_option("[name=order]", "low")
+    first = page.locator("article dd.score:last-child").first
+    assert first.inner_text().startswith("0.10")  # control: another order begins elsewhere
+
+
 def test_what_is_copied_is_marked(page_path, visit):
     page = visit(page_path)
     page.fill("[name=text]", "lost it")
