@@ -16,7 +16,7 @@ from expunge.errors import RunError
 from expunge.report.certainty import changes
 from expunge.report.documents import explorer, script_json
 from expunge.report.drawing import csv_text, write_figures
-from expunge.report.page import html_page, markdown_report, write_pages, write_report
+from expunge.report.page import cards, html_page, markdown_report, write_pages, write_report
 from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
 from expunge.report.sections import sections
@@ -206,6 +206,31 @@ def test_the_first_screen_has_each_half_with_its_interval(results):
     assert forget.within_noise is False
     assert retain.difference.value == pytest.approx(-0.1 / 8) and retain.after.n == 24
     assert retain.within_noise is True
+
+
+def test_the_first_card_says_collapse_and_each_other_has_before_and_after(results):
+    content = results.model_dump()
+    for name, accuracy in (("target", 0.33), ("merged", 0.31)):
+        mmlu = {"accuracy": accuracy, "n": 570}
+        content["models"][name]["semeval"] |= {"mmlu": mmlu}
+    content["models"]["target"]["semeval"]["final"] = 0.4
+    merged = content["models"]["merged"]["semeval"]
+    merged["intervals"] = {"task_aggregate": {"low": 0.6, "high": 0.8}}
+    found = {card.name: card for card in cards(Material(Results.model_validate(content)))}
+    assert next(iter(found)) == "merged collapsed" and found["merged collapsed"].value == "no"
+    assert found["membership AUC"].value == "0.89 → 0.50"
+    assert found["membership AUC"].note == "after: 0.40 to 0.60; 0.50 is guessing"
+    assert (found["MMLU"].value, found["MMLU"].note) == ("0.33 → 0.31", "570 questions")
+    assert found["final score"].value == "0.400 → 0.810"
+    assert found["final score"].note == "task aggregate after: 0.60 to 0.80"
+    content["models"]["merged"]["collapse"]["collapsed"] = True
+    first, *_, last = cards(Material(Results.model_validate(content)))
+    assert (first.value, first.bad, last.value, last.bad) == (
+        "yes",
+        True,
+        "0.400 → COLLAPSED",
+        True,
+    )
 
 
 def test_tables_beside_the_page_are_whole(results, items, tmp_path):
