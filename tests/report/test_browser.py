@@ -1,6 +1,7 @@
 """The pages as a browser shows them: Chromium, driven over file://, without a network."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def page_path(tmp_path_factory) -> Path:
     steps = [{"step": n, "numbers": {"nll.forget": n / 2, "nll.retain": 0.1}} for n in range(4)]
     (stage / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
     (run / "run.json").write_text('{"recipe": "demo"}')
-    score = {"target": {"forget": 0.9, "retain": 0.95}, "merged": {"forget": 0.1, "retain": 0.9}}
+    score = {"target": {"forget": 1.0, "retain": 1.0}, "merged": {"forget": 0.1, "retain": 0.9}}
     models = {
         name: {
             "semeval": {
@@ -230,6 +231,33 @@ def test_tables_sort_both_ways_and_say_so(page_path, visit):
     assert heading.get_attribute("aria-sort") == "ascending" and first.inner_text() == "merged"
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending" and first.inner_text() == "target"
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_every_link_to_a_section_is_seen_without_scrolling_sideways(page_path, visit, width):
+    page = visit(page_path, width=width)
+    links = page.locator("nav a")
+    ends = [link.bounding_box() for link in links.all()]
+    assert len(ends) == 8 and all(end["x"] + end["width"] <= width for end in ends)
+    assert page.locator("nav").evaluate("(nav) => nav.scrollWidth <= nav.clientWidth")
+
+
+def test_marks_at_the_ends_of_the_scale_are_whole(page_path, visit):
+    """The mark of a model that keeps all lies within the frame that cuts what leaves it."""
+    page = visit(page_path)
+    chart = page.locator('.chart[data-chart="halves"]')
+    frame = chart.locator("svg clipPath rect").first.evaluate("(e) => e.width.baseVal.value")
+    marks = chart.locator(".mark-symbol.role-mark path").evaluate_all(
+        "(all) => all.map((one) => [one.transform.baseVal[0].matrix.e, one.getBBox().width / 2])"
+    )
+    assert len(marks) == 2
+    assert all(x - half >= 0 and x + half <= frame for x, half in marks)
+
+
+def test_a_number_and_its_percent_sign_stay_on_one_line(page_path, visit):
+    text = visit(page_path).locator("main").evaluate("(main) => main.textContent")
+    assert "\N{NO-BREAK SPACE}% of the passages" in text
+    assert not re.search(r"\d %", text)
 
 
 def test_the_theme_is_the_systems_until_it_is_switched(page_path, visit):

@@ -20,7 +20,7 @@ OTHERS = ("#c9822b", "#4f9d69", "#a667b5", "#b5524a", "#3aa0ab", "#8d7a3f", "#5c
 
 Rows = Sequence[dict[str, Any]]
 
-_SHARE, _FEW = {"domain": [0, 1]}, {"tickCount": 5}
+_SHARE, _FEW = {"domain": [0, 1], "padding": 10}, {"tickCount": 5}
 
 
 def figures(material: Material) -> list[Figure]:
