@@ -309,7 +309,12 @@ def searched(tmp_path) -> Path:
             "surface": [{**at, **measured, "t": t, "auc": t} for t in (0.0, 1.0)],
             "balance": [{**at, "t": 0.5}],
         },
-        "weights": {"norms": [{"model": "a", "scope": "block", "place": 0, "norm": 2.5}]},
+        "weights": {
+            "norms": [
+                {"model": "a", "scope": "block", "place": place, "norm": 2.5}
+                for place in ("0", "1", "2", "outside")
+            ]
+        },
         "trajectories": {
             "epochs": [
                 {"branch": "a", "epoch": 1.0, "step": 3, "half": "forget", "task": "all"}
@@ -347,6 +352,8 @@ def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
         "Merge landscape",
         "Balance line",
     }
+    blocks = found["analysis"].figures[2].chart
+    assert blocks["encoding"]["x"]["axis"]["values"] == [0, 1, 2]
     names = {table.name for table in found["analysis"].tables}
     assert {"analysis-landscape-surface", "analysis-weights-norms"} <= names
     assert {one.anchor for one in sections(Material(results))} == {"plots"}  # control
