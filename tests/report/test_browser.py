@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,45 @@ def test_marks_at_the_ends_of_the_scale_are_whole(page_path, visit):
     )
     assert len(marks) == 2
     assert all(x - half >= 0 and x + half <= frame for x, half in marks)
+
+
+CUT = """(all) => all.flatMap((chart) => {
+  const edge = chart.getBoundingClientRect();
+  const svg = chart.querySelector("svg");
+  const shown = [svg, ...svg.querySelectorAll("text")].map((one) => one.getBoundingClientRect());
+  const cut = shown.some((box) => box.left < edge.left - 1 || box.right > edge.right + 1);
+  return cut ? [chart.dataset.chart] : [];
+})"""
+"""The charts of which a part lies beyond their edge."""
+
+
+def test_no_chart_is_cut_and_panels_stand_below_each_other_where_the_screen_is_narrow(
+    page_path, visit
+):
+    page = visit(page_path)
+    charts = page.locator(".chart")
+    frames = page.locator('.chart[data-chart="terms-by-model"] .mark-group.cell > g > .background')
+    assert charts.evaluate_all(CUT) == []
+    wide = [frame.bounding_box() for frame in frames.all()]
+    assert len(wide) == 2 and wide[0]["y"] == wide[1]["y"] and wide[0]["x"] < wide[1]["x"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.chart svg')]"
+        ".every((svg) => svg.width.baseVal.value < 390)"
+    )
+    assert charts.evaluate_all(CUT) == []
+    narrow = [frame.bounding_box() for frame in frames.all()]
+    assert narrow[0]["x"] == narrow[1]["x"] and narrow[0]["y"] < narrow[1]["y"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_epochs_are_whole_numbers_that_do_not_touch(page_path, visit, width):
+    page = visit(page_path, width=width)
+    labels = page.locator('.chart[data-chart="trajectory-epochs"] g[aria-label^="X-axis"]').first
+    texts = labels.locator(".role-axis-label text").all()
+    assert [text.text_content() for text in texts] == ["0", "1", "2"]
+    boxes = [text.bounding_box() for text in texts]
+    assert all(a["x"] + a["width"] < b["x"] for a, b in pairwise(boxes))
 
 
 def test_a_number_and_its_percent_sign_stay_on_one_line(page_path, visit):
