@@ -103,3 +103,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         expunge.report(tmp_path / "none")
     with pytest.raises(RunError, match="there are no results in"):
         materials(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.HTML"])
+def test_a_page_named_as_a_file_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(RunError, match="--out takes a folder"):
+        write_reports(tmp_path / "run", tmp_path / name)
+    assert not (tmp_path / name).exists()

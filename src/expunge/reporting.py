@@ -20,6 +20,10 @@ from expunge.report.results import Results, read_results
 
 def write_reports(run: Path, out: Path | None = None) -> list[tuple[Material, Path]]:
     """Write the pages of each seed of a run into its folder, or into `out`; what is on each."""
+    if out is not None and out.suffix.lower() in (".html", ".htm"):
+        raise RunError(
+            f"--out takes a folder, and {out} is a file by its name; the page is report.html"
+        )
     written = []
     for material in materials(run):
         assert material.folder is not None

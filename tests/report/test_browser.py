@@ -1,7 +1,9 @@
 """The pages as a browser shows them: Chromium, driven over file://, without a network."""
 
 import json
+import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,7 @@ def page_path(tmp_path_factory) -> Path:
     steps = [{"step": n, "numbers": {"nll.forget": n / 2, "nll.retain": 0.1}} for n in range(4)]
     (stage / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
     (run / "run.json").write_text('{"recipe": "demo"}')
-    score = {"target": {"forget": 0.9, "retain": 0.95}, "merged": {"forget": 0.1, "retain": 0.9}}
+    score = {"target": {"forget": 1.0, "retain": 1.0}, "merged": {"forget": 0.1, "retain": 0.9}}
     models = {
         name: {
             "semeval": {
@@ -82,6 +84,15 @@ def page_path(tmp_path_factory) -> Path:
         "stages": [{"stage": "strong", "key": "00ff", "wall_seconds": 1.5}],
     }
     items = {name: rows(name, score[name]) for name in SAID}
+    epochs = [
+        {"branch": branch, "epoch": epoch, "step": 5 * epoch, "half": half, "task": "all"}
+        | {"regurgitation": 0.9 / (1 + epoch), "knowledge": 0.5}
+        for branch in ("strong", "weak")
+        for epoch in (0, 1, 2)
+        for half in ("forget", "retain")
+    ]
+    (run / "analysis").mkdir()
+    (run / "analysis" / "trajectories.json").write_text(json.dumps({"tables": {"epochs": epochs}}))
     results = Results.model_validate(told)
     return write_pages(Material(results, items, "name: demo\n", run, run), run)
 
@@ -138,9 +149,24 @@ def test_it_opens_with_the_verdict_and_draws_every_chart(page_path, visit):
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == [
         *("Terms by model", "Forgetting against keeping", "Membership", "Losses by document"),
-        "strong",
+        *("strong", "Knowledge and regurgitation over epochs"),
     ]
     assert page.locator(".chart svg").count() == len(titles)
+
+
+def test_analyses_come_after_the_items_and_their_tables_open_by_the_keyboard(page_path, visit):
+    page = visit(page_path)
+    links = page.locator("nav a").all_inner_texts()
+    order = ["Documents", "Items", "Analysis", "How it was made"]
+    assert links[-4:] == order
+    tops = [page.locator(link).bounding_box()["y"] for link in ("#items-section", "#analysis")]
+    assert tops == sorted(tops)
+    summary = page.locator("#analysis details.table summary")
+    table = page.get_by_role("region", name="trajectories: epochs")
+    assert summary.inner_text() == "trajectories: epochs 12 rows" and table.is_hidden()
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
 
 
 def test_items_are_filtered_sorted_and_found(page_path, visit):
@@ -160,6 +186,27 @@ def test_items_are_filtered_sorted_and_found(page_path, visit):
     assert page.locator("article").count() == 20
     page.click("#item-more")
     assert page.locator("article").count() == 24 and page.locator("#item-more").is_hidden()
+
+
+def test_the_worst_comes_first_until_another_order_is_chosen(page_path, visit):
+    page = visit(page_path)
+    page.click("#item-more")
+    halves = page.locator("article h4 span:first-of-type").all_inner_texts()
+    assert halves == ["forget"] * 12 + ["retain"] * 12
+    said = [
+        float(text.split()[0])
+        for text in page.locator("article dd.score:last-child").all_inner_texts()
+    ]
+    assert said == [0.5] * 6 + [0.1] * 6 + [0.5] * 6 + [0.9] * 6
+    rows_ = page.locator("#documents tbody tr")
+    shown = [row.locator("td").all_inner_texts() for row in rows_.all()]
+    assert [cells[0] for cells in shown] == ["forget"] * 6 + ["retain"] * 6
+    assert [cells[3] for cells in shown] == ["0.50"] * 3 + ["0.10"] * 3 + ["0.50"] * 3 + [
+        "0.90"
+    ] * 3
+    page.select_option("[name=order]", "low")
+    first = page.locator("article dd.score:last-child").first
+    assert first.inner_text().startswith("0.10")  # control: another order begins elsewhere
 
 
 def test_what_is_copied_is_marked(page_path, visit):
@@ -185,6 +232,72 @@ def test_tables_sort_both_ways_and_say_so(page_path, visit):
     assert heading.get_attribute("aria-sort") == "ascending" and first.inner_text() == "merged"
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "descending" and first.inner_text() == "target"
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_every_link_to_a_section_is_seen_without_scrolling_sideways(page_path, visit, width):
+    page = visit(page_path, width=width)
+    links = page.locator("nav a")
+    ends = [link.bounding_box() for link in links.all()]
+    assert len(ends) == 8 and all(end["x"] + end["width"] <= width for end in ends)
+    assert page.locator("nav").evaluate("(nav) => nav.scrollWidth <= nav.clientWidth")
+
+
+def test_marks_at_the_ends_of_the_scale_are_whole(page_path, visit):
+    """The mark of a model that keeps all lies within the frame that cuts what leaves it."""
+    page = visit(page_path)
+    chart = page.locator('.chart[data-chart="halves"]')
+    frame = chart.locator("svg clipPath rect").first.evaluate("(e) => e.width.baseVal.value")
+    marks = chart.locator(".mark-symbol.role-mark path").evaluate_all(
+        "(all) => all.map((one) => [one.transform.baseVal[0].matrix.e, one.getBBox().width / 2])"
+    )
+    assert len(marks) == 2
+    assert all(x - half >= 0 and x + half <= frame for x, half in marks)
+
+
+CUT = """(all) => all.flatMap((chart) => {
+  const edge = chart.getBoundingClientRect();
+  const svg = chart.querySelector("svg");
+  const shown = [svg, ...svg.querySelectorAll("text")].map((one) => one.getBoundingClientRect());
+  const cut = shown.some((box) => box.left < edge.left - 1 || box.right > edge.right + 1);
+  return cut ? [chart.dataset.chart] : [];
+})"""
+"""The charts of which a part lies beyond their edge."""
+
+
+def test_no_chart_is_cut_and_panels_stand_below_each_other_where_the_screen_is_narrow(
+    page_path, visit
+):
+    page = visit(page_path)
+    charts = page.locator(".chart")
+    frames = page.locator('.chart[data-chart="terms-by-model"] .mark-group.cell > g > .background')
+    assert charts.evaluate_all(CUT) == []
+    wide = [frame.bounding_box() for frame in frames.all()]
+    assert len(wide) == 2 and wide[0]["y"] == wide[1]["y"] and wide[0]["x"] < wide[1]["x"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.chart svg')]"
+        ".every((svg) => svg.width.baseVal.value < 390)"
+    )
+    assert charts.evaluate_all(CUT) == []
+    narrow = [frame.bounding_box() for frame in frames.all()]
+    assert narrow[0]["x"] == narrow[1]["x"] and narrow[0]["y"] < narrow[1]["y"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_epochs_are_whole_numbers_that_do_not_touch(page_path, visit, width):
+    page = visit(page_path, width=width)
+    labels = page.locator('.chart[data-chart="trajectory-epochs"] g[aria-label^="X-axis"]').first
+    texts = labels.locator(".role-axis-label text").all()
+    assert [text.text_content() for text in texts] == ["0", "1", "2"]
+    boxes = [text.bounding_box() for text in texts]
+    assert all(a["x"] + a["width"] < b["x"] for a, b in pairwise(boxes))
+
+
+def test_a_number_and_its_percent_sign_stay_on_one_line(page_path, visit):
+    text = visit(page_path).locator("main").evaluate("(main) => main.textContent")
+    assert "\N{NO-BREAK SPACE}% of the passages" in text
+    assert not re.search(r"\d %", text)
 
 
 def test_the_theme_is_the_systems_until_it_is_switched(page_path, visit):

@@ -16,7 +16,7 @@ from expunge.errors import RunError
 from expunge.report.certainty import changes
 from expunge.report.documents import explorer, script_json
 from expunge.report.drawing import csv_text, write_figures
-from expunge.report.page import html_page, write_pages, write_report
+from expunge.report.page import cards, html_page, markdown_report, write_pages, write_report
 from expunge.report.pieces import Material, Table
 from expunge.report.results import Results, read_results
 from expunge.report.sections import sections
@@ -208,6 +208,31 @@ def test_the_first_screen_has_each_half_with_its_interval(results):
     assert retain.within_noise is True
 
 
+def test_the_first_card_says_collapse_and_each_other_has_before_and_after(results):
+    content = results.model_dump()
+    for name, accuracy in (("target", 0.33), ("merged", 0.31)):
+        mmlu = {"accuracy": accuracy, "n": 570}
+        content["models"][name]["semeval"] |= {"mmlu": mmlu}
+    content["models"]["target"]["semeval"]["final"] = 0.4
+    merged = content["models"]["merged"]["semeval"]
+    merged["intervals"] = {"task_aggregate": {"low": 0.6, "high": 0.8}}
+    found = {card.name: card for card in cards(Material(Results.model_validate(content)))}
+    assert next(iter(found)) == "merged collapsed" and found["merged collapsed"].value == "no"
+    assert found["membership AUC"].value == "0.89 → 0.50"
+    assert found["membership AUC"].note == "after: 0.40 to 0.60; 0.50 is guessing"
+    assert (found["MMLU"].value, found["MMLU"].note) == ("0.33 → 0.31", "570 questions")
+    assert found["final score"].value == "0.400 → 0.810"
+    assert found["final score"].note == "task aggregate after: 0.60 to 0.80"
+    content["models"]["merged"]["collapse"]["collapsed"] = True
+    first, *_, last = cards(Material(Results.model_validate(content)))
+    assert (first.value, first.bad, last.value, last.bad) == (
+        "yes",
+        True,
+        "0.400 → COLLAPSED",
+        True,
+    )
+
+
 def test_tables_beside_the_page_are_whole(results, items, tmp_path):
     page = write_pages(Material(results, items), tmp_path)
     assert page.stat().st_size < 5_000_000
@@ -284,7 +309,12 @@ def searched(tmp_path) -> Path:
             "surface": [{**at, **measured, "t": t, "auc": t} for t in (0.0, 1.0)],
             "balance": [{**at, "t": 0.5}],
         },
-        "weights": {"norms": [{"model": "a", "scope": "block", "place": 0, "norm": 2.5}]},
+        "weights": {
+            "norms": [
+                {"model": "a", "scope": "block", "place": place, "norm": 2.5}
+                for place in ("0", "1", "2", "outside")
+            ]
+        },
         "trajectories": {
             "epochs": [
                 {"branch": "a", "epoch": 1.0, "step": 3, "half": "forget", "task": "all"}
@@ -322,9 +352,31 @@ def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
         "Merge landscape",
         "Balance line",
     }
+    blocks = found["analysis"].figures[2].chart
+    assert blocks["encoding"]["x"]["axis"]["values"] == [0, 1, 2]
     names = {table.name for table in found["analysis"].tables}
     assert {"analysis-landscape-surface", "analysis-weights-norms"} <= names
     assert {one.anchor for one in sections(Material(results))} == {"plots"}  # control
+
+
+def test_the_page_shortens_a_long_table_and_says_so_and_its_file_has_every_row(results, tmp_path):
+    rows = [{"layer": n, "norm": n / 2} for n in range(140)]
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "weights.json").write_text(json.dumps({"tables": {"layers": rows}}))
+    page = write_pages(Material(results, folder=tmp_path), tmp_path).read_text(encoding="utf-8")
+    written = (tmp_path / "report" / "tables" / "analysis-weights-layers.csv").read_text()
+    assert len(written.splitlines()) == 141 and written.splitlines()[-1] == "139,69.5"
+    assert "the first 60 of 140 rows; report/tables/analysis-weights-layers.csv has all" in page
+    assert "<bdi>59</bdi>" in page and "<bdi>60</bdi>" not in page
+
+
+def test_a_cell_of_several_values_is_read_as_words(results, tmp_path):
+    kinds = {"constant": 22, "wordless": 6, "none": None}
+    row = {"kinds": kinds, "values": [0.02770136, 1.0], "drop": {"value": 0.0, "n": 5}, "empty": {}}
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "failures.json").write_text(json.dumps({"tables": {"x": [row]}}))
+    (table,) = sections(Material(results, folder=tmp_path))[-1].tables
+    assert table.rows == [("constant 22, wordless 6", "0.0277, 1", "value 0, n 5", "")]
 
 
 def test_every_figure_of_calibrations_and_analyses_can_be_drawn(results, searched, tmp_path):
@@ -342,6 +394,15 @@ def test_the_files_are_written_and_read_back(results, items, tmp_path):
     ]
     assert read_results(folder / "results.json") == results
     assert "forgot what it should, and kept the rest" in (folder / "report.md").read_text("utf-8")
+
+
+def test_markdown_has_the_claim_and_then_a_bullet_for_each_reason(results):
+    claim, *reasons = verdict(results)
+    lines_ = markdown_report(results).splitlines()
+    assert lines_[2] == f"**{claim}**"
+    assert [line for line in lines_ if line.startswith("- ")] == [f"- {one}" for one in reasons]
+    only = results.model_copy(update={"models": {"target": results.models["target"]}})
+    assert "\n- " not in markdown_report(only)  # control: no reasons, no list
 
 
 def test_an_item_that_was_not_generated_says_so(results, items):

@@ -24,7 +24,8 @@ telling.add_typer(data, name="data")
 def print_report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[
-        Path | None, typer.Option(help="Write the page here, not into the run folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the page into this folder, not the run's."),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     rows: Annotated[

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from expunge import runs
-from expunge.report.charts import AFTER, BEFORE, OTHERS, rows_table
+from expunge.report.charts import BEFORE, OTHERS, by_name, rows_table, whole_numbers
 from expunge.report.pieces import Figure, Material
 
 Rows = Sequence[Mapping[str, Any]]
@@ -15,8 +15,9 @@ def analysis_figures(material: Material) -> Iterator[Figure]:
     for name, make in FIGURES.items():
         analysis, _, table = name.partition("/")
         rows = _rows(material, analysis, table)
-        if rows:
-            yield make(rows, material)
+        figure = make(rows, material) if rows else None
+        if figure is not None:
+            yield figure
 
 
 def epochs(rows: Rows, material: Material) -> Figure:
@@ -37,18 +38,21 @@ def objectives(rows: Rows, material: Material) -> Figure:
     return _lines("trajectory-objectives", "Losses and distance over epochs", caption, told)
 
 
-def places(rows: Rows, material: Material) -> Figure:
-    """Where in the network each update lies, by block."""
+def places(rows: Rows, material: Material) -> Figure | None:
+    """Where in the network each update lies, by block; None where none lies in a block."""
     import altair as alt
 
     told = [dict(row) for row in rows if row["scope"] == "block"]
+    inside = [{**row, "place": int(row["place"])} for row in told if row["place"] != "outside"]
+    if not inside:
+        return None
     chart = (
-        alt.Chart(alt.Data(values=told), width=520, height=220)
+        alt.Chart(alt.Data(values=inside), width=520, height=220)
         .mark_line(point=True)
         .encode(
-            x=alt.X("place:Q", title="block"),
+            x=alt.X("place:Q", title="block", axis=whole_numbers(inside, "place")),
             y=alt.Y("norm:Q", title="norm of the update"),
-            color=alt.Color("model:N", title=None, scale=alt.Scale(range=[AFTER, *OTHERS])),
+            color=by_name("model"),
             tooltip=["model:N", "place:Q", "norm:Q", "share:Q"],
         )
         .interactive()
@@ -115,7 +119,7 @@ def balance(rows: Rows, material: Material) -> Figure:
         .encode(
             x=alt.X("t:Q", title="place: 0 the first branch, 1 the second"),
             y=alt.Y("auc:Q", title="membership AUC", scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("line:N", title=None, scale=alt.Scale(range=[AFTER, *OTHERS])),
+            color=by_name("line"),
             tooltip=["line:N", "t:Q", "auc:Q", "aggregate:Q"],
         )
     )
@@ -132,9 +136,9 @@ def _lines(name: str, title: str, caption: str, rows: list[dict[str, Any]]) -> F
         alt.Chart(alt.Data(values=rows), width=300, height=220)
         .mark_line(point=True)
         .encode(
-            x=alt.X("epoch:Q", title="epoch"),
+            x=alt.X("epoch:Q", title="epoch", axis=whole_numbers(rows, "epoch")),
             y=alt.Y("value:Q", title=None),
-            color=alt.Color("measure:N", title=None, scale=alt.Scale(range=[AFTER, *OTHERS])),
+            color=by_name("measure"),
             tooltip=["branch:N", "epoch:Q", "step:Q", "measure:N", "value:Q"],
         )
         .facet(column=alt.Column("branch:N", header=alt.Header(title=None)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from expunge import runs
 from expunge.report.calibration import calibration_rows, calibration_sentences, front_table
-from expunge.report.charts import AFTER, BEFORE, OTHERS, rows_table
+from expunge.report.charts import AFTER, BEFORE, OTHERS, by_name, rows_table
 from expunge.report.pieces import Figure, Material, Section
 
 _FILE = "calibration.json"
@@ -90,7 +90,7 @@ def _line(name: str, found: Mapping[str, Any]) -> Figure:
         .encode(
             x=alt.X("t:Q", title="place on the line: 0 forgets too much, 1 too little"),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("measure:N", title=None, scale=alt.Scale(range=[AFTER, *OTHERS])),
+            color=by_name("measure"),
             tooltip=["t:Q", "measure:N", "value:Q"],
         )
     )

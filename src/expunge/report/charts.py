@@ -20,13 +20,30 @@ OTHERS = ("#c9822b", "#4f9d69", "#a667b5", "#b5524a", "#3aa0ab", "#8d7a3f", "#5c
 
 Rows = Sequence[dict[str, Any]]
 
-_SHARE, _FEW = {"domain": [0, 1]}, {"tickCount": 5}
+_SHARE, _FEW = {"domain": [0, 1], "padding": 10}, {"tickCount": 5}
 
 
 def figures(material: Material) -> list[Figure]:
     """Every chart that the results have numbers for."""
     made = (_terms(material), _halves(material), _membership(material), _losses(material))
     return [figure for figure in made if figure is not None]
+
+
+def by_name(field: str) -> Any:
+    """A colour for each name of a field, the key below the chart, where no width cuts it."""
+    import altair as alt
+
+    scale = alt.Scale(range=[AFTER, *OTHERS])
+    return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(title=None, orient="bottom"))
+
+
+def whole_numbers(rows: Rows, field: str) -> Any:
+    """An axis of what is counted (steps, epochs, blocks): at most ten ticks, all whole."""
+    import altair as alt
+
+    last = max((int(row[field]) for row in rows), default=0)
+    step = next(s for k in range(12) for s in (10**k, 2 * 10**k, 5 * 10**k) if last < 10 * s)
+    return alt.Axis(values=list(range(0, last + 1, step)), format="d")
 
 
 def steps_figure(name: str, title: str, caption: str, rows: Rows) -> Figure:
@@ -37,9 +54,9 @@ def steps_figure(name: str, title: str, caption: str, rows: Rows) -> Figure:
         alt.Chart(_data(rows), width=520, height=240)
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="step"),
+            x=alt.X("step:Q", title="step", axis=whole_numbers(rows, "step")),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-            color=alt.Color("measure:N", title=None, scale=alt.Scale(range=[AFTER, *OTHERS])),
+            color=by_name("measure"),
             tooltip=_tooltip("measure:N", "step:Q", "value:Q"),
         )
         .interactive()
@@ -215,7 +232,7 @@ def _losses(material: Material) -> Figure | None:
         alt.Chart(_data(drawn), width=520, height=alt.Step(40))
         .mark_tick(thickness=2, opacity=0.6)
         .encode(
-            x=alt.X("NLL:Q", title="mean NLL of a document's answers, nats a token"),
+            x=alt.X("NLL:Q", title="mean NLL, nats a token"),
             y=alt.Y("model:N", title=None, sort=_names(material)),
             row=alt.Row("half:N", title=None, header=alt.Header(orient="left", labelAngle=0)),
             color=_by_model(material, legend=False),

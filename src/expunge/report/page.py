@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from expunge import parallel, runs
+from expunge.evaluate.numbers import Number
 from expunge.report.certainty import Change, changes, doubts
 from expunge.report.documents import explorer, items_table
 from expunge.report.drawing import write_figures, write_tables
 from expunge.report.pieces import Cell, Items, Material, Section, Table
 from expunge.report.rendering import render
-from expunge.report.results import Results
+from expunge.report.results import Interval, Mia, Mmlu, Results
 from expunge.report.sections import sections, terms_table
 from expunge.report.tables import (
     COLLAPSED,
@@ -84,11 +85,12 @@ def write_pages(material: Material, folder: Path) -> Path:
 
 
 def markdown_report(results: Results) -> str:
-    """The verdict and the table as Markdown."""
+    """The verdict, its reasons one by one, and the table as Markdown."""
     facts = f"Recipe {results.recipe}, seed {results.seed}, commit {results.commit}."
-    return "\n\n".join(
-        ["# What was forgotten, what was kept", " ".join(verdict(results)), facts, ""]
-    ) + markdown_table(results)
+    claim, *reasons = verdict(results)
+    parts = ["# What was forgotten, what was kept", f"**{claim}**"]
+    parts += ["\n".join(f"- {reason}" for reason in reasons)] if reasons else []
+    return "\n\n".join([*parts, facts, ""]) + markdown_table(results)
 
 
 def html_page(material: Material, found: Sequence[Section]) -> str:
@@ -121,29 +123,31 @@ def html_page(material: Material, found: Sequence[Section]) -> str:
 
 
 def cards(material: Material) -> Iterator[Card]:
-    """The numbers of the first screen: each half, membership, general knowledge, collapse."""
-    for change in changes(material):
-        kind = "completion" if change.kind == "sc" else "knowledge"
-        yield Card(
-            f"{change.half} half, {kind}",
-            f"{number(change.before.value, 2)} → {number(change.after.value, 2)}",
-            _change_note(change),
-        )
+    """The numbers of the first screen: collapse, each half, membership, MMLU, the final score."""
     names = models_compared(material.results)
     if names is None:
         return
-    after = material.results.models[names[1]]
-    mia, mmlu = after.semeval.mia, after.semeval.mmlu
-    if mia is not None and mia.auc is not None:
-        between = "" if mia.low is None else f"{mia.low:.2f} to {mia.high:.2f}; "
-        yield Card("membership AUC", number(mia.auc, 2), f"{between}0.50 is guessing")
-    if mmlu is not None and mmlu.accuracy is not None:
-        yield Card("MMLU", number(mmlu.accuracy, 2), f"{mmlu.n} questions" if mmlu.n else "")
-    collapsed = {True: "yes", False: "no", None: "not measured"}[after.collapse.collapsed]
+    before, after = (material.results.models[name] for name in names)
+    destroyed = bool(after.collapse.collapsed)
+    collapsed = {True: "yes", False: "no", None: "not measured"}
     reasons = "; ".join(after.collapse.reasons)
-    yield Card(f"{names[1]} collapsed", collapsed, reasons, bad=bool(after.collapse.collapsed))
+    yield Card(f"{names[1]} collapsed", collapsed[after.collapse.collapsed], reasons, destroyed)
+    for change in changes(material):
+        kind = "completion" if change.kind == "sc" else "knowledge"
+        values = _both((change.before.value, change.after.value))
+        yield Card(f"{change.half} half, {kind}", values, _change_note(change))
+    aucs = [None if one.semeval.mia is None else one.semeval.mia.auc for one in (before, after)]
+    if aucs[1] is not None:
+        notes = [*_after(after.semeval.mia), "0.50 is guessing"]
+        yield Card("membership AUC", _both(aucs), "; ".join(notes))
+    known = [None if m.semeval.mmlu is None else m.semeval.mmlu.accuracy for m in (before, after)]
+    if known[1] is not None:
+        yield Card("MMLU", _both(known), _questions(before.semeval.mmlu, after.semeval.mmlu))
     if after.semeval.final is not None:
-        yield Card("final score", final_cell(after), "", bad=bool(after.collapse.collapsed))
+        was, now = (final_cell(model) for model in (before, after))
+        aggregate = after.semeval.intervals.get("task_aggregate")
+        notes = [f"task aggregate {part}" for part in _after(aggregate)]
+        yield Card("final score", f"{was} → {now}", "; ".join(notes), destroyed)
 
 
 def measures_table(results: Results) -> Table:
@@ -153,11 +157,27 @@ def measures_table(results: Results) -> Table:
 
 
 def _change_note(change: Change) -> str:
-    low, high = change.after.low, change.after.high
-    parts = [] if low is None else [f"after: {low:.2f} to {high:.2f}"]
+    parts = _after(change.after)
     if change.within_noise is not None:
         parts.append("no more than noise" if change.within_noise else "more than noise")
     return "; ".join(parts)
+
+
+def _after(found: Number | Interval | Mia | None) -> list[str]:
+    """The interval of a number after, in words; none where there is none."""
+    if found is None or found.low is None or found.high is None:
+        return []
+    return [f"after: {found.low:.2f} to {found.high:.2f}"]
+
+
+def _both(values: Sequence[float | None]) -> str:
+    return " → ".join(number(value, 2) for value in values)
+
+
+def _questions(before: Mmlu | None, after: Mmlu | None) -> str:
+    """How many were asked, of both models where that differs."""
+    counts = dict.fromkeys(mmlu.n for mmlu in (before, after) if mmlu is not None and mmlu.n)
+    return f"{' → '.join(map(str, counts))} questions" if counts else ""
 
 
 def _heat(results: Results) -> Iterator[tuple[str, list[Heat]]]:

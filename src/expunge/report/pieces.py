@@ -54,6 +54,9 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
 
+    first: int | None = None
+    """Rows that the page shows, where not all; the files have every row."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -76,3 +79,5 @@ class Section:
     text: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
+    deep: bool = False
+    """For who digs: it comes after documents and items, and its tables are folded."""

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,6 +56,11 @@ def render(
     )
 
 
+def tied(text: str) -> str:
+    """The text with each number kept on one line with its % sign."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+
+
 def _script(text: str) -> Script:
     """A script that no part of its own text ends too early."""
     text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
@@ -76,5 +82,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
+    environment.filters["tied"] = tied
     environment.filters["told"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment

@@ -1,7 +1,6 @@
 """The parts of the page that are there when a run has what they show: one function for each."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from expunge import runs
@@ -14,7 +13,7 @@ from expunge.report.tables import term_label
 from expunge.unlearn.watch import EVALUATIONS
 
 ROWS_SHOWN = 60
-"""Rows of a list of objects that a section shows; the file has them all."""
+"""Rows of a table of an analysis that the page shows; the file has them all."""
 
 
 def sections(material: Material) -> list[Section]:
@@ -46,15 +45,18 @@ def analyses(material: Material) -> Section | None:
     for path in sorted((material.folder / "analysis").glob("*.json")):
         for name, rows in runs.read_json(path)["tables"].items():
             if rows:
-                some = f" (the first {ROWS_SHOWN} of {len(rows)})" if len(rows) > ROWS_SHOWN else ""
                 header = tuple(dict.fromkeys(key for row in rows for key in row))
-                cells = [tuple(_cell(row.get(key)) for key in header) for row in rows[:ROWS_SHOWN]]
-                caption = f"{path.stem}: {name}{some}"
-                tables.append(Table(f"analysis-{path.stem}-{name}", caption, header, cells))
-    figures = tuple(analysis_figures(material))
-    return (
-        Section("analysis", "Analysis", figures=figures, tables=tuple(tables)) if tables else None
+                cells = [tuple(_cell(row.get(key)) for key in header) for row in rows]
+                title, caption = f"analysis-{path.stem}-{name}", f"{path.stem}: {name}"
+                tables.append(Table(title, caption, header, cells, ROWS_SHOWN))
+    if not tables:
+        return None
+    text = (
+        "Below the figures each table opens by its name, on paper none does; all are whole in "
+        "report/tables/."
     )
+    figures = tuple(analysis_figures(material))
+    return Section("analysis", "Analysis", (text,), figures, tuple(tables), deep=True)
 
 
 def terms_table(material: Material) -> Table:
@@ -98,4 +100,15 @@ def _trajectories(material: Material) -> Iterator[Figure]:
 def _cell(value: Any) -> Cell:
     if value is None or isinstance(value, str | float | int | bool):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """What holds several values on one line: `constant 22, wordless 6`; without its None."""
+    if isinstance(value, Mapping):
+        parts = ((f"{key} ", inner) for key, inner in value.items())
+    elif isinstance(value, list | tuple):
+        parts = (("", inner) for inner in value)
+    else:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{name}{_words(inner)}" for name, inner in parts if inner is not None)

@@ -102,6 +102,21 @@ function copied(answer) {
   return answer ? answer[3].reduce((sum, [from, to]) => sum + to - from, 0) : 0;
 }
 
+// Worst first: what is still said of the forget half, then what is lost of the retain half.
+function byHarm(halfOf, numbersOf) {
+  return (a, b) => {
+    const forgets = halfOf(a) === "forget";
+    if (forgets !== (halfOf(b) === "forget")) return forgets ? -1 : 1;
+    const [left, right] = [numbersOf(a), numbersOf(b)];
+    for (const place of left.keys()) {
+      const missing = (left[place] === null) - (right[place] === null);
+      const order = missing || (forgets ? right[place] - left[place] : left[place] - right[place]);
+      if (order) return order;
+    }
+    return 0;
+  };
+}
+
 function apply() {
   const wish = Object.fromEntries(new FormData(form));
   const place = data.models.indexOf(wish.model);
@@ -120,6 +135,7 @@ function apply() {
       (!ranged || (value !== null && value >= low && value <= high)) && (!words || holds(item));
   });
   const orders = {
+    worst: byHarm((item) => item.half, (item) => [scoreOf(item), copied(item.answers[place])]),
     high: (a, b) => compareValues(scoreOf(b) ?? -1, scoreOf(a) ?? -1),
     low: (a, b) => compareValues(scoreOf(a), scoreOf(b)),
     copied: (a, b) => copied(b.answers[place]) - copied(a.answers[place]),
@@ -155,9 +171,11 @@ function documents(place) {
     const before = mean(values(items, data.before, 1));
     const scores = values(items, place, 1);
     const most = scores.length ? Math.max(...scores) : null;
+    const least = scores.length ? Math.min(...scores) : null;
     const losses = [mean(values(items, data.before, 2)), mean(values(items, place, 2))];
-    return [name, half, items.length, before, mean(scores), most, ...losses];
-  });
+    const harm = [half === "forget" ? most : least, mean(scores)]; // as `expunge leaks` ranks them
+    return { harm, row: [name, half, items.length, before, mean(scores), most, ...losses] };
+  }).sort(byHarm((one) => one.row[1], (one) => one.harm)).map((one) => one.row);
 }
 
 function fillDocuments() {
