@@ -44,7 +44,7 @@ class Mia(Section):
 
 
 class Interval(Section):
-    """A 95 % bootstrap interval."""
+    """A 95 % interval: Wilson's of scores that are all 0 or 1, else the bootstrap's."""
 
     low: float
     """Lower end."""
@@ -87,7 +87,7 @@ class Semeval(Section):
     """Items that there are for each term; more than were scored where a sample was."""
 
     intervals: dict[str, Interval | None] = Field(default_factory=dict)
-    """Bootstrap interval of each term and of `task_aggregate`."""
+    """95 % interval of each term and of `task_aggregate`; null where one item tells none."""
 
     task_aggregate: Share | None = None
     """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
