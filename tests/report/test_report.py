@@ -409,6 +409,37 @@ def test_the_verdict_reads_the_membership_attack(results):
     assert "was not measured" in sentence("linear")
 
 
+def with_membership(results, **mia) -> list[str]:
+    """The verdict where the merged model's membership is this."""
+    content = results.model_dump()
+    content["models"]["merged"]["semeval"]["mia"] = mia
+    return verdict(Results.model_validate(content))
+
+
+def test_a_model_that_can_be_told_to_be_trained_on_it_has_not_simply_forgotten(results):
+    def headline(auc, low, high, n=80):
+        return with_membership(results, auc=auc, low=low, high=high, n=n)[0]
+
+    assert "one can still tell that it was trained on" in headline(0.92, 0.87, 0.97)
+    assert "below unseen text" in headline(0.1, 0.03, 0.2)
+    for told in (headline(0.5, 0.42, 0.58), headline(0.62, 0.4, 0.83)):  # control
+        assert told == "The merged model forgot what it should, and kept the rest."
+    assert "still tell" not in headline(1.0, 1.0, 1.0, n=4)  # two and two part by chance
+    assert "still tell" in headline(1.0, 1.0, 1.0, n=12)
+
+
+def test_a_wide_membership_interval_is_not_called_guessing(results):
+    def sentences(low, high, **counts):
+        return " ".join(with_membership(results, auc=0.6, low=low, high=high, **counts))
+
+    wide = sentences(0.40, 0.83, n=15, members=8, nonmembers=7)
+    assert "8 forgotten and 7 never-seen documents cannot tell" in wide
+    assert "guessing is 0.50" in wide and "no better than guessing" not in wide
+    assert "15 documents cannot tell" in sentences(0.40, 0.83, n=15)
+    narrow = sentences(0.45, 0.64, n=150, members=80, nonmembers=70)  # control
+    assert "no better than guessing (80 forgotten and 70 never-seen documents: AUC 0.60" in narrow
+
+
 class Tags(HTMLParser):
     """What a browser would take for markup, and what for text."""
 

@@ -10,8 +10,7 @@ from statistics import fmean
 from expunge.evaluate.compare import FEWEST
 from expunge.evaluate.numbers import Number, bootstrap
 from expunge.report.pieces import Items, Material
-from expunge.report.results import HALVES, KINDS, ModelResults, mean_term
-from expunge.report.verdict import models_compared
+from expunge.report.results import HALVES, KINDS, ModelResults, mean_term, models_compared
 
 WIDE = 0.2
 """An interval of a share that is wider than this leaves much open."""

@@ -42,6 +42,12 @@ class Mia(Section):
     n: int | None = None
     """Documents scored, members and non-members together."""
 
+    members: int | None = None
+    """Members among them."""
+
+    nonmembers: int | None = None
+    """Non-members among them."""
+
 
 class Interval(Section):
     """A 95 % interval: Wilson's of scores that are all 0 or 1, else the bootstrap's."""
@@ -230,6 +236,23 @@ def mean_term(semeval: Semeval, half: str, kind: str) -> float | None:
         if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
     ]
     return fmean(values) if values else None
+
+
+def models_compared(results: Results) -> tuple[str, str] | None:
+    """The models before and after that the verdict is about, if there are both."""
+    before = next((name for name in ("target", "original") if name in results.models), None)
+    after = _after(results)
+    return None if before is None or after is None else (before, after)
+
+
+def _after(results: Results) -> str | None:
+    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
+    measured = results.measured_models()
+    for name in ("calibrated", "merged"):
+        if name in measured:
+            return name
+    later = [name for name in measured if name not in ("original", "target")]
+    return later[-1] if later else None
 
 
 def story_order(names: Mapping[str, Any] | Iterable[str]) -> list[str]:

@@ -1,6 +1,10 @@
 """The verdict in plain words: what was known before, what is forgotten, what is kept."""
 
-from expunge.report.results import ModelResults, Results, mean_term
+import math
+from typing import Literal
+
+from expunge.report.certainty import WIDE
+from expunge.report.results import Mia, ModelResults, Results, mean_term, models_compared
 
 KNOWN = 0.5
 """A half counts as known before from this share on: what was not known cannot be forgotten."""
@@ -22,28 +26,11 @@ def verdict(results: Results) -> list[str]:
     after_name = names[1]
     before, after = (results.models[name] for name in names)
     return [
-        _headline(before, after, after_name),
+        _headline(before, after, after_name) + _told_apart(after),
         *_comparisons(before, after, after_name),
         *_membership(after, after_name),
         *_collapses(results),
     ]
-
-
-def models_compared(results: Results) -> tuple[str, str] | None:
-    """The models before and after that the verdict is about, if there are both."""
-    before = next((name for name in ("target", "original") if name in results.models), None)
-    after = _after(results)
-    return None if before is None or after is None else (before, after)
-
-
-def _after(results: Results) -> str | None:
-    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
-    measured = results.measured_models()
-    for name in ("calibrated", "merged"):
-        if name in measured:
-            return name
-    later = [name for name in measured if name not in ("original", "target")]
-    return later[-1] if later else None
 
 
 def _headline(before: ModelResults, after: ModelResults, name: str) -> str:
@@ -98,22 +85,64 @@ def _comparisons(before: ModelResults, after: ModelResults, name: str) -> list[s
     return sentences
 
 
+def _told_apart(after: ModelResults) -> str:
+    """What the headline says where membership shows, whatever the model says; else nothing."""
+    mia = after.semeval.mia
+    if mia is None or mia.auc is None or after.collapse.collapsed:
+        return ""
+    return {
+        "above": " But one can still tell that it was trained on what it should forget.",
+        "below": " But what it should forget was pushed so far below unseen text that this shows.",
+    }.get(_attack(mia), "")
+
+
 def _membership(model: ModelResults, name: str) -> list[str]:
     mia = model.semeval.mia
     if mia is None or mia.auc is None:
         return ["Whether an outsider could tell the forgotten documents was not measured."]
-    low, high = (mia.auc if end is None else end for end in (mia.low, mia.high))
-    if low <= 0.5 <= high:
-        meaning = "does no better than guessing"
-    elif mia.auc > 0.5:
-        meaning = "does better than guessing: they are still remembered"
-    else:
-        meaning = "finds them by their high loss: they were pushed below what a stranger knows"
-    interval = "" if mia.low is None else f", interval {low:.2f} to {high:.2f}"
+    interval = "" if mia.low is None else f", interval {mia.low:.2f} to {mia.high:.2f}"
+    auc = f"AUC {mia.auc:.2f}{interval}; guessing is 0.50"
+    seen = _documents(mia)
+    meaning = {
+        "above": "does better than guessing: one can still tell that it was trained on them",
+        "below": "finds them by their high loss: they were pushed below what a stranger knows",
+        "guessing": "does no better than guessing",
+    }.get(_attack(mia))
+    if meaning is None:
+        return [
+            f"{seen or 'The documents measured'} cannot tell whether the forgotten ones stand out "
+            f"by the loss of the {name} model ({auc})."
+        ]
     return [
         "Whoever tries to tell the forgotten documents from never-seen ones by the loss of the "
-        f"{name} model {meaning} (AUC {mia.auc:.2f}{interval}; guessing is 0.50)."
+        f"{name} model {meaning} ({seen + ': ' if seen else ''}{auc})."
     ]
+
+
+def _attack(mia: Mia) -> Literal["above", "below", "guessing", "open"]:
+    """What the interval of the AUC says of 0.5; `open` where it is wide, or of too few documents.
+
+    Where m members all come before n others, or all after, the interval is 0 wide; of two equal
+    kinds 2 of the (m + n)! / m! n! orders are so, which below 40 orders is more than 5 %.
+    """
+    if mia.low is None or mia.high is None:
+        return "open"
+    if mia.n is not None:
+        members = mia.n // 2 if mia.members is None else mia.members
+        if math.comb(mia.n, members) < 40:
+            return "open"
+    if mia.low > 0.5:
+        return "above"
+    if mia.high < 0.5:
+        return "below"
+    return "guessing" if mia.high - mia.low <= WIDE else "open"
+
+
+def _documents(mia: Mia) -> str:
+    """How many documents there are of each kind, as far as the results say."""
+    if mia.members is not None and mia.nonmembers is not None:
+        return f"{mia.members} forgotten and {mia.nonmembers} never-seen documents"
+    return "" if mia.n is None else f"{mia.n} documents"
 
 
 def _collapses(results: Results) -> list[str]:
