@@ -1,21 +1,68 @@
 """The verdict in plain words: what was known before, what is forgotten, what is kept."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from expunge.report.certainty import WIDE
-from expunge.report.results import Mia, ModelResults, Results, mean_term, models_compared
+from expunge.report.certainty import WIDE, half_number
+from expunge.report.results import HALVES, Mia, ModelResults, Results, mean_term, models_compared
 
 KNOWN = 0.5
 """A half counts as known before from this share on: what was not known cannot be forgotten."""
 
-FORGOTTEN = 0.5
-"""Forgotten: at most this share of what was known before is left."""
+FORGOTTEN = 0.3
+"""Forgotten: at most this share of what was known before is left. Not 0, for even a model that
+never saw a passage repeats about a fifth of its words in order (0.18 to 0.20 in docs/results.md:
+`the`, `of`, and a few more)."""
 
 KEPT = 0.8
 """Kept: at least this share of what was known before is left."""
 
+HALF = 0.5
+"""Where more than a half of what should be forgotten is left it is still known; where less than a
+half of what should be kept is left it is lost. In between it is partly so."""
+
+THRESHOLDS = (
+    f"Forgotten: at most {FORGOTTEN:.0%} of what was known before is left; still known: more than "
+    f"{HALF:.0%}. Kept: at least {KEPT:.0%} is left; lost: less than {HALF:.0%}. Partly: between."
+).replace("%", " %")
+
+Grade = Literal["done", "partly", "not"]
+"""How far a half came to what it should: forgotten or kept, partly so, still known or lost."""
+
+Attack = Literal["above", "below", "guessing", "open"]
+"""What membership inference says: members stand out by a low loss or a high one, or do not."""
+
+Sureness = Literal["sure", "probably", "open"]
+"""Whether the whole interval has this grade, or touches the next, or goes from end to end."""
+
 _WORDS = {"sc": "reproduces {} of the passages", "qa": "answers {} of the questions"}
+
+_GRADES: tuple[Grade, ...] = ("done", "partly", "not")
+_FORGET = {
+    "done": "forgot what it should",
+    "partly": "forgot only part of what it should",
+    "not": "still knows what it should forget",
+}
+_RETAIN = {
+    "done": "kept the rest",
+    "partly": "kept only part of the rest",
+    "not": "lost the rest",
+}
+_SHOWS = {
+    "above": "one can still tell that it was trained on what it should forget.",
+    "below": "what it should forget was pushed so far below unseen text that this shows.",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One half: its grade, how sure it is, and the items asked."""
+
+    grade: Grade
+    sureness: Sureness
+    n: int
 
 
 def verdict(results: Results) -> list[str]:
@@ -25,51 +72,104 @@ def verdict(results: Results) -> list[str]:
         return ["There is no verdict: it takes a model from before and one from after."]
     after_name = names[1]
     before, after = (results.models[name] for name in names)
+    halves = [_judged(before, after, half) for half in HALVES]
+    graded = None not in halves and not after.collapse.collapsed
     return [
-        _headline(before, after, after_name) + _told_apart(after),
+        _headline(after, halves, after_name),
         *_comparisons(before, after, after_name),
+        *([THRESHOLDS] if graded else []),
         *_membership(after, after_name),
         *_collapses(results),
     ]
 
 
-def _headline(before: ModelResults, after: ModelResults, name: str) -> str:
+def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str) -> str:
     if after.collapse.collapsed:
         return (
             f"Failed: the {name} model is destroyed as a language model; its scores mean nothing."
         )
-    forget, retain = _shares_left(before, after, "forget"), _shares_left(before, after, "retain")
-    if not forget or not retain:
+    (forget, retain), attack = halves, _attack(after.semeval.mia)
+    if forget is None or retain is None:
         return (
             "There is no verdict: both halves must be measured before and after, and known before."
         )
-    forgot, kept = max(forget) <= FORGOTTEN, min(retain) >= KEPT
+    claim = _claim(forget, retain, name, attack) + _shown(forget, attack)
     if after.collapse.collapsed is None:
-        return f"{_claim(forgot, kept, name)} Whether it collapsed was not measured."
-    return _claim(forgot, kept, name)
+        return f"{claim} Whether it collapsed was not measured."
+    return claim
 
 
-def _claim(forgot: bool, kept: bool, name: str) -> str:
-    if forgot and kept:
-        return f"The {name} model forgot what it should, and kept the rest."
-    if forgot:
-        return f"The {name} model forgot what it should, but lost some of what it should keep."
-    if kept:
-        return f"The {name} model kept what it should, but still knows some of what it should not."
-    return f"Failed: the {name} model still knows what it should not, and lost what it should keep."
+def _judged(before: ModelResults, after: ModelResults, half: str) -> Judged | None:
+    """The worse of completion and knowledge; None where either was not known or not measured.
 
+        share left = after / before,    low and high likewise
 
-def _shares_left(before: ModelResults, after: ModelResults, half: str) -> list[float]:
-    """For completion and knowledge, the share left of what was known; empty if unknown before."""
-    shares = []
+    Before is taken as it is: both were asked the same items, and an easy choice of items is easy
+    for both. Without intervals the value alone decides.
+    """
+    found = []
     for kind in _WORDS:
-        was, now = (mean_term(model.semeval, half, kind) for model in (before, after))
-        if was is None and now is None:
+        was, now = (half_number(model.semeval, half, kind) for model in (before, after))
+        if was.value is None and now.value is None:
             continue
-        if was is None or now is None or was < KNOWN:
-            return []
-        shares.append(now / was)
-    return shares
+        if was.value is None or now.value is None or was.value < KNOWN:
+            return None
+        low, high = (now.value if end is None else end for end in (now.low, now.high))
+        ends = [_grade(half, share / was.value) for share in (low, now.value, high)]
+        found.append((ends, now.n))
+    if not found:
+        return None
+    worst = [max((ends[i] for ends, _ in found), key=_GRADES.index) for i in range(3)]
+    sureness: Sureness = "sure"
+    if len(set(worst)) > 1:
+        sureness = "open" if {"done", "not"} <= set(worst) else "probably"
+    return Judged(worst[1], sureness, sum(n for _, n in found))
+
+
+def _grade(half: str, left: float) -> Grade:
+    if half == "forget":
+        return "done" if left <= FORGOTTEN else "partly" if left <= HALF else "not"
+    return "done" if left >= KEPT else "partly" if left >= HALF else "not"
+
+
+def _claim(forget: Judged, retain: Judged, name: str, attack: Attack) -> str:
+    """What became of the two halves, as far as the items tell."""
+    if forget.sureness == retain.sureness == "open":
+        return (
+            f"Too few items to say whether the {name} model forgot what it should "
+            f"({forget.n} items) or kept the rest ({retain.n} items)."
+        )
+    forgot = _FORGET[forget.grade]
+    if attack == "above" and forget.grade == "done":
+        forgot = "no longer says what it should forget"
+    kept = _RETAIN[retain.grade]
+    if forget.sureness == "open":
+        claim = (
+            f"The {name} model {_hedged(kept, retain)}; {forget.n} items are too few to say "
+            "whether it forgot what it should."
+        )
+    elif retain.sureness == "open":
+        claim = (
+            f"The {name} model {_hedged(forgot, forget)}; {retain.n} items are too few to "
+            "say whether it kept the rest."
+        )
+    else:
+        joined = "and" if (forget.grade == "done") == (retain.grade == "done") else "but"
+        begin = "Failed: the" if forget.grade == retain.grade == "not" else "The"
+        claim = f"{begin} {name} model {_hedged(forgot, forget)}, {joined} {_hedged(kept, retain)}."
+    return claim
+
+
+def _shown(forget: Judged, attack: Attack) -> str:
+    """What the headline adds where membership shows, whatever the model says; else nothing."""
+    shows = _SHOWS.get(attack)
+    if shows is None:
+        return ""
+    return f" But {shows}" if forget.grade == "done" else f" {shows[0].upper()}{shows[1:]}"
+
+
+def _hedged(words: str, judged: Judged) -> str:
+    return words if judged.sureness == "sure" else f"probably {words}"
 
 
 def _comparisons(before: ModelResults, after: ModelResults, name: str) -> list[str]:
@@ -83,17 +183,6 @@ def _comparisons(before: ModelResults, after: ModelResults, name: str) -> list[s
         if parts:
             sentences.append(f"On the {half} half the {name} model {' and '.join(parts)}.")
     return sentences
-
-
-def _told_apart(after: ModelResults) -> str:
-    """What the headline says where membership shows, whatever the model says; else nothing."""
-    mia = after.semeval.mia
-    if mia is None or mia.auc is None or after.collapse.collapsed:
-        return ""
-    return {
-        "above": " But one can still tell that it was trained on what it should forget.",
-        "below": " But what it should forget was pushed so far below unseen text that this shows.",
-    }.get(_attack(mia), "")
 
 
 def _membership(model: ModelResults, name: str) -> list[str]:
@@ -119,13 +208,13 @@ def _membership(model: ModelResults, name: str) -> list[str]:
     ]
 
 
-def _attack(mia: Mia) -> Literal["above", "below", "guessing", "open"]:
+def _attack(mia: Mia | None) -> Attack:
     """What the interval of the AUC says of 0.5; `open` where it is wide, or of too few documents.
 
     Where m members all come before n others, or all after, the interval is 0 wide; of two equal
     kinds 2 of the (m + n)! / m! n! orders are so, which below 40 orders is more than 5 %.
     """
-    if mia.low is None or mia.high is None:
+    if mia is None or mia.low is None or mia.high is None:
         return "open"
     if mia.n is not None:
         members = mia.n // 2 if mia.members is None else mia.members
