@@ -92,6 +92,22 @@ def test_the_verdict_is_about_the_calibrated_model_where_there_is_one(results):
     assert models_compared(Results.model_validate(content)) == ("target", "merged")
 
 
+def test_a_target_that_was_broken_before_is_not_blamed_on_unlearning(results):
+    def told(before, after):
+        content = results.model_dump()
+        content["models"]["target"]["collapse"]["collapsed"] = before
+        content["models"]["merged"]["collapse"]["collapsed"] = after
+        return verdict(Results.model_validate(content))
+
+    for after in (True, False):
+        (sentence,) = told(True, after)
+        assert sentence == (
+            "Nothing can be judged: the target model was no working language model before "
+            "anything was removed."
+        )
+    assert told(False, True)[0].startswith("Failed: the merged model is destroyed")  # control
+
+
 def test_there_is_no_verdict_on_what_was_not_known_before(results):
     content = results.model_dump()
     terms = content["models"]["target"]["semeval"]["terms"]

@@ -72,6 +72,11 @@ def verdict(results: Results) -> list[str]:
         return ["There is no verdict: it takes a model from before and one from after."]
     after_name = names[1]
     before, after = (results.models[name] for name in names)
+    if before.collapse.collapsed:
+        return [
+            f"Nothing can be judged: the {names[0]} model was no working language model before "
+            "anything was removed."
+        ]
     halves = [_judged(before, after, half) for half in HALVES]
     graded = None not in halves and not after.collapse.collapsed
     return [
