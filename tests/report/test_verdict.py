@@ -108,6 +108,27 @@ def test_a_target_that_was_broken_before_is_not_blamed_on_unlearning(results):
     assert told(False, True)[0].startswith("Failed: the merged model is destroyed")  # control
 
 
+def test_one_sentence_names_every_destroyed_model_without_its_measures(results):
+    def told(*names):
+        content = results.model_dump()
+        for name, model in content["models"].items():
+            model["collapse"] |= {"collapsed": name in names, "reasons": ["neutral: looping 1.00"]}
+        said = verdict(Results.model_validate(content))
+        assert "looping" not in " ".join(said)
+        return [one for one in said if "destroyed" in one]
+
+    assert told() == []
+    assert told("strong") == [
+        "The strong model is destroyed as a language model; its scores mean nothing."
+    ]
+    assert told("strong", "linear", "merged")[1:] == [
+        "The strong, merged and linear models are destroyed as language models; their scores "
+        "mean nothing."
+    ]
+    (only,) = told("merged")  # the headline
+    assert only.startswith("Failed")
+
+
 def test_there_is_no_verdict_on_what_was_not_known_before(results):
     content = results.model_dump()
     terms = content["models"]["target"]["semeval"]["terms"]

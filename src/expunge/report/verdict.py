@@ -84,7 +84,7 @@ def verdict(results: Results) -> list[str]:
         *_comparisons(before, after, after_name),
         *([THRESHOLDS] if graded else []),
         *_membership(after, after_name),
-        *_collapses(results),
+        *_collapses(results, after_name),
     ]
 
 
@@ -239,14 +239,18 @@ def _documents(mia: Mia) -> str:
     return "" if mia.n is None else f"{mia.n} documents"
 
 
-def _collapses(results: Results) -> list[str]:
-    """One sentence for each destroyed model, with the limits that it crossed."""
-    return [
-        f"The {name} model is destroyed as a language model"
-        + (f" ({'; '.join(model.collapse.reasons)})." if model.collapse.reasons else ".")
-        for name, model in results.ordered_models().items()
-        if model.collapse.collapsed
-    ]
+def _collapses(results: Results, told: str) -> list[str]:
+    """One sentence that names all destroyed models; none where the headline has told of the only.
+
+    Which limits they crossed stands among the measures.
+    """
+    names = [name for name, m in results.ordered_models().items() if m.collapse.collapsed]
+    if not names or names == [told]:
+        return []
+    if len(names) == 1:
+        return [f"The {names[0]} model is destroyed as a language model; its scores mean nothing."]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return [f"The {listed} models are destroyed as language models; their scores mean nothing."]
 
 
 def _percent(share: float) -> str:
