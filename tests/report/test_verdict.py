@@ -5,7 +5,9 @@ import math
 import pytest
 
 from expunge.evaluate.numbers import Number, wilson
-from expunge.report.certainty import half_number
+from expunge.report.certainty import doubts, half_number
+from expunge.report.page import cards
+from expunge.report.pieces import Material
 from expunge.report.results import Results, Semeval, models_compared
 from expunge.report.verdict import verdict
 
@@ -127,6 +129,28 @@ def test_one_sentence_names_every_destroyed_model_without_its_measures(results):
     ]
     (only,) = told("merged")  # the headline
     assert only.startswith("Failed")
+
+
+def test_a_change_of_nothing_is_no_change(results):
+    def told(after):
+        rows = {
+            name: [
+                {"id": f"{n}sc1", "half": "retain", "task": "a", "kind": "sc", "score": score}
+                for n, score in enumerate(scores)
+            ]
+            for name, scores in {"target": [0.5] * 6, "merged": after}.items()
+        }
+        material = Material(results, rows)
+        (card,) = [card for card in cards(material) if card.name == "retain half, completion"]
+        return " ".join(doubts(material)), card.note
+
+    said, note = told([0.5] * 6)
+    assert "The retain completion did not change: each of 6 items scores as before." in said
+    assert note == "did not change" and "explains" not in said
+    said, note = told([0.4, 0.6] * 3)  # control: each item changes, their mean does not
+    assert "no more than the choice of 6 items explains" in said and "did not change" not in said
+    assert note == "no more than noise"
+    assert "the 1 item scores as before" in told([0.5])[0]
 
 
 def test_there_is_no_verdict_on_what_was_not_known_before(results):

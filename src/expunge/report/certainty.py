@@ -36,6 +36,12 @@ class Change:
     """After - before, item by item; None of items that are not at hand."""
 
     @property
+    def unchanged(self) -> bool:
+        """Whether no item scores other than before."""
+        one = self.difference
+        return one.n > 0 and (one.value, one.low or 0, one.high or 0) == (0, 0, 0)
+
+    @property
     def within_noise(self) -> bool | None:
         """Whether the interval of the difference holds 0; None where there is none."""
         low, high = self.difference.low, self.difference.high
@@ -122,7 +128,14 @@ def _doubts(material: Material, after: ModelResults, name: str) -> Iterator[str]
     for change in changes(material):
         what = f"{change.half} {'completion' if change.kind == 'sc' else 'knowledge'}"
         low, high = change.after.low, change.after.high
-        if change.within_noise:
+        if change.unchanged:
+            items = (
+                "the 1 item scores"
+                if change.difference.n == 1
+                else (f"each of {change.difference.n} items scores")
+            )
+            yield f"The {what} did not change: {items} as before."
+        elif change.within_noise:
             yield (
                 f"The change of {what} is no more than the choice of {change.difference.n} items "
                 f"explains ({_signed(change.difference)})."

@@ -155,7 +155,9 @@ def measures_table(results: Results) -> Table:
 def _change_note(change: Change) -> str:
     low, high = change.after.low, change.after.high
     parts = [] if low is None else [f"after: {low:.2f} to {high:.2f}"]
-    if change.within_noise is not None:
+    if change.unchanged:
+        parts.append("did not change")
+    elif change.within_noise is not None:
         parts.append("no more than noise" if change.within_noise else "more than noise")
     return "; ".join(parts)
 
