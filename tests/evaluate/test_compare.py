@@ -222,8 +222,8 @@ def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
     a, b, c = folder("a", [1.0] * 8), folder("b", [0.0] * 7 + [1.0]), folder("c", [1.0] * 6)
     done = command("compare", a, b, a)
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 differ by more than noise" in done.stdout
-    assert "0 of 1 differ by more than noise" in done.stdout  # control: itself
+    assert "Of 1 number that can be judged, 1 differs" in done.stdout
+    assert "Of 1 number that can be judged, none differs" in done.stdout  # control: itself
     done = command("compare", a, b, "--json")
     (found,) = json.loads(done.stdout)
     (row,) = found["differences"]

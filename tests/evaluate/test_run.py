@@ -8,7 +8,7 @@ import pytest
 from commands import run as command
 from expunge.errors import EvaluationError, GateError, ModelError, RecipeError, RunError
 from expunge.evaluate.gates import check_gates, gated, parse_gates
-from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean
+from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean, resampled, wilson
 from expunge.evaluate.run import evaluate_model, numbers_of, read_run
 from expunge.evaluate.suites import parse_suites
 
@@ -130,9 +130,25 @@ def test_intervals_hold_the_mean_and_narrow_with_n():
     assert few.high - few.low > 5 * (many.high - many.low)
     assert 0.1 < few.low < 0.5 < few.high < 0.9
     assert estimate([], name="a") == Number(None, 0)
-    assert estimate([1.0] * 4, name="a") == Number(1.0, 4, 1.0, 1.0)
+    assert resampled([0.3] * 4, name="a") == Number(
+        pytest.approx(0.3), 4, *[pytest.approx(0.3)] * 2
+    )
+    assert estimate([0.3], name="a") == Number(0.3, 1)  # one item tells no spread
     with pytest.raises(EvaluationError, match="a: item 1 is NaN"):
         estimate([0.0, float("nan")], name="a")
+
+
+def test_hits_and_misses_have_wilsons_interval():
+    # By hand, z² = 3.8415: 0 of 2 gives z²/2n ± z²/2n over 1 + z²/n, so 0 to 3.8415 / 5.8415.
+    none = estimate([0.0, 0.0], name="a")
+    assert (none.value, none.n, none.low) == (0.0, 2, 0.0)
+    assert none.high == pytest.approx(0.6576, abs=1e-4)
+    every = estimate([1.0] * 4, name="a")
+    assert (every.low, every.high) == (pytest.approx(4 / 7.8415, abs=1e-4), 1.0)
+    # Brown, Cai and DasGupta's form, p ± with shrinkage: 3 of 10.
+    assert wilson(3, 10) == (pytest.approx(0.1078, abs=1e-4), pytest.approx(0.6032, abs=1e-4))
+    # control: what is no share has the bootstrap's, which is 0 wide where all are alike
+    assert resampled([0.0, 0.0], name="a") == Number(0.0, 2, 0.0, 0.0)
 
 
 def test_a_function_of_means_is_resampled_group_by_group():

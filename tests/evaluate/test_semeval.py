@@ -134,6 +134,23 @@ def test_intervals_hold_the_value_and_are_reproducible():
     assert intervals({}, seed=0, resamples=5)["task_aggregate"] is None
 
 
+def test_terms_whose_items_are_all_alike_are_not_certain():
+    scores = {
+        "forget/own/qa": [0.0, 0.0],
+        "retain/own/sc": [0.4, 0.4],
+        "retain/other/sc": [0.4],
+        "retain/other/qa": [1.0],
+    }
+    found = intervals(scores, seed=0, resamples=50, partial=True)
+    assert found["forget/own/qa"] == {"low": 0.0, "high": pytest.approx(0.6576, abs=1e-4)}
+    assert found["retain/other/qa"] == {"low": pytest.approx(1 / 4.8415, abs=1e-4), "high": 1.0}
+    assert found["retain/own/sc"] == {"low": pytest.approx(0.4), "high": pytest.approx(0.4)}
+    assert found["retain/other/sc"] is None
+    assert found["task_aggregate"] is not None
+    alone = {term: given[:1] for term, given in scores.items()}
+    assert intervals(alone, seed=0, resamples=50, partial=True)["task_aggregate"] is None
+
+
 @pytest.mark.parametrize("text", ["", " Par", "Paris", "PARIS\n ", "Pari\ufffd"])
 def test_a_possible_answer_is_not_settled(text):
     assert not settled_question("Paris", text)

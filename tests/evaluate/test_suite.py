@@ -9,8 +9,10 @@ import pytest
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
 from expunge.evaluate.mmlu import Mmlu, Question
+from expunge.evaluate.numbers import Number, wilson
 from expunge.evaluate.reader import reader_of
 from expunge.evaluate.semeval import TERMS
+from expunge.evaluate.semeval_suite import entry_numbers
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
 
 CONFIG = Evaluate(max_new_tokens=8, resamples=20, mmlu=Mmlu(shots=0))
@@ -155,3 +157,17 @@ def test_an_item_that_cannot_be_scored_is_refused_before_any_work(tiny, tokenize
     one_sided = EvaluationData(members=documents("in"))
     with pytest.raises(EvaluationError, match="no non-member"):
         run(tiny, tokenizer, one_sided)
+
+
+def test_mmlu_has_an_interval_of_its_questions_and_of_its_subjects():
+    mmlu = {"accuracy": 0.25, "macro": 0.25, "n": 8}
+    per_subject = {"a": {"n": 4, "correct": 2}, "b": {"n": 4, "correct": 0}}
+    semeval = {"terms": {}, "counts": {}, "intervals": {"task_aggregate": None}, "mia": None}
+    scored = semeval | {"task_aggregate": None, "final": None}
+    numbers = entry_numbers({"semeval": scored | {"mmlu": mmlu | {"per_subject": per_subject}}})
+    low, high = wilson(2, 8)
+    assert numbers["mmlu"] == Number(0.25, 8, low, high) and low < 0.25 < high < 0.7
+    macro = numbers["mmlu.macro"]
+    assert (macro.low, macro.high) == (0.0, 0.5)
+    old = entry_numbers({"semeval": scored | {"mmlu": mmlu}})  # without the subjects' counts
+    assert old["mmlu"].low == low and old["mmlu.macro"] == Number(0.25, 8)

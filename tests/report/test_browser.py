@@ -145,7 +145,8 @@ def count(page) -> int:
 
 def test_it_opens_with_the_verdict_and_draws_every_chart(page_path, visit):
     page = visit(page_path)
-    assert "forgot what it should, and kept the rest" in page.locator(".headline").inner_text()
+    headline = page.locator(".headline").inner_text()
+    assert headline.startswith("Too few items to say whether the merged model forgot")  # 2 a term
     titles = page.locator("figure h3").all_inner_texts()
     assert titles == [
         *("Terms by model", "Forgetting against keeping", "Membership", "Losses by document"),

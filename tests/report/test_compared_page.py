@@ -5,7 +5,7 @@ import json
 import pytest
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.compare import compare
+from expunge.evaluate.compare import Comparison, Difference, compare
 from expunge.evaluate.readings import read_place
 from expunge.report.compared_page import comparison_page, headline, numbers_table, verdicts_of
 
@@ -44,7 +44,8 @@ def test_the_page_has_numbers_differences_and_items(places):
     readings = [one for place in places for one in read_place(place)]
     found = compare(*readings)
     assert headline(found).endswith(
-        "1 of 1 numbers differ by more than noise; of as many that are the same, about 0 would."
+        "Of 1 number that can be judged, 1 differs by more than the choice of items explains. "
+        "Were the two models alike, hardly any would seem to by chance."
     )
     (row,) = numbers_table(readings).rows
     assert row == (f"semeval.{TERM}", "0.835 (0.81 to 0.86)", "0.435 (0.41 to 0.46)")
@@ -56,7 +57,19 @@ def test_the_page_has_numbers_differences_and_items(places):
 
 def test_what_is_the_same_is_only_noise(places):
     readings = [one for place in (places[0], places[0]) for one in read_place(place)]
-    assert "0 of 1 numbers differ" in headline(compare(*readings))
+    assert "judged, none differs" in headline(compare(*readings))
+
+
+def test_the_headline_says_how_many_would_differ_by_chance():
+    def row(within_noise):
+        return Difference("n", "paired", 0.0, 0.1, 0.1, 0.05, 0.15, 9, within_noise)
+
+    found = Comparison("a", "b", [row(False)] * 2 + [row(True)] * 13 + [row(None)] * 4)
+    assert headline(found) == (
+        "b against a. Of 15 numbers that can be judged, 2 differ by more than the choice of items "
+        "explains. Were the two models alike, about 1 would seem to by chance."
+    )
+    assert "too few items to say" in headline(Comparison("a", "b", [row(None)]))
 
 
 def test_a_run_says_its_verdict(results, places, tmp_path):
@@ -65,7 +78,11 @@ def test_a_run_says_its_verdict(results, places, tmp_path):
     (run / "results.json").write_text(results.model_dump_json())
     told = verdicts_of([f"{run}:merged", *places])
     assert list(told) == [str(run)]
-    assert told[str(run)][0] == "The merged model forgot what it should, and kept the rest."
+    said = told[str(run)]
+    assert said == "The merged model forgot what it should, and kept the rest."
+    readings = [one for place in places for one in read_place(place)]
+    page = comparison_page(readings, [compare(*readings)], told)
+    assert f"by its own report: {said}" in page and "On the forget half" not in page
 
 
 def test_the_command_writes_the_page_beside_its_table(places, tmp_path, capsys):

@@ -104,7 +104,7 @@ def measure_choices(
     given, said = [a for a, _ in asked], [c for _, c in asked]
     numbers = {
         "accuracy": estimate([float(a == c) for a, c in asked], name="accuracy"),
-        "macro": _macro(hits),
+        "macro": macro_number(hits),
         **{
             f"{prefix}{group}": estimate(values, name=f"{prefix}{group}")
             for group, values in sorted(hits.items())
@@ -115,8 +115,11 @@ def measure_choices(
     return Measured(numbers, items, {"letters": _shares(said), "always": _shares(given)})
 
 
-def _macro(hits: Mapping[str, Sequence[bool]]) -> Number:
-    """Without an interval where a group of one item, resampled by itself, would show no spread."""
+def macro_number(hits: Mapping[str, Sequence[bool]]) -> Number:
+    """The mean accuracy of groups, each resampled by itself.
+
+    Without an interval where a group of one item would show no spread.
+    """
     found = bootstrap(hits, macro_accuracy, name="macro")
     return found if min(map(len, hits.values())) > 1 else Number(found.value, found.n)
 

@@ -16,7 +16,7 @@ from expunge.data.examples import Example
 from expunge.data.sources import Source, read_examples
 from expunge.evaluate import collapse
 from expunge.evaluate.collapse import Window
-from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.numbers import Measured, Number, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import begun
@@ -90,7 +90,7 @@ def _group(example: Example) -> str:
 
 
 def _of_losses(losses: Sequence[float], vocabulary: int) -> dict[str, Number]:
-    nll = estimate(losses, name="neutral.nll")
+    nll = resampled(losses, name="neutral.nll")
     assert nll.value is not None and nll.low is not None and nll.high is not None
     low, value, high = nll.low, nll.value, nll.high
     share = math.log(vocabulary)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import Number, estimate
+from expunge.evaluate.numbers import Number, resampled
 from expunge.evaluate.readings import Key, Reading, Row, SuiteReading, metrics_of
 
 FEWEST = 6
@@ -74,8 +74,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, name: str) -> N
     values = [after - before for before, after in zip(a, b, strict=True)]
     if any(map(math.isinf, chain(a, b))):
         raise EvaluationError(f"{name} holds an infinite value, so no mean can be compared")
-    found = estimate(values, name=name)
-    return found if len(values) > 1 else Number(found.value, found.n)
+    return resampled(values, name=name)
 
 
 def unpaired_difference(a: Number, b: Number) -> Number:

@@ -99,6 +99,8 @@ def mia(
         "low": float(low),
         "high": float(high),
         "n": m + n,
+        "members": m,
+        "nonmembers": n,
     }
 
 

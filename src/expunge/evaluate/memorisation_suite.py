@@ -13,7 +13,7 @@ from expunge.data.examples import Example, check_disjoint
 from expunge.data.pii import KINDS, Pii, find_pii, pii_leak
 from expunge.data.sources import Source, read_examples
 from expunge.evaluate import memorisation
-from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.numbers import Measured, Number, estimate, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 
@@ -130,7 +130,8 @@ def _runs(half: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Number]:
     for name in ("exact_memorisation", "extraction_strength", "verbatim_length", "copied_length"):
         values = [row[name] for row in rows if row["answer_tokens"] and row[name] is not None]
         full = f"{half}.{name}"
-        numbers[full] = estimate(values, name=full)
+        mean = resampled if name.endswith("_length") else estimate
+        numbers[full] = mean(values, name=full)
         if name.endswith("length"):
             longest = float(max(values)) if values else None
             numbers[f"{full}_max"] = Number(longest, len(values))

@@ -3,6 +3,7 @@
 Dimensions: n items, R resamples.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,10 +57,36 @@ def flat_numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]
 
 
 def estimate(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) -> Number:
-    """The mean of items' values, with its bootstrap interval; drawn by the number's name.
+    """The mean of items' scores with its 95 % interval; drawn by the number's name.
 
+    Scores that are all 0 or 1 are hits and misses, whose interval is `wilson`'s: were all alike,
+    every resample would be too, and 0 leaks of 2 would be "0 to 0". Others are `resampled`.
     NaN is an `EvaluationError`: an item that could not be scored is never left out silently.
     """
+    hits = [float(value) for value in values]
+    if hits and set(hits) <= {0.0, 1.0}:
+        return Number(sum(hits) / len(hits), len(hits), *wilson(sum(hits), len(hits)))
+    return resampled(values, name=name, resamples=resamples)
+
+
+def wilson(hits: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n > 0 items, of which so many are hits.
+
+        (p + z²/2n ± z √(p (1 - p) / n + z²/4n²)) / (1 + z²/n),    p = hits / n, z = 1.96
+
+    Wider than 0 even where all or none are hits, and good from a handful of items on.
+
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001, who recommend it for small n.
+    """
+    p, z = hits / n, 1.959963984540054
+    middle = p + z * z / (2 * n)
+    reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + side) / (1 + z * z / n) for side in (-reach, reach))
+    return (low if hits else 0.0), (high if hits < n else 1.0)
+
+
+def resampled(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) -> Number:
+    """The mean of what is no share (losses, lengths, differences), with its bootstrap interval."""
     if not len(values):
         return Number(None, 0)
     return bootstrap({"": values}, lambda means: means[""], name=name, resamples=resamples)
@@ -74,7 +101,8 @@ def bootstrap(
 ) -> Number:
     """A function of the means of several groups of items, each resampled by itself.
 
-    Groups that hold nothing are left out of what `combine` is given.
+    Groups that hold nothing are left out of what `combine` is given. Where none holds more than
+    one item every resample is the same, so there is no interval.
     """
     arrays = {group: np.asarray(values, float) for group, values in groups.items() if len(values)}
     for group, values in arrays.items():
@@ -84,8 +112,8 @@ def bootstrap(
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     value = combine({group: float(values.mean()) for group, values in arrays.items()})
     n = sum(map(len, arrays.values()))
-    if value is None:
-        return Number(None, n)
+    if value is None or max(map(len, arrays.values())) == 1:
+        return Number(value, n)
     draws = {group: _means(values, rng, resamples) for group, values in arrays.items()}
     found = [
         combine({group: float(drawn[i]) for group, drawn in draws.items()})

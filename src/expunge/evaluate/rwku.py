@@ -17,7 +17,7 @@ from expunge.data.examples import Document
 from expunge.data.rows import Row
 from expunge.data.sources import Source, locate, source_rows
 from expunge.errors import DataError, EvaluationError
-from expunge.evaluate.numbers import Measured, estimate
+from expunge.evaluate.numbers import Measured, estimate, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import completion_score
@@ -212,7 +212,7 @@ def _measure_texts(
     taken = documents[: section.limit]
     sequences = [encode_document(d, reader.tokenizer, max_length=length) for d in taken]
     losses = [scores.nll for scores in reader.scores(sequences, label=f"rwku {name}")]
-    found.numbers[f"{name}.nll"] = estimate(losses, name=f"{name}.nll")
+    found.numbers[f"{name}.nll"] = resampled(losses, name=f"{name}.nll")
     for i, document in enumerate(documents):
         found.items.append(
             {

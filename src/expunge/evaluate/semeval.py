@@ -14,6 +14,7 @@ import numpy as np
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
+from expunge.evaluate.numbers import wilson
 
 HALVES = ("forget", "retain")
 TASKS = ("Task1", "Task2", "Task3")
@@ -137,7 +138,11 @@ def final(task: float | None, mia: float | None, mmlu: float | None) -> float | 
 def intervals(
     scores: Mapping[str, Sequence[float]], *, seed: int, resamples: int, partial: bool = False
 ) -> dict[str, dict[str, float] | None]:
-    """The 95 % bootstrap interval of each term, over its items, and of `task_aggregate`."""
+    """The 95 % interval of each term, over its items, and of `task_aggregate`.
+
+    Of scores that are all 0 or 1 it is `wilson`'s, of others the bootstrap's, which one item does
+    not have; of the aggregate always the bootstrap's, where any term has more than one item.
+    """
     rng = np.random.default_rng(seed)
     means: dict[str, np.ndarray] = {}
     for term, given in scores.items():
@@ -150,14 +155,16 @@ def intervals(
                 ]
             )
     found: dict[str, dict[str, float] | None] = {
-        term: interval(means[term]) if term in means else None for term in scores
+        term: _term_interval(given, means[term]) if term in means else None
+        for term, given in scores.items()
     }
     draws = [
         task_aggregate({term: float(means[term][i]) for term in means}, partial=partial)
         for i in range(resamples)
     ]
     known = [draw for draw in draws if draw is not None]
-    found["task_aggregate"] = interval(np.array(known)) if known else None
+    spread = any(len(given) > 1 for given in scores.values())
+    found["task_aggregate"] = interval(np.array(known)) if known and spread else None
     return found
 
 
@@ -165,6 +172,13 @@ def interval(draws: np.ndarray) -> dict[str, float]:
     """The middle 95 % of bootstrap draws."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return {"low": float(low), "high": float(high)}
+
+
+def _term_interval(scores: Sequence[float], draws: np.ndarray) -> dict[str, float] | None:
+    if set(scores) <= {0.0, 1.0}:
+        low, high = wilson(sum(scores), len(scores))
+        return {"low": low, "high": high}
+    return interval(draws) if len(scores) > 1 else None
 
 
 def _squeeze(text: str) -> str:

@@ -8,8 +8,9 @@ from pydantic import Field
 from expunge.config import Section
 from expunge.data.sets import Data, read_sets
 from expunge.data.sources import Source, locate
+from expunge.evaluate.choices import macro_number
 from expunge.evaluate.mmlu import HUB, read_mmlu
-from expunge.evaluate.numbers import Measured, Number
+from expunge.evaluate.numbers import Measured, Number, wilson
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
 
@@ -96,11 +97,22 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
         numbers["mia.auc"] = Number(mia["auc"], mia["n"], mia["low"], mia["high"])
         numbers["mia.score"] = Number(mia["score"], mia["n"])
     if mmlu:
-        numbers["mmlu"] = Number(mmlu["accuracy"], mmlu["n"])
-        numbers["mmlu.macro"] = Number(mmlu["macro"], mmlu["n"])
+        numbers |= _of_mmlu(mmlu)
     if scored["final"] is not None:
         numbers["final"] = Number(scored["final"], total)
     return numbers
+
+
+def _of_mmlu(mmlu: Mapping[str, Any]) -> dict[str, Number]:
+    """The share of all questions (Wilson's interval), and the mean of the subjects'."""
+    accuracy, n = mmlu["accuracy"], mmlu["n"]
+    subjects = mmlu.get("per_subject") or {}
+    hits = {s: [i < of["correct"] for i in range(of["n"])] for s, of in subjects.items()}
+    bounds = macro_number(hits) if hits else Number(None, n)
+    return {
+        "mmlu": Number(accuracy, n, *wilson(accuracy * n, n)),
+        "mmlu.macro": Number(mmlu["macro"], n, bounds.low, bounds.high),
+    }
 
 
 def _number(value: float | None, n: int, interval: dict[str, float] | None) -> Number:

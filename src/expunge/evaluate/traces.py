@@ -20,7 +20,7 @@ from expunge.data.sources import Source, read_examples
 from expunge.errors import EvaluationError
 from expunge.evaluate import concepts
 from expunge.evaluate.concepts import Head
-from expunge.evaluate.numbers import Measured, estimate
+from expunge.evaluate.numbers import Measured, resampled
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.value_vectors import (
     Place,
@@ -243,10 +243,10 @@ def _measured(items: list[dict[str, Any]], chance: Sequence[float]) -> Measured:
             values = [item[metric] for item in own if item[metric] is not None]
             if values:
                 name = f"{group}.{metric}"
-                found.numbers[name] = estimate(values, name=f"traces.{name}")
+                found.numbers[name] = resampled(values, name=f"traces.{name}")
         found.facts[f"{group}_without_vectors"] = [i["id"] for i in own if not i["vectors"]]
     if chance:
-        found.numbers["chance.score_before"] = estimate(chance, name="traces.chance")
+        found.numbers["chance.score_before"] = resampled(chance, name="traces.chance")
     if "forget.jaccard" not in found.numbers:
         raise EvaluationError("traces: no concept to forget has words and vectors of its own")
     return found

@@ -3,15 +3,22 @@
 Dimensions: n items that both models were asked.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from expunge.evaluate.compare import FEWEST
-from expunge.evaluate.numbers import Number, bootstrap
+from expunge.evaluate.numbers import Number, bootstrap, wilson
 from expunge.report.pieces import Items, Material
-from expunge.report.results import HALVES, KINDS, ModelResults, mean_term
-from expunge.report.verdict import models_compared
+from expunge.report.results import (
+    HALVES,
+    KINDS,
+    ModelResults,
+    Semeval,
+    mean_term,
+    models_compared,
+)
 
 WIDE = 0.2
 """An interval of a share that is wider than this leaves much open."""
@@ -29,6 +36,12 @@ class Change:
     """After - before, item by item; None of items that are not at hand."""
 
     @property
+    def unchanged(self) -> bool:
+        """Whether no item scores other than before."""
+        one = self.difference
+        return one.n > 0 and (one.value, one.low or 0, one.high or 0) == (0, 0, 0)
+
+    @property
     def within_noise(self) -> bool | None:
         """Whether the interval of the difference holds 0; None where there is none."""
         low, high = self.difference.low, self.difference.high
@@ -37,10 +50,53 @@ class Change:
         return low <= 0 <= high
 
 
-def changes(material: Material) -> list[Change]:
-    """What the verdict compares, each the mean over the tasks, with its interval over the items.
+def half_number(semeval: Semeval, half: str, kind: str) -> Number:
+    """The mean of the terms of one half and kind over the T tasks, with its interval.
 
-    m = (1/T) Σ_t mean(scores of task t),    items drawn again within each task
+        m = (1/T) Σ_t v_t,    low = m - (1/T) √(Σ_t (v_t - low_t)²), and high likewise
+
+    So results.json is enough, without the items. Without an interval where any term has none.
+
+    Source: Zou and Donner 2008.
+    """
+    terms = [
+        _term_number(semeval, term, value)
+        for term, value in semeval.terms.items()
+        if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
+    ]
+    value, n = mean_term(semeval, half, kind), sum(term.n for term in terms)
+    below, above = [], []
+    for term in terms:
+        if term.value is None or term.low is None or term.high is None:
+            return Number(value, n)
+        below.append(max(0.0, term.value - term.low))
+        above.append(max(0.0, term.high - term.value))
+    if value is None:
+        return Number(None, 0)
+    low, high = (math.hypot(*ends) / len(terms) for ends in (below, above))
+    return Number(value, n, value - low, value + high)
+
+
+def _term_number(semeval: Semeval, term: str, value: float) -> Number:
+    """One term with its interval: one item that is neither 0 nor 1 leaves all of 0 to 1 open.
+
+    Results of older versions have intervals that are 0 wide where all items are alike; those of
+    hits and misses are made anew, and those of one item are none.
+    """
+    interval, n = semeval.intervals.get(term), semeval.counts.get(term) or 0
+    if n and value in (0, 1):
+        return Number(value, n, *wilson(value * n, n))
+    if n == 1:
+        return Number(value, n, 0.0, 1.0)
+    if interval is None:
+        return Number(value, n)
+    return Number(value, n, interval.low, interval.high)
+
+
+def changes(material: Material) -> list[Change]:
+    """What the verdict compares, each the mean over the tasks, with its interval.
+
+    The difference is taken item by item, the items drawn again within each task.
     """
     names = models_compared(material.results)
     if names is None:
@@ -50,8 +106,8 @@ def changes(material: Material) -> list[Change]:
         Change(
             half,
             kind,
-            _number(before, material.items, names[0], half, kind),
-            _number(after, material.items, names[1], half, kind),
+            half_number(before.semeval, half, kind),
+            half_number(after.semeval, half, kind),
             _difference(material.items, names, half, kind),
         )
         for half in HALVES
@@ -72,7 +128,14 @@ def _doubts(material: Material, after: ModelResults, name: str) -> Iterator[str]
     for change in changes(material):
         what = f"{change.half} {'completion' if change.kind == 'sc' else 'knowledge'}"
         low, high = change.after.low, change.after.high
-        if change.within_noise:
+        if change.unchanged:
+            items = (
+                "the 1 item scores"
+                if change.difference.n == 1
+                else (f"each of {change.difference.n} items scores")
+            )
+            yield f"The {what} did not change: {items} as before."
+        elif change.within_noise:
             yield (
                 f"The change of {what} is no more than the choice of {change.difference.n} items "
                 f"explains ({_signed(change.difference)})."
@@ -95,17 +158,6 @@ def _doubts(material: Material, after: ModelResults, name: str) -> Iterator[str]
         yield f"Whether the {name} model collapsed was not measured."
     if after.prompts_cut:
         yield f"{after.prompts_cut} prompts were longer than the context, and were cut."
-
-
-def _number(model: ModelResults, items: Items, name: str, half: str, kind: str) -> Number:
-    """The mean of the terms, with an interval where the items are at hand."""
-    value = mean_term(model.semeval, half, kind)
-    scores = _scores(items, name, half, kind)
-    tasks = {task: list(found.values()) for task, found in scores.items()}
-    if value is None or not tasks:
-        return Number(value, 0)
-    drawn = bootstrap(tasks, lambda means: fmean(means.values()), name=f"{half}.{kind}")
-    return Number(value, drawn.n, drawn.low, drawn.high)
 
 
 def _difference(items: Items, names: tuple[str, str], half: str, kind: str) -> Number:

@@ -7,9 +7,8 @@ from typing import Any
 from expunge.evaluate.compare import Comparison
 from expunge.evaluate.leaks import document_of
 from expunge.report.pieces import Cell, Figure, Material, Table
-from expunge.report.results import HALVES, ModelResults, mean_term
+from expunge.report.results import HALVES, ModelResults, mean_term, models_compared
 from expunge.report.tables import term_words
-from expunge.report.verdict import models_compared
 
 DOCUMENTS_DRAWN = 300
 """Documents of each half and model in a chart of losses, evenly spread; the table has all."""

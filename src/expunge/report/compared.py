@@ -30,16 +30,26 @@ def print_comparison(found: Comparison, out: Console | None = None) -> None:
         for row in rows:
             table.add_row(escape(row.name.partition(".")[2]), *_cells(row))
         out.print(table)
-    judged = [row for row in found.differences if row.within_noise is not None]
-    beyond = sum(not row.within_noise for row in judged)
-    out.print(
-        f"{beyond} of {len(judged)} differ by more than noise; of as many that are the same, "
-        f"about {len(judged) * 0.05:.0f} would."
-    )
+    out.print(told(found), markup=False)
     if any(row.how == "unpaired" for row in found.differences):
         out.print("* unpaired: from the intervals of the two numbers, not item by item.")
     for note in found.notes:
         out.print(f"Note: {note}", markup=False)
+
+
+def told(found: Comparison) -> str:
+    """How many numbers differ, and how many would by chance, for a reader of no statistics."""
+    judged = [row for row in found.differences if row.within_noise is not None]
+    if not judged:
+        return "There are too few items to say of any number whether it differs."
+    beyond, chance = sum(not row.within_noise for row in judged), round(len(judged) * 0.05)
+    numbers = "1 number" if len(judged) == 1 else f"{len(judged)} numbers"
+    differ = f"{beyond or 'none'} {'differ' if beyond > 1 else 'differs'}"
+    return (
+        f"Of {numbers} that can be judged, {differ} by more than the choice of items explains. "
+        f"Were the two models alike, {f'about {chance}' if chance else 'hardly any'} would seem to "
+        "by chance."
+    )
 
 
 def print_leaks(found: Mapping[str, Any], out: Console | None = None) -> None:

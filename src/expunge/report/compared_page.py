@@ -1,4 +1,4 @@
-"""Several results side by side on one page: verdicts, numbers, differences, items."""
+"""Several results side by side on one page: headlines, numbers, differences, items."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from expunge import runs
 from expunge.evaluate.compare import Comparison
 from expunge.evaluate.readings import Reading, Row
 from expunge.report.charts import differences_figure
-from expunge.report.compared import judgement
+from expunge.report.compared import judgement, told
 from expunge.report.documents import explorer
 from expunge.report.drawing import shown
 from expunge.report.pieces import Cell, Section, Table
@@ -27,7 +27,7 @@ def write_comparison(
 def comparison_page(
     readings: Sequence[Reading],
     found: Sequence[Comparison],
-    verdicts: Mapping[str, Sequence[str]],
+    verdicts: Mapping[str, str],
 ) -> str:
     """One self-contained page."""
     parts = [_section(number, one) for number, one in enumerate(found, 1)]
@@ -49,26 +49,21 @@ def comparison_page(
     )
 
 
-def verdicts_of(places: Sequence[str]) -> dict[str, list[str]]:
-    """What each run among the places says of itself; folders of one model say nothing."""
+def verdicts_of(places: Sequence[str]) -> dict[str, str]:
+    """The headline of each run among the places; folders of one model have none."""
     found = {}
     for place in places:
         folder = Path(place).expanduser()
         if not folder.is_dir():
             folder = Path(place.rpartition(":")[0]).expanduser()
         if "models" in runs.read_json(folder / "results.json"):
-            found[str(folder)] = verdict(read_results(folder / "results.json"))
+            found[str(folder)] = verdict(read_results(folder / "results.json"))[0]
     return found
 
 
 def headline(found: Comparison) -> str:
     """How many of the numbers differ, in words."""
-    judged = [row for row in found.differences if row.within_noise is not None]
-    beyond = sum(not row.within_noise for row in judged)
-    return (
-        f"{found.b} against {found.a}: {beyond} of {len(judged)} numbers differ by more than "
-        f"noise; of as many that are the same, about {len(judged) * 0.05:.0f} would."
-    )
+    return f"{found.b} against {found.a}. {told(found)}"
 
 
 def numbers_table(readings: Sequence[Reading]) -> Table:

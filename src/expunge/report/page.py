@@ -15,7 +15,7 @@ from expunge.report.documents import explorer, items_table
 from expunge.report.drawing import write_figures, write_tables
 from expunge.report.pieces import Cell, Items, Material, Section, Table
 from expunge.report.rendering import render
-from expunge.report.results import Interval, Mia, Mmlu, Results
+from expunge.report.results import Interval, Mia, Mmlu, Results, models_compared, verdict
 from expunge.report.sections import sections, terms_table
 from expunge.report.tables import (
     COLLAPSED,
@@ -27,7 +27,6 @@ from expunge.report.tables import (
     term_words,
     terms_in,
 )
-from expunge.report.verdict import models_compared, verdict
 
 BESIDE = "report"
 """The folder of figures and tables beside the page."""
@@ -158,7 +157,9 @@ def measures_table(results: Results) -> Table:
 
 def _change_note(change: Change) -> str:
     parts = _after(change.after)
-    if change.within_noise is not None:
+    if change.unchanged:
+        parts.append("did not change")
+    elif change.within_noise is not None:
         parts.append("no more than noise" if change.within_noise else "more than noise")
     return "; ".join(parts)
 

@@ -42,9 +42,15 @@ class Mia(Section):
     n: int | None = None
     """Documents scored, members and non-members together."""
 
+    members: int | None = None
+    """Members among them."""
+
+    nonmembers: int | None = None
+    """Non-members among them."""
+
 
 class Interval(Section):
-    """A 95 % bootstrap interval."""
+    """A 95 % interval: Wilson's of scores that are all 0 or 1, else the bootstrap's."""
 
     low: float
     """Lower end."""
@@ -87,7 +93,7 @@ class Semeval(Section):
     """Items that there are for each term; more than were scored where a sample was."""
 
     intervals: dict[str, Interval | None] = Field(default_factory=dict)
-    """Bootstrap interval of each term and of `task_aggregate`."""
+    """95 % interval of each term and of `task_aggregate`; null where one item tells none."""
 
     task_aggregate: Share | None = None
     """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
@@ -230,6 +236,23 @@ def mean_term(semeval: Semeval, half: str, kind: str) -> float | None:
         if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
     ]
     return fmean(values) if values else None
+
+
+def models_compared(results: Results) -> tuple[str, str] | None:
+    """The models before and after that the verdict is about, if there are both."""
+    before = next((name for name in ("target", "original") if name in results.models), None)
+    after = _after(results)
+    return None if before is None or after is None else (before, after)
+
+
+def _after(results: Results) -> str | None:
+    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
+    measured = results.measured_models()
+    for name in ("calibrated", "merged"):
+        if name in measured:
+            return name
+    later = [name for name in measured if name not in ("original", "target")]
+    return later[-1] if later else None
 
 
 def story_order(names: Mapping[str, Any] | Iterable[str]) -> list[str]:

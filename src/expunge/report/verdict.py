@@ -1,17 +1,68 @@
 """The verdict in plain words: what was known before, what is forgotten, what is kept."""
 
-from expunge.report.results import ModelResults, Results, mean_term
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from expunge.report.certainty import WIDE, half_number
+from expunge.report.results import HALVES, Mia, ModelResults, Results, mean_term, models_compared
 
 KNOWN = 0.5
 """A half counts as known before from this share on: what was not known cannot be forgotten."""
 
-FORGOTTEN = 0.5
-"""Forgotten: at most this share of what was known before is left."""
+FORGOTTEN = 0.3
+"""Forgotten: at most this share of what was known before is left. Not 0, for even a model that
+never saw a passage repeats about a fifth of its words in order (0.18 to 0.20 in docs/results.md:
+`the`, `of`, and a few more)."""
 
 KEPT = 0.8
 """Kept: at least this share of what was known before is left."""
 
+HALF = 0.5
+"""Where more than a half of what should be forgotten is left it is still known; where less than a
+half of what should be kept is left it is lost. In between it is partly so."""
+
+THRESHOLDS = (
+    f"Forgotten: at most {FORGOTTEN:.0%} of what was known before is left; still known: more than "
+    f"{HALF:.0%}. Kept: at least {KEPT:.0%} is left; lost: less than {HALF:.0%}. Partly: between."
+).replace("%", " %")
+
+Grade = Literal["done", "partly", "not"]
+"""How far a half came to what it should: forgotten or kept, partly so, still known or lost."""
+
+Attack = Literal["above", "below", "guessing", "open"]
+"""What membership inference says: members stand out by a low loss or a high one, or do not."""
+
+Sureness = Literal["sure", "probably", "open"]
+"""Whether the whole interval has this grade, or touches the next, or goes from end to end."""
+
 _WORDS = {"sc": "reproduces {} of the passages", "qa": "answers {} of the questions"}
+
+_GRADES: tuple[Grade, ...] = ("done", "partly", "not")
+_FORGET = {
+    "done": "forgot what it should",
+    "partly": "forgot only part of what it should",
+    "not": "still knows what it should forget",
+}
+_RETAIN = {
+    "done": "kept the rest",
+    "partly": "kept only part of the rest",
+    "not": "lost the rest",
+}
+_SHOWS = {
+    "above": "one can still tell that it was trained on what it should forget.",
+    "below": "what it should forget was pushed so far below unseen text that this shows.",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One half: its grade, how sure it is, and the items asked."""
+
+    grade: Grade
+    sureness: Sureness
+    n: int
 
 
 def verdict(results: Results) -> list[str]:
@@ -21,68 +72,109 @@ def verdict(results: Results) -> list[str]:
         return ["There is no verdict: it takes a model from before and one from after."]
     after_name = names[1]
     before, after = (results.models[name] for name in names)
+    if before.collapse.collapsed:
+        return [
+            f"Nothing can be judged: the {names[0]} model was no working language model before "
+            "anything was removed."
+        ]
+    halves = [_judged(before, after, half) for half in HALVES]
+    graded = None not in halves and not after.collapse.collapsed
     return [
-        _headline(before, after, after_name),
+        _headline(after, halves, after_name),
         *_comparisons(before, after, after_name),
+        *([THRESHOLDS] if graded else []),
         *_membership(after, after_name),
-        *_collapses(results),
+        *_collapses(results, after_name),
     ]
 
 
-def models_compared(results: Results) -> tuple[str, str] | None:
-    """The models before and after that the verdict is about, if there are both."""
-    before = next((name for name in ("target", "original") if name in results.models), None)
-    after = _after(results)
-    return None if before is None or after is None else (before, after)
-
-
-def _after(results: Results) -> str | None:
-    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
-    measured = results.measured_models()
-    for name in ("calibrated", "merged"):
-        if name in measured:
-            return name
-    later = [name for name in measured if name not in ("original", "target")]
-    return later[-1] if later else None
-
-
-def _headline(before: ModelResults, after: ModelResults, name: str) -> str:
+def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str) -> str:
     if after.collapse.collapsed:
         return (
             f"Failed: the {name} model is destroyed as a language model; its scores mean nothing."
         )
-    forget, retain = _shares_left(before, after, "forget"), _shares_left(before, after, "retain")
-    if not forget or not retain:
+    (forget, retain), attack = halves, _attack(after.semeval.mia)
+    if forget is None or retain is None:
         return (
             "There is no verdict: both halves must be measured before and after, and known before."
         )
-    forgot, kept = max(forget) <= FORGOTTEN, min(retain) >= KEPT
+    claim = _claim(forget, retain, name, attack) + _shown(forget, attack)
     if after.collapse.collapsed is None:
-        return f"{_claim(forgot, kept, name)} Whether it collapsed was not measured."
-    return _claim(forgot, kept, name)
+        return f"{claim} Whether it collapsed was not measured."
+    return claim
 
 
-def _claim(forgot: bool, kept: bool, name: str) -> str:
-    if forgot and kept:
-        return f"The {name} model forgot what it should, and kept the rest."
-    if forgot:
-        return f"The {name} model forgot what it should, but lost some of what it should keep."
-    if kept:
-        return f"The {name} model kept what it should, but still knows some of what it should not."
-    return f"Failed: the {name} model still knows what it should not, and lost what it should keep."
+def _judged(before: ModelResults, after: ModelResults, half: str) -> Judged | None:
+    """The worse of completion and knowledge; None where either was not known or not measured.
 
+        share left = after / before,    low and high likewise
 
-def _shares_left(before: ModelResults, after: ModelResults, half: str) -> list[float]:
-    """For completion and knowledge, the share left of what was known; empty if unknown before."""
-    shares = []
+    Before is taken as it is: both were asked the same items, and an easy choice of items is easy
+    for both. Without intervals the value alone decides.
+    """
+    found = []
     for kind in _WORDS:
-        was, now = (mean_term(model.semeval, half, kind) for model in (before, after))
-        if was is None and now is None:
+        was, now = (half_number(model.semeval, half, kind) for model in (before, after))
+        if was.value is None and now.value is None:
             continue
-        if was is None or now is None or was < KNOWN:
-            return []
-        shares.append(now / was)
-    return shares
+        if was.value is None or now.value is None or was.value < KNOWN:
+            return None
+        low, high = (now.value if end is None else end for end in (now.low, now.high))
+        ends = [_grade(half, share / was.value) for share in (low, now.value, high)]
+        found.append((ends, now.n))
+    if not found:
+        return None
+    worst = [max((ends[i] for ends, _ in found), key=_GRADES.index) for i in range(3)]
+    sureness: Sureness = "sure"
+    if len(set(worst)) > 1:
+        sureness = "open" if {"done", "not"} <= set(worst) else "probably"
+    return Judged(worst[1], sureness, sum(n for _, n in found))
+
+
+def _grade(half: str, left: float) -> Grade:
+    if half == "forget":
+        return "done" if left <= FORGOTTEN else "partly" if left <= HALF else "not"
+    return "done" if left >= KEPT else "partly" if left >= HALF else "not"
+
+
+def _claim(forget: Judged, retain: Judged, name: str, attack: Attack) -> str:
+    """What became of the two halves, as far as the items tell."""
+    if forget.sureness == retain.sureness == "open":
+        return (
+            f"Too few items to say whether the {name} model forgot what it should "
+            f"({forget.n} items) or kept the rest ({retain.n} items)."
+        )
+    forgot = _FORGET[forget.grade]
+    if attack == "above" and forget.grade == "done":
+        forgot = "no longer says what it should forget"
+    kept = _RETAIN[retain.grade]
+    if forget.sureness == "open":
+        claim = (
+            f"The {name} model {_hedged(kept, retain)}; {forget.n} items are too few to say "
+            "whether it forgot what it should."
+        )
+    elif retain.sureness == "open":
+        claim = (
+            f"The {name} model {_hedged(forgot, forget)}; {retain.n} items are too few to "
+            "say whether it kept the rest."
+        )
+    else:
+        joined = "and" if (forget.grade == "done") == (retain.grade == "done") else "but"
+        begin = "Failed: the" if forget.grade == retain.grade == "not" else "The"
+        claim = f"{begin} {name} model {_hedged(forgot, forget)}, {joined} {_hedged(kept, retain)}."
+    return claim
+
+
+def _shown(forget: Judged, attack: Attack) -> str:
+    """What the headline adds where membership shows, whatever the model says; else nothing."""
+    shows = _SHOWS.get(attack)
+    if shows is None:
+        return ""
+    return f" But {shows}" if forget.grade == "done" else f" {shows[0].upper()}{shows[1:]}"
+
+
+def _hedged(words: str, judged: Judged) -> str:
+    return words if judged.sureness == "sure" else f"probably {words}"
 
 
 def _comparisons(before: ModelResults, after: ModelResults, name: str) -> list[str]:
@@ -102,28 +194,63 @@ def _membership(model: ModelResults, name: str) -> list[str]:
     mia = model.semeval.mia
     if mia is None or mia.auc is None:
         return ["Whether an outsider could tell the forgotten documents was not measured."]
-    low, high = (mia.auc if end is None else end for end in (mia.low, mia.high))
-    if low <= 0.5 <= high:
-        meaning = "does no better than guessing"
-    elif mia.auc > 0.5:
-        meaning = "does better than guessing: they are still remembered"
-    else:
-        meaning = "finds them by their high loss: they were pushed below what a stranger knows"
-    interval = "" if mia.low is None else f", interval {low:.2f} to {high:.2f}"
+    interval = "" if mia.low is None else f", interval {mia.low:.2f} to {mia.high:.2f}"
+    auc = f"AUC {mia.auc:.2f}{interval}; guessing is 0.50"
+    seen = _documents(mia)
+    meaning = {
+        "above": "does better than guessing: one can still tell that it was trained on them",
+        "below": "finds them by their high loss: they were pushed below what a stranger knows",
+        "guessing": "does no better than guessing",
+    }.get(_attack(mia))
+    if meaning is None:
+        return [
+            f"{seen or 'The documents measured'} cannot tell whether the forgotten ones stand out "
+            f"by the loss of the {name} model ({auc})."
+        ]
     return [
         "Whoever tries to tell the forgotten documents from never-seen ones by the loss of the "
-        f"{name} model {meaning} (AUC {mia.auc:.2f}{interval}; guessing is 0.50)."
+        f"{name} model {meaning} ({seen + ': ' if seen else ''}{auc})."
     ]
 
 
-def _collapses(results: Results) -> list[str]:
-    """One sentence for each destroyed model, with the limits that it crossed."""
-    return [
-        f"The {name} model is destroyed as a language model"
-        + (f" ({'; '.join(model.collapse.reasons)})." if model.collapse.reasons else ".")
-        for name, model in results.ordered_models().items()
-        if model.collapse.collapsed
-    ]
+def _attack(mia: Mia | None) -> Attack:
+    """What the interval of the AUC says of 0.5; `open` where it is wide, or of too few documents.
+
+    Where m members all come before n others, or all after, the interval is 0 wide; of two equal
+    kinds 2 of the (m + n)! / m! n! orders are so, which below 40 orders is more than 5 %.
+    """
+    if mia is None or mia.low is None or mia.high is None:
+        return "open"
+    if mia.n is not None:
+        members = mia.n // 2 if mia.members is None else mia.members
+        if math.comb(mia.n, members) < 40:
+            return "open"
+    if mia.low > 0.5:
+        return "above"
+    if mia.high < 0.5:
+        return "below"
+    return "guessing" if mia.high - mia.low <= WIDE else "open"
+
+
+def _documents(mia: Mia) -> str:
+    """How many documents there are of each kind, as far as the results say."""
+    if mia.members is not None and mia.nonmembers is not None:
+        return f"{mia.members} forgotten and {mia.nonmembers} never-seen documents"
+    return "" if mia.n is None else f"{mia.n} documents"
+
+
+def _collapses(results: Results, told: str) -> list[str]:
+    """One sentence that names all destroyed models; none where the headline has told of the only.
+
+    Which limits they crossed stands among the measures.
+    """
+    names = [name for name, m in results.ordered_models().items() if m.collapse.collapsed]
+    if not names or names == [told]:
+        return []
+    if len(names) == 1:
+        return [f"The {names[0]} model is destroyed as a language model; its scores mean nothing."]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return [f"The {listed} models are destroyed as language models; their scores mean nothing."]
 
 
 def _percent(share: float) -> str:

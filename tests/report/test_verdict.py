@@ -1,0 +1,205 @@
+"""The verdict's sentences say what the numbers say, and no more than their intervals allow."""
+
+import math
+
+import pytest
+
+from expunge.evaluate.numbers import Number, wilson
+from expunge.report.certainty import doubts, half_number
+from expunge.report.page import cards
+from expunge.report.pieces import Material
+from expunge.report.results import Results, Semeval, models_compared
+from expunge.report.verdict import verdict
+
+
+def test_the_verdict_follows_the_numbers(results):
+    def after(forget, retain, collapsed=False):
+        content = results.model_dump()
+        merged = content["models"]["merged"]
+        merged["collapse"]["collapsed"] = collapsed
+        for term in merged["semeval"]["terms"]:
+            merged["semeval"]["terms"][term] = forget if term.startswith("forget") else retain
+        return verdict(Results.model_validate(content))[0]
+
+    assert after(0.1, 0.9) == "The merged model forgot what it should, and kept the rest."
+    assert after(0.49, 0.9).startswith("The merged model forgot only part of what it should, but")
+    assert "still knows what it should forget, but kept" in after(0.51, 0.9)
+    assert "forgot what it should, but kept only part" in after(0.1, 0.7)
+    assert "forgot what it should, but lost the rest" in after(0.1, 0.4)
+    assert "Failed" in after(0.9, 0.4)
+    assert "destroyed" in after(0.1, 0.9, collapsed=True)
+    assert "was not measured" in after(0.1, 0.9, collapsed=None)
+
+
+def test_the_verdict_tells_its_thresholds(results):
+    told = " ".join(verdict(results)[1:])
+    assert "Forgotten: at most 30 % of what was known before is left" in told
+    assert "Kept: at least 80 % is left; lost: less than 50 %" in told
+    kept = {name: results.models[name] for name in ("target", "strong")}  # control: no grade
+    assert "Kept: at least" not in " ".join(verdict(results.model_copy(update={"models": kept})))
+
+
+def asked(results, count, forget, retain) -> str:
+    """The headline where each term has so many items, with the intervals of hits and misses."""
+    content = results.model_dump()
+    merged = content["models"]["merged"]["semeval"]
+    for term in merged["terms"]:
+        value = forget if term.startswith("forget") else retain
+        low, high = wilson(value * count, count)
+        merged["terms"][term], merged["counts"][term] = value, count
+        merged["intervals"][term] = {"low": low, "high": high}
+    return verdict(Results.model_validate(content))[0]
+
+
+def test_the_headline_is_no_surer_than_its_items(results):
+    few = asked(results, 1, 0.1, 0.9)
+    assert few == (
+        "Too few items to say whether the merged model forgot what it should (6 items) "
+        "or kept the rest (6 items)."
+    )
+    some = asked(results, 20, 0.2, 1.0)
+    assert some == "The merged model probably forgot what it should, and kept the rest."
+    sure = asked(results, 200, 0.2, 1.0)  # control: the same shares of more items
+    assert sure == "The merged model forgot what it should, and kept the rest."
+    half = asked(results, 4, 0.0, 0.75)
+    assert half.endswith("; 24 items are too few to say whether it kept the rest.")
+
+
+def test_the_interval_of_a_half_is_that_of_its_tasks_together():
+    terms = {"forget/a/sc": 0.0, "forget/b/sc": 0.5, "forget/c/sc": 0.4, "retain/a/sc": 1.0}
+    semeval = Semeval.model_validate(
+        {
+            "terms": terms,
+            "counts": {"forget/a/sc": 2, "forget/b/sc": 9, "forget/c/sc": 1},
+            "intervals": {
+                "forget/a/sc": {"low": 0.0, "high": 0.0},  # of an older version
+                "forget/b/sc": {"low": 0.2, "high": 0.9},
+                "forget/c/sc": None,
+            },
+        }
+    )
+    found = half_number(semeval, "forget", "sc")
+    assert (found.value, found.n) == (pytest.approx(0.3), 12)
+    assert found.low == pytest.approx(0.3 - math.hypot(0.3, 0.4) / 3)
+    assert found.high == pytest.approx(0.3 + math.hypot(wilson(0, 2)[1], 0.4, 0.6) / 3)
+    assert half_number(semeval, "retain", "sc") == Number(1.0, 0)  # nothing tells its spread
+
+
+def test_the_verdict_is_about_the_calibrated_model_where_there_is_one(results):
+    content = results.model_dump()
+    content["models"]["calibrated"] = content["models"]["merged"]
+    assert models_compared(Results.model_validate(content)) == ("target", "calibrated")
+    assert models_compared(results) == ("target", "merged")
+    content["models"]["calibrated"] = {}  # made, and not measured yet
+    assert models_compared(Results.model_validate(content)) == ("target", "merged")
+
+
+def test_a_target_that_was_broken_before_is_not_blamed_on_unlearning(results):
+    def told(before, after):
+        content = results.model_dump()
+        content["models"]["target"]["collapse"]["collapsed"] = before
+        content["models"]["merged"]["collapse"]["collapsed"] = after
+        return verdict(Results.model_validate(content))
+
+    for after in (True, False):
+        (sentence,) = told(True, after)
+        assert sentence == (
+            "Nothing can be judged: the target model was no working language model before "
+            "anything was removed."
+        )
+    assert told(False, True)[0].startswith("Failed: the merged model is destroyed")  # control
+
+
+def test_one_sentence_names_every_destroyed_model_without_its_measures(results):
+    def told(*names):
+        content = results.model_dump()
+        for name, model in content["models"].items():
+            model["collapse"] |= {"collapsed": name in names, "reasons": ["neutral: looping 1.00"]}
+        said = verdict(Results.model_validate(content))
+        assert "looping" not in " ".join(said)
+        return [one for one in said if "destroyed" in one]
+
+    assert told() == []
+    assert told("strong") == [
+        "The strong model is destroyed as a language model; its scores mean nothing."
+    ]
+    assert told("strong", "linear", "merged")[1:] == [
+        "The strong, merged and linear models are destroyed as language models; their scores "
+        "mean nothing."
+    ]
+    (only,) = told("merged")  # the headline
+    assert only.startswith("Failed")
+
+
+def test_a_change_of_nothing_is_no_change(results):
+    def told(after):
+        rows = {
+            name: [
+                {"id": f"{n}sc1", "half": "retain", "task": "a", "kind": "sc", "score": score}
+                for n, score in enumerate(scores)
+            ]
+            for name, scores in {"target": [0.5] * 6, "merged": after}.items()
+        }
+        material = Material(results, rows)
+        (card,) = [card for card in cards(material) if card.name == "retain half, completion"]
+        return " ".join(doubts(material)), card.note
+
+    said, note = told([0.5] * 6)
+    assert "The retain completion did not change: each of 6 items scores as before." in said
+    assert note == "did not change" and "explains" not in said
+    said, note = told([0.4, 0.6] * 3)  # control: each item changes, their mean does not
+    assert "no more than the choice of 6 items explains" in said and "did not change" not in said
+    assert note == "no more than noise"
+    assert "the 1 item scores as before" in told([0.5])[0]
+
+
+def test_there_is_no_verdict_on_what_was_not_known_before(results):
+    content = results.model_dump()
+    terms = content["models"]["target"]["semeval"]["terms"]
+    terms |= {term: 0.1 for term in terms if term.startswith("forget")}
+    assert "no verdict" in verdict(Results.model_validate(content))[0]
+    only = results.model_copy(update={"models": {"target": results.models["target"]}})
+    assert "no verdict" in verdict(only)[0]
+
+
+def test_the_verdict_reads_the_membership_attack(results):
+    def sentence(name):
+        kept = {n: results.models[n] for n in ("target", name)}
+        return " ".join(verdict(results.model_copy(update={"models": kept})))
+
+    assert "no better than guessing (AUC 0.50" in sentence("merged")
+    assert "below what a stranger knows" in sentence("strong")
+    assert "was not measured" in sentence("linear")
+
+
+def with_membership(results, **mia) -> list[str]:
+    """The verdict where the merged model's membership is this."""
+    content = results.model_dump()
+    content["models"]["merged"]["semeval"]["mia"] = mia
+    return verdict(Results.model_validate(content))
+
+
+def test_a_model_that_can_be_told_to_be_trained_on_it_has_not_simply_forgotten(results):
+    def headline(auc, low, high, n=80):
+        return with_membership(results, auc=auc, low=low, high=high, n=n)[0]
+
+    above = headline(0.92, 0.87, 0.97)
+    assert above.startswith("The merged model no longer says what it should forget, and kept")
+    assert ". But one can still tell that it was trained on what it should forget." in above
+    assert "below unseen text" in headline(0.1, 0.03, 0.2)
+    for told in (headline(0.5, 0.42, 0.58), headline(0.62, 0.4, 0.83)):  # control
+        assert told == "The merged model forgot what it should, and kept the rest."
+    assert "still tell" not in headline(1.0, 1.0, 1.0, n=4)  # two and two part by chance
+    assert "still tell" in headline(1.0, 1.0, 1.0, n=12)
+
+
+def test_a_wide_membership_interval_is_not_called_guessing(results):
+    def sentences(low, high, **counts):
+        return " ".join(with_membership(results, auc=0.6, low=low, high=high, **counts))
+
+    wide = sentences(0.40, 0.83, n=15, members=8, nonmembers=7)
+    assert "8 forgotten and 7 never-seen documents cannot tell" in wide
+    assert "guessing is 0.50" in wide and "no better than guessing" not in wide
+    assert "15 documents cannot tell" in sentences(0.40, 0.83, n=15)
+    narrow = sentences(0.45, 0.64, n=150, members=80, nonmembers=70)  # control
+    assert "no better than guessing (80 forgotten and 70 never-seen documents: AUC 0.60" in narrow
