@@ -77,6 +77,18 @@ def test_an_adapter_of_a_sum_is_exact_by_concatenation(branches, tmp_path):
     assert_close(delta_of(tmp_path / "out"), expected)
 
 
+@pytest.mark.parametrize("options", [{"lambda": 0.5}, {"divide": "count"}, {"divide": "weights"}])
+def test_a_sum_written_as_factors_is_divided_and_scaled_as_the_merge_is(
+    branches, tmp_path, options
+):
+    config = Merge(method="task_arithmetic", weights=(1.0, 2.0), space="delta", options=options)
+    merge_adapters(branches, config, tmp_path / "out")
+    assert_close(delta_of(tmp_path / "out"), dict(merged_deltas(branches, config)))
+    plain = Merge(method="task_arithmetic", weights=(1.0, 2.0), space="delta")
+    name, delta = next(iter(merged_deltas(branches, plain)))
+    assert not torch.allclose(delta_of(tmp_path / "out")[name], delta)  # control
+
+
 def test_truncation_is_reported_as_it_is(branches, tmp_path):
     config = Merge(space="delta", rank=3)
     report = merge_adapters(branches, config, tmp_path / "out")
