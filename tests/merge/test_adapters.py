@@ -216,6 +216,7 @@ def test_branches_of_unlike_rank_merge_in_delta_space_alone(branches, make_branc
         ({"groups": [1, 2], "method": "sce"}, "groups is not for sce"),
         ({"groups": [1, 2], "method": "model_stock", "space": "delta"}, "groups is not for model"),
         ({"groups": [1, 2], "options": {"divide": "weights"}}, "groups cannot be normalized"),
+        ({"options": {"trim": "model"}}, "branches are trimmed by themselves; trim: model is for"),
         ({"groups": [1], "normalize": True, "space": "delta"}, "groups cannot be normalized"),
         ({"normalize": True}, "normalize needs space: delta"),
         ({"rank": 8}, "rank needs space: delta and output: adapter"),
@@ -339,6 +340,15 @@ def one_name(tensors):
     return next(iter(tensors))
 
 
+def with_embedding(tensors):
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    return {**tensors, key: torch.zeros(257, 32)}
+
+
+def with_magnitude(tensors):
+    return {**tensors, "base_model.model.x.lora_magnitude_vector": torch.zeros(3)}
+
+
 def without_a_layer(tensors):
     return {k: t for k, t in tensors.items() if "layers.1.mlp.up_proj" not in k}
 
@@ -357,6 +367,8 @@ def wider(tensors):
     ("change", "config", "error", "message"),
     [
         (without_a_layer, {}, MergeError, r"branch-9 does not adapt model\.layers\.1\.mlp\.up_pr"),
+        (with_embedding, {}, ModelError, r"embed_tokens\S+ adapts an embedding, .* output: model"),
+        (with_magnitude, {}, ModelError, r"x.lora_magnitude_vector is not a plain LoRA factor"),
         (with_nan, {}, MergeError, r"branch-9: model\.layers\.\S+\.lora_A holds NaN"),
         (wider, {}, MergeError, r"up_proj is \(48, 32\) in .* but \(48, 33\) in .*branch-9"),
         (None, {"use_dora": True}, ModelError, "branch-9 has use_dora: True"),
