@@ -74,9 +74,9 @@ def _check(plan: Plan) -> None:
     folders = {source.checkpoint.folder for source in plan.sources}
     if loose or len(folders) > 1 or (plan.base and plan.base.adapter):
         raise MergeError("output: adapter needs every model as base+lora, all of one base")
-    whole = isinstance(how, Span) and how.measures and how.of != "deltas"
-    if whole and (how.of == "weights" or plan.base is None):
-        more = "" if how.of == "weights" else " where no base_model is given"
+    of = how.of if isinstance(how, Span) and how.measures else "deltas"
+    if of == "weights" or (of == "either" and plan.base is None):
+        more = "" if of == "weights" else " where no base_model is given"
         raise MergeError(
             f"{file.name} merges whole weights{more}, and an adapter holds only their change; "
             f"{_INSTEAD}"
