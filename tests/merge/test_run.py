@@ -123,6 +123,9 @@ def test_a_file_of_mergekits_may_hold_what_mergekit_leaves_unread(file, tuned, t
     one = made(file(**fields), tmp_path / "one")
     two = made(file(**fields, **unread), tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
+    empty = [{"model": str(folder), "parameters": None} for folder in tuned[1:]]
+    three = made(file(**fields, models=empty), tmp_path / "three")
+    assert all(torch.equal(one[name], three[name]) for name in one)
     with pytest.raises(ExpungeError, match="unknown field name"):
         merge_models(file(name="mine"), tmp_path / "no")
 

@@ -29,7 +29,12 @@ def _typed(given: Any) -> Any:
     return given.removeprefix("torch.") if isinstance(given, str) else given
 
 
+def _filled(given: Any) -> Any:
+    return {} if given is None else given
+
+
 Model = Annotated[str | dict[str, Any], BeforeValidator(_named)]
+Given = Annotated[dict[str, Any], BeforeValidator(_filled)]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_typed)]
 
 
@@ -39,7 +44,7 @@ class Input(Section):
     model: Model
     """A folder or Hugging Face id; `model+lora` puts an adapter on it."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of this model."""
 
     statistics: str | None = None
@@ -80,7 +85,7 @@ class OutputSlice(Section):
     residual_weight: float | None = None
     """Read and unused, as in mergekit."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of this slice."""
 
     @model_validator(mode="after")
@@ -122,7 +127,7 @@ class MergeFile(Section):
     slices: tuple[OutputSlice, ...] | None = None
     """Layers to merge and to stack."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of all."""
 
     dtype: Dtype | None = None
