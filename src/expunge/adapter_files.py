@@ -87,7 +87,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[s
             for key in file.keys():  # noqa: SIM118 - not a dict
                 name, _, which = key.removesuffix(".weight").rpartition(".")
                 if which not in ("lora_A", "lora_B"):
-                    raise ModelError(f"{folder}: {key} is not a plain LoRA factor")
+                    raise ModelError(f"{folder}: {_no_factor(key)}")
                 factors.setdefault(name.removeprefix(PREFIX), {})[which] = file.get_tensor(key)
     except SafetensorError as error:
         raise ModelError(f"{folder / WEIGHTS} is damaged: {error}") from None
@@ -104,6 +104,14 @@ def check_link(folder: Path, name: str) -> None:
         raise ModelError(
             f"{folder / name} is a link out of its folder, to {real}; put the file itself there"
         )
+
+
+def _no_factor(key: str) -> str:
+    """What a tensor is that is no A or B of a linear layer, and what takes it."""
+    merge = "expunge merge FILE, with output: model, takes it"
+    if "lora_embedding_" in key or key.endswith("embed_tokens.base_layer.weight"):
+        return f"{key} adapts an embedding, and only linear layers are read; {merge}"
+    return f"{key} is not a plain LoRA factor; {merge}"
 
 
 def adapter_scales(

@@ -61,7 +61,7 @@ def _explain(error: ValidationError, section: type[Section]) -> str:
     """Say on one line what the first faults are, the nearest right name beside an unknown one."""
     sentences = []
     for fault in error.errors()[:3]:
-        place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        place = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _known_fields(section, fault["loc"][:-1])
             near = did_you_mean(str(fault["loc"][-1]), known)
@@ -74,7 +74,7 @@ def _explain(error: ValidationError, section: type[Section]) -> str:
             reason = fault["msg"].removeprefix("Value error, ")
             got = fault["input"]
             shown = "" if isinstance(got, dict) else f" (got {str(got)[:80]!r})"
-            sentences.append(f"{place}: {reason}{shown}")
+            sentences.append(f"{place}: {reason}{shown}" if place else f"{reason}{shown}")
     more = error.error_count() - len(sentences)
     return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
 

@@ -77,6 +77,18 @@ def test_an_adapter_of_a_sum_is_exact_by_concatenation(branches, tmp_path):
     assert_close(delta_of(tmp_path / "out"), expected)
 
 
+@pytest.mark.parametrize("options", [{"lambda": 0.5}, {"divide": "count"}, {"divide": "weights"}])
+def test_a_sum_written_as_factors_is_divided_and_scaled_as_the_merge_is(
+    branches, tmp_path, options
+):
+    config = Merge(method="task_arithmetic", weights=(1.0, 2.0), space="delta", options=options)
+    merge_adapters(branches, config, tmp_path / "out")
+    assert_close(delta_of(tmp_path / "out"), dict(merged_deltas(branches, config)))
+    plain = Merge(method="task_arithmetic", weights=(1.0, 2.0), space="delta")
+    name, delta = next(iter(merged_deltas(branches, plain)))
+    assert not torch.allclose(delta_of(tmp_path / "out")[name], delta)  # control
+
+
 def test_truncation_is_reported_as_it_is(branches, tmp_path):
     config = Merge(space="delta", rank=3)
     report = merge_adapters(branches, config, tmp_path / "out")
@@ -204,6 +216,7 @@ def test_branches_of_unlike_rank_merge_in_delta_space_alone(branches, make_branc
         ({"groups": [1, 2], "method": "sce"}, "groups is not for sce"),
         ({"groups": [1, 2], "method": "model_stock", "space": "delta"}, "groups is not for model"),
         ({"groups": [1, 2], "options": {"divide": "weights"}}, "groups cannot be normalized"),
+        ({"options": {"trim": "model"}}, "branches are trimmed by themselves; trim: model is for"),
         ({"groups": [1], "normalize": True, "space": "delta"}, "groups cannot be normalized"),
         ({"normalize": True}, "normalize needs space: delta"),
         ({"rank": 8}, "rank needs space: delta and output: adapter"),
@@ -327,6 +340,15 @@ def one_name(tensors):
     return next(iter(tensors))
 
 
+def with_embedding(tensors):
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    return {**tensors, key: torch.zeros(257, 32)}
+
+
+def with_magnitude(tensors):
+    return {**tensors, "base_model.model.x.lora_magnitude_vector": torch.zeros(3)}
+
+
 def without_a_layer(tensors):
     return {k: t for k, t in tensors.items() if "layers.1.mlp.up_proj" not in k}
 
@@ -345,6 +367,8 @@ def wider(tensors):
     ("change", "config", "error", "message"),
     [
         (without_a_layer, {}, MergeError, r"branch-9 does not adapt model\.layers\.1\.mlp\.up_pr"),
+        (with_embedding, {}, ModelError, r"embed_tokens\S+ adapts an embedding, .* output: model"),
+        (with_magnitude, {}, ModelError, r"x.lora_magnitude_vector is not a plain LoRA factor"),
         (with_nan, {}, MergeError, r"branch-9: model\.layers\.\S+\.lora_A holds NaN"),
         (wider, {}, MergeError, r"up_proj is \(48, 32\) in .* but \(48, 33\) in .*branch-9"),
         (None, {"use_dora": True}, ModelError, "branch-9 has use_dora: True"),

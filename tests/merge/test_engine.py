@@ -388,7 +388,7 @@ def test_overflow_and_nan_are_named_and_leave_nothing(tuned, tmp_path):
         found = tensors(bad)
         found["model.norm.weight"][3] = value
         save_file(found, bad / "model.safetensors", metadata={"format": "pt"})
-        fields = merge_file([tuned[0], bad], tmp_path, density=0.5, weight=1.0)
+        fields = merge_file([tuned[0], bad], tmp_path, weight=1.0)
         for method in ("ties", "linear", "task_arithmetic"):
             path = written({**fields, "method": method, "out_dtype": "float16"}, tmp_path)
             with pytest.raises(MergeError, match=message):

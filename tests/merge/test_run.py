@@ -17,6 +17,7 @@ from expunge.errors import ExpungeError
 from expunge.merge.compat import is_merge_file, read_merge_file
 from expunge.merge.explain import explain
 from expunge.merge.lint import lint
+from expunge.merge.methods import METHODS
 from expunge.merge.run import merge_models, plan_of
 from expunge.models import load_tokenizer
 
@@ -34,6 +35,8 @@ def file(tuned, tmp_path):
             "parameters": {"density": 0.5},
             **fields,
         }
+        if "density" not in METHODS.get(given["method"], METHODS["ties"]).options:
+            given["parameters"].pop("density", None)
         path = tmp_path / "merge.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in given.items() if v is not None}))
         return path
@@ -58,7 +61,29 @@ def edited(folder, to, tensors=lambda found: found, **config):
         ({"merge_method": "ties"}, "give either merge_method (mergekit's defaults) or method"),
         ({"models": []}, "there is nothing to merge"),
         ({"base_model": None}, "ties needs base_model"),
-        ({"parameters": {"densty": 1}}, "unknown parameter densty. Did you mean 'density'?"),
+        ({"parameters": {"densty": 1}}, "ties has no option 'densty'. Did you mean 'density'?"),
+        ({"parameters": {"gamma": 0.1}}, "ties has no option 'gamma'."),
+        ({"parameters": {"t": 0.1}}, "ties has no option 't'."),
+        ({"method": "linear", "parameters": {"select_topk": 0.1}}, "linear has no option 'select"),
+        ({"method": "slerp", "parameters": {"normalize": True}}, "slerp has no option 'normalize'"),
+        ({"parameters": {"density": True}}, "density is a number, not True"),
+        ({"parameters": {"lambda": float("inf")}}, "lambda is a finite number, not inf"),
+        (
+            {"parameters": {"normalize": "yes, do"}},
+            "normalize is true or false, not 'yes, do' (for",
+        ),
+        ({"parameters": {"weight": "abc"}}, "weight is a number, not 'abc' (for model."),
+        ({"parameters": {"weight": [1, "x"]}}, "weight is a number, not 'x' (for model."),
+        ({"parameters": {"weight": True}}, "weight is a number, not True (for model."),
+        ({"parameters": {"weight": float("nan")}}, "weight is a finite number, not nan (for model"),
+        ({"models": ["../m/a"]}, "models.0: each model is written as `- model: NAME` (got '../m/a"),
+        ({"models": [{"model": 5}]}, "models.0.model: a model is a name, or {model: NAME, lora: N"),
+        (
+            {"base_model": 5},
+            "base_model: a model is a name, or {model: NAME, lora: NAME} (got '5')",
+        ),
+        ({"rank": 4}, "merge.yaml: rank and space are for output: adapter"),
+        ({"space": "factors"}, "rank and space are for output: adapter"),
         ({"parameters": {"density": 1.5}}, "density is a share from 0 to 1, not 1.5"),
         ({"parameters": {"vote": "loud"}}, "vote is one of unweighted, weighted, not 'loud'"),
         ({"parameters": {"density": "much"}}, "density is a number, not 'much'"),
@@ -66,7 +91,12 @@ def edited(folder, to, tensors=lambda found: found, **config):
         ({"method": "slerp"}, "slerp merges 1 model(s) beside its base, and 2 are given"),
         ({"method": "model_stock", "models": []}, "there is nothing to merge"),
         ({"dtype": "float8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
-        ({"modules": {}}, "modules are not merged"),
+        (
+            {"modules": {"a": {}, "b": {}}},
+            "merge.yaml: modules holds one module, {default: {models",
+        ),
+        ({"modules": {"a": {"models": []}}}, "merge.yaml: give either models, slices or modules"),
+        ({"modules": {"a": {"model": []}}}, "modules.a holds models or slices, and may hold param"),
         ({"tokenizer_source": "union", "tokenizer": {}}, "give either tokenizer or"),
         ({"chat_template": "chatm"}, "is a Jinja template, auto, or one of alpaca, chatml, llama3"),
         ({"chat_template": "exaone"}, "exaone has several formats, one for each version"),
@@ -90,12 +120,43 @@ def edited(folder, to, tensors=lambda found: found, **config):
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(file, tmp_path, fields, message):
-    if fields.get("method") == "slerp":
+    if fields.get("method") == "slerp" and "parameters" not in fields:
         fields = {**fields, "parameters": {"t": 0.5}}
     with pytest.raises(ExpungeError, match=re.escape(message)) as error:
         merge_models(file(**fields), tmp_path / "out")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "recipe" not in str(error.value)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def made(path, out):
+    merge_models(path, out)
+    return load_file(out / "model.safetensors")
+
+
+def test_a_file_of_mergekits_may_hold_what_mergekit_leaves_unread(file, tuned, tmp_path):
+    fields = {"method": None, "merge_method": "ties"}
+    unread = {"name": "mine", "dtype": "torch.float32", "parameters": {"density": 0.5, "foo": 1}}
+    one = made(file(**fields), tmp_path / "one")
+    two = made(file(**fields, **unread), tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    empty = [{"model": str(folder), "parameters": None} for folder in tuned[1:]]
+    three = made(file(**fields, models=empty), tmp_path / "three")
+    assert all(torch.equal(one[name], three[name]) for name in one)
+    with pytest.raises(ExpungeError, match="unknown field name"):
+        merge_models(file(name="mine"), tmp_path / "no")
+
+
+def test_a_file_of_one_module_is_read_as_that_module(file, tuned, tmp_path):
+    models = [{"model": str(folder)} for folder in tuned[1:]]
+    inner = [{"filter": "mlp", "value": 0.2}]
+    module = {"models": models, "parameters": {"density": inner, "lambda": 0.5}}
+    nested = file(models=None, modules={"default": module}, parameters={"density": 0.7})
+    own = made(nested, tmp_path / "nested")
+    flat = {"density": [*inner, {"value": 0.7}], "lambda": 0.5}
+    plain = made(file(parameters=flat), tmp_path / "plain")
+    assert all(torch.equal(own[name], plain[name]) for name in own)
+    other = made(file(parameters={"density": 0.7}), tmp_path / "other")
+    assert not all(torch.equal(own[name], other[name]) for name in own)  # control
 
 
 def test_a_required_option_is_asked_for(file, tmp_path, tuned):

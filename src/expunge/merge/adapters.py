@@ -13,23 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.adapter_files import PREFIX, adapter_config, block_of, write_adapter
+from expunge.adapter_files import block_of
 from expunge.errors import MergeError
 from expunge.lora import LoraLinear
 from expunge.merge.branches import Branch, read_branches, same_ranks
 from expunge.merge.checkpoint import FLOATS, Checkpoint
 from expunge.merge.companions import copy_companions
 from expunge.merge.engine import Job, merge_to_folder
-from expunge.merge.families import Elect
+from expunge.merge.factoring import Pair, coefficients, factored, write_factors
 from expunge.merge.operands import Operand, Whole, constant, low_rank
 from expunge.merge.section import Merge
-from expunge.merge.spectral import truncated, truncated_product
 from expunge.merge.tally import Tally
 from expunge.merge.tensor import merged_float32
 from expunge.merge.trim import Settings
 from expunge.progress import Bar, progress
-
-Pair = tuple[Tensor, Tensor]
 
 
 def merge_adapters(
@@ -50,12 +47,13 @@ def merge_adapters(
         _check_fits(checkpoint, {layer: read[0].shape(layer) for layer in read[0].factors})
     if out.is_dir() and any(out.iterdir()):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
-    tally = Tally(read)
+    tally = Tally(len(read))
     with progress("merge", len(read[0].factors), "layers") as bar:
         if config.output == "model":
             assert checkpoint is not None
             for layer in read[0].factors:
-                tally.count(layer, _delta(read, config, layer))
+                own = (branch.delta(layer) for branch in read)
+                tally.count(_delta(read, config, layer), own)
                 bar()
             tally.survival = _write_model(read, config, out, checkpoint)
         else:
@@ -201,18 +199,12 @@ def _write_model(
 def _write_merged_adapter(
     branches: Sequence[Branch], config: Merge, out: Path, base: str, tally: Tally, bar: Bar
 ) -> None:
-    """Write a peft folder with scale 1 at every layer (α = r)."""
-    tensors, ranks = {}, {}
-    for layer, a, b in _written(branches, config, tally):
-        ranks[layer] = len(a)
-        tensors[f"{PREFIX}{layer}.lora_A.weight"] = a
-        tensors[f"{PREFIX}{layer}.lora_B.weight"] = b
-        bar()
-    rank = max(ranks.values())
-    fields = adapter_config(list(ranks), base, rank=rank, alpha=rank)
-    fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
-    fields["alpha_pattern"] = fields["rank_pattern"]
-    write_adapter(tensors, fields, out)
+    def told() -> Iterator[tuple[str, Tensor, Tensor]]:
+        for written in _written(branches, config, tally):
+            yield written
+            bar()
+
+    write_factors(told(), base, out)
 
 
 def _written(
@@ -225,38 +217,25 @@ def _written(
         else:
             a, b = _merged_factors(branches, config, layer)
             if tally is not None:
-                tally.count(layer, b @ a)
+                tally.count(b @ a, (branch.delta(layer) for branch in branches))
         yield layer, a.contiguous(), b.contiguous()
 
 
 def _low_rank(branches: Sequence[Branch], config: Merge, layer: str, tally: Tally | None) -> Pair:
     """Factors of the merged ΔW of one layer: exact for a sum that fits the rank, else truncated."""
-    exact = sum(branch.rank(layer) for branch in branches)
-    rank = min(config.rank or exact, *branches[0].shape(layer))
-    if config.row.how == Elect():
-        a, b = _concatenated(branches, config, layer)
-        cut = rank < exact
-        if cut:
-            a, b = truncated_product(a, b, rank)
-        delta = None if tally is None else _delta(branches, config, layer)
-    else:
-        delta, cut = _delta(branches, config, layer), True
-        a, b = truncated(delta, rank)
+    settings = config.settings(layer, _weights(branches, config, layer))
+    sums = coefficients(config.row, settings)
+    wanted = tally is not None or sums is None
+    delta = _delta(branches, config, layer) if wanted else None
+    pairs = [
+        (a, branch.scales[layer] * b) for branch in branches for a, b in [branch.factors[layer]]
+    ]
+    a, b, cut = factored(pairs, None if sums is None else sums.tolist(), config.rank, delta)
     if tally is not None and delta is not None:
-        tally.count(layer, delta)
+        tally.count(delta, (branch.delta(layer) for branch in branches))
         if cut:
             tally.cut(delta, b @ a)
     return a, b
-
-
-def _concatenated(branches: Sequence[Branch], config: Merge, layer: str) -> Pair:
-    """Factors side by side, whose product is the weighted sum of the deltas exactly."""
-    weights = _weights(branches, config, layer)
-    total = sum(map(abs, weights)) if config.normalize else 1.0
-    pairs = [branch.factors[layer] for branch in branches]
-    scales = [w / total * b.scales[layer] for w, b in zip(weights, branches, strict=True)]
-    a = torch.cat([a for a, _ in pairs])  # (Σr, in)
-    return a, torch.cat([s * b for s, (_, b) in zip(scales, pairs, strict=True)], dim=1)
 
 
 def _linear_weight(model: nn.Module, name: str, delta: Tensor) -> Tensor:

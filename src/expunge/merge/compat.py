@@ -7,39 +7,56 @@ those with filters on tensor names; the narrowest place where it is given decide
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from expunge.config import Section, parse_section, read_yaml
-from expunge.errors import RecipeError
 from expunge.merge.families import Method
 from expunge.merge.methods import METHODS
-from expunge.merge.options import check_options, resolved
-from expunge.registry import did_you_mean, lookup
+from expunge.merge.options import check_options, no_option, resolved
+from expunge.merge.parameters import Parameters, evaluate, switch_of, weight_of, within
+from expunge.registry import lookup
 
-Scalar = bool | int | float | str
-Setting = Any
-"""A scalar, a list of numbers, or a list of {filter, value}."""
-Parameters = Mapping[str, Setting]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
-_ALL_OPTIONS = {name for method in METHODS.values() for name in method.options}
-_KNOWN = _ALL_OPTIONS | {"weight", "normalize", "int8_mask"}
+def _named(given: Any) -> Any:
+    if not isinstance(given, str | dict):
+        raise ValueError("a model is a name, or {model: NAME, lora: NAME}")
+    return given
+
+
+def _typed(given: Any) -> Any:
+    return given.removeprefix("torch.") if isinstance(given, str) else given
+
+
+def _filled(given: Any) -> Any:
+    return {} if given is None else given
+
+
+Model = Annotated[str | dict[str, Any], BeforeValidator(_named)]
+Given = Annotated[dict[str, Any], BeforeValidator(_filled)]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_typed)]
 
 
 class Input(Section):
     """One model of a merge."""
 
-    model: str | dict[str, Any]
+    model: Model
     """A folder or Hugging Face id; `model+lora` puts an adapter on it."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of this model."""
 
     statistics: str | None = None
     """A safetensors file of what regmean and fisher need, by tensor name: the Gram matrix XᵀX
     (in, in) of a layer's inputs, or the Fisher information in the tensor's own shape."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping | Input):
+            raise ValueError("each model is written as `- model: NAME`")
+        return given
 
 
 class SliceInput(Input):
@@ -62,13 +79,13 @@ class OutputSlice(Section):
     sources: tuple[SliceInput, ...] = Field(min_length=1)
     """Where they come from."""
 
-    base_model: str | dict[str, Any] | None = None
+    base_model: Model | None = None
     """The base of this slice alone."""
 
     residual_weight: float | None = None
     """Read and unused, as in mergekit."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of this slice."""
 
     @model_validator(mode="after")
@@ -101,7 +118,7 @@ class MergeFile(Section):
     method: str | None = None
     """A method with our defaults."""
 
-    base_model: str | dict[str, Any] | None = None
+    base_model: Model | None = None
     """The model whose changes are merged."""
 
     models: tuple[Input, ...] | None = None
@@ -110,10 +127,7 @@ class MergeFile(Section):
     slices: tuple[OutputSlice, ...] | None = None
     """Layers to merge and to stack."""
 
-    modules: dict[str, Any] | None = None
-    """Parts of a multimodal model; refused."""
-
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Given = Field(default_factory=dict)
     """Parameters of all."""
 
     dtype: Dtype | None = None
@@ -143,24 +157,41 @@ class MergeFile(Section):
     seed: int = Field(default=42, ge=0)
     """Seeds what is drawn."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _mergekits(cls, fields: Any) -> Any:
+        """Without what mergekit leaves unread, and with its only module as the whole."""
+        if not isinstance(fields, Mapping):
+            return fields
+        unread = {"name", "modules"} if "merge_method" in fields else {"modules"}
+        own = {name: value for name, value in fields.items() if name not in unread}
+        return _unwrapped(own, fields["modules"]) if fields.get("modules") else own
+
     @model_validator(mode="after")
     def _whole(self) -> "MergeFile":
         if (self.merge_method is None) == (self.method is None):
             raise ValueError("give either merge_method (mergekit's defaults) or method (ours)")
         lookup(METHODS, self.name, "merge method")
-        if self.modules is not None:
-            raise ValueError("modules are not merged; give models or slices of one module")
         if (self.models is None) == (self.slices is None):
             raise ValueError("give either models or slices")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("give either tokenizer or tokenizer_source")
         if not (self.models or self.slices):
             raise ValueError("there is nothing to merge")
+        if self.output != "adapter" and (self.rank is not None or self.space != "delta"):
+            raise ValueError("rank and space are for output: adapter")
+        if self.method is not None:
+            self._check_names()
+        return self
+
+    def _check_names(self) -> None:
+        """Refuse parameters that the method does not have; mergekit's own files may hold any."""
+        known = {*self.row.options, "weight", "int8_mask"}
+        known |= {"normalize"} if "divide" in known else set()
         for parameters in self._all_parameters():
             for name in parameters:
-                if name not in _KNOWN:
-                    raise ValueError(f"unknown parameter {name}.{did_you_mean(name, _KNOWN)}")
-        return self
+                if name not in known:
+                    raise ValueError(no_option(self.name, name, known))
 
     @property
     def name(self) -> str:
@@ -236,56 +267,25 @@ def settle(
     if "divide" in method.options:
         normalize = evaluate("normalize", shared, tensor, t, None)
         if normalize is not None:
-            given["divide"] = "weights" if normalize else "none"
+            given["divide"] = "weights" if switch_of("normalize", normalize, tensor) else "none"
     weights = tuple(
-        float(evaluate("weight", scope, name, t, 1.0))
+        weight_of(evaluate("weight", scope, name, t, 1.0), name)
         for scope, name in zip(scopes, inputs, strict=True)
     )
     return weights, resolved(file.name, method, given, len(inputs), where=tensor)
 
 
-def evaluate(name: str, scopes: Iterable[Parameters], tensor: str, t: float, default: Any) -> Any:
-    """The value of a parameter for one tensor: from the first scope that has one for it."""
-    for scope in scopes:
-        if name in scope:
-            value = _value(name, scope[name], tensor, t)
-            if value is not None:
-                return value
-    return default
+def _unwrapped(fields: dict[str, Any], modules: Any) -> dict[str, Any]:
+    """The fields of a file with those of its only module, as if they had been given for the whole.
 
-
-def _value(name: str, setting: Setting, tensor: str, t: float) -> Any:
-    if isinstance(setting, Mapping):
-        setting = [setting]
-    if not isinstance(setting, list | tuple):
-        return _scalar(setting)
-    if all(isinstance(entry, Mapping) for entry in setting) and setting:
-        for entry in setting:
-            unknown = entry.keys() - {"filter", "value"}
-            if unknown or "value" not in entry:
-                raise RecipeError(f"parameter {name}: {entry} needs value, and may have filter")
-            wanted = entry.get("filter")
-            if wanted in (None, "*") or wanted in tensor:
-                return _value(name, entry["value"], tensor, t)
-        return None
-    values = [_scalar(entry) for entry in setting]
-    if not values:
-        return None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return values[int(t * (len(values) - 1))]
-    place = t * (len(values) - 1)
-    low = int(place)
-    high, share = min(len(values) - 1, low + 1), place - low
-    return (1 - share) * values[low] + share * values[high]
-
-
-def _scalar(value: Any) -> Any:
-    """A scalar; text that is a number in scientific notation, which YAML leaves as text, is one."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    raise RecipeError(f"a parameter is a number, true or false, or a word, not {value!r}")
+    A module's parameters are narrower than the file's.
+    """
+    if not isinstance(modules, Mapping) or len(modules) > 1:
+        raise ValueError("modules holds one module, {default: {models: …}}; merge each by itself")
+    ((name, module),) = modules.items()
+    if not isinstance(module, Mapping) or module.keys() - {"models", "slices", "parameters"}:
+        raise ValueError(f"modules.{name} holds models or slices, and may hold parameters")
+    if fields.keys() & {"models", "slices"}:
+        raise ValueError("give either models, slices or modules")
+    parameters = within(module.get("parameters") or {}, fields.get("parameters") or {})
+    return {**fields, **module, "parameters": parameters}

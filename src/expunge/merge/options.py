@@ -1,6 +1,7 @@
 """The options of a merge method: which there are, what they may be, what they default to."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from expunge.errors import RecipeError
@@ -20,12 +21,14 @@ def check_options(name: str, method: Method, options: Mapping[str, Any]) -> None
     """Refuse options that the method does not have, or values that they cannot take."""
     for option, value in options.items():
         if option not in method.options:
-            known = ", ".join(sorted(method.options)) or "none"
-            raise RecipeError(
-                f"{name} has no option '{option}'.{did_you_mean(option, method.options)} "
-                f"Known: {known}."
-            )
-        _check(name, option, value)
+            raise RecipeError(no_option(name, option, method.options))
+        _check(name, option, value, method.options[option])
+
+
+def no_option(name: str, option: str, known: Collection[str]) -> str:
+    """That a method has no such option, and which it has."""
+    listed = ", ".join(sorted(known)) or "none"
+    return f"{name} has no option '{option}'.{did_you_mean(option, known)} Known: {listed}."
 
 
 def resolved(
@@ -43,13 +46,18 @@ def resolved(
     return options
 
 
-def _check(name: str, option: str, value: Any) -> None:
+def _check(name: str, option: str, value: Any, default: Any) -> None:
     if option in _WORDS:
         if value not in _WORDS[option]:
             raise RecipeError(
                 f"{name}: {option} is one of {', '.join(_WORDS[option])}, not {value!r}"
             )
-    elif isinstance(value, str):
+    elif isinstance(default, bool):
+        if value not in (True, False):  # 0 and 1 too
+            raise RecipeError(f"{name}: {option} is true or false, not {value!r}")
+    elif isinstance(value, str | bool):
         raise RecipeError(f"{name}: {option} is a number, not {value!r}")
+    elif not math.isfinite(value):
+        raise RecipeError(f"{name}: {option} is a finite number, not {value}")
     elif option in _SHARES and not 0 <= value <= 1:
         raise RecipeError(f"{name}: {option} is a share from 0 to 1, not {value:g}")

@@ -9,12 +9,11 @@ import yaml
 from expunge import parallel, provenance, runs
 from expunge.cells import Cell, Workers
 from expunge.errors import MergeError
-from expunge.merge.adapters import merge_adapters
+from expunge.merge.as_adapter import merge_to_adapter
 from expunge.merge.companions import copy_companions
 from expunge.merge.compat import MergeFile, read_merge_file
 from expunge.merge.engine import Bounds, merge_to_folder, write_shard
 from expunge.merge.plan import Plan
-from expunge.merge.section import Merge
 from expunge.merge.shards import SHARD_BYTES, grouped
 from expunge.merge.vocabulary import chat_template, vocabulary, write_tokenizer
 from expunge.models import load_tokenizer
@@ -43,7 +42,9 @@ def merge_models(
     if file.output == "adapter":
         if workers is not None:
             raise MergeError("an adapter is merged by one process: leave --ray out")
-        return _merge_to_adapter(plan, out)
+        made = merge_to_adapter(plan, out)
+        _leave_trace(out, file, made)
+        return made
     words = vocabulary(plan)
     changes = plan.config_changes()
     if words is not None:
@@ -118,37 +119,6 @@ def do_shard(shard: Shard) -> None:
 def plan_of(path: Path) -> Plan:
     """What the merge file at `path` means, its models opened and checked."""
     return Plan(read_merge_file(path))
-
-
-def _merge_to_adapter(plan: Plan, out: Path) -> dict[str, Any]:
-    """Merge the adapters of `base+lora` models into one adapter."""
-    file = plan.file
-    if file.models is None:
-        raise MergeError("output: adapter needs models, not slices")
-    sources = [plan.source(given.model) for given in file.models]
-    folders = {source.checkpoint.folder for source in sources}
-    adapters = [source.adapter.folder for source in sources if source.adapter is not None]
-    if len(adapters) < len(sources) or len(folders) > 1:
-        raise MergeError("output: adapter needs every model as base+lora, all of one base")
-    weights = [
-        given.parameters.get("weight", file.parameters.get("weight", 1)) for given in file.models
-    ]
-    known = {"density", "vote"}
-    given = {k: v for k, v in file.parameters.items() if k not in ("weight", "int8_mask")}
-    merge = Merge(
-        method=file.name,
-        weights=tuple(float(weight) for weight in weights),
-        density=given.pop("density", 1.0),
-        normalize=bool(given.pop("normalize", False)),
-        space=file.space,
-        rank=file.rank,
-        seed=file.seed,
-        **{k: given.pop(k) for k in list(given) if k in known},
-        options=given,
-    )
-    made = merge_adapters(adapters, merge, out, base=folders.pop())
-    _leave_trace(out, file, made)
-    return made
 
 
 def _leave_trace(out: Path, file: MergeFile, report: dict[str, Any]) -> None:

@@ -77,6 +77,8 @@ class Merge(Section):
             raise ValueError(f"{self.method} needs space: delta")
         if self.normalize and self.space == "factors":
             raise ValueError("normalize needs space: delta, since factors carry roots of weights")
+        if self.options.get("trim") == "model":
+            raise ValueError("branches are trimmed by themselves; trim: model is for merge files")
         if self.groups is not None:
             self._check_groups()
         if self.rank is not None and (self.space, self.output) != ("delta", "adapter"):

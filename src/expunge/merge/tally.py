@@ -1,33 +1,29 @@
 """What a merge of branches did, summed over layers: size, direction, what it cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from expunge.merge.branches import Branch
-
 
 class Tally:
     """Sums over the layers from which the report is made."""
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
-        self.branches = branches
+    def __init__(self, branches: int) -> None:
         self.layers = 0
         self.square = self.lost = 0.0
-        self.squares = [0.0] * len(branches)
-        self.products = [0.0] * len(branches)
+        self.squares = [0.0] * branches
+        self.products = [0.0] * branches
         self.was_cut = False
         self.survival: float | None = None
 
-    def count(self, layer: str, delta: Tensor) -> None:
-        """Take in the merged ΔW of one layer."""
+    def count(self, delta: Tensor, branches: Iterable[Tensor]) -> None:
+        """Take in the merged ΔW of one layer, and that of each branch."""
         self.layers += 1
         self.square += _dot(delta, delta)
-        for number, branch in enumerate(self.branches):
-            own = branch.delta(layer)
+        for number, own in enumerate(branches):
             self.squares[number] += _dot(own, own)
             self.products[number] += _dot(own, delta)
 

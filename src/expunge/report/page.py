@@ -15,7 +15,7 @@ from expunge.report.documents import explorer, items_table
 from expunge.report.drawing import write_figures, write_tables
 from expunge.report.pieces import Cell, Items, Material, Section, Table
 from expunge.report.rendering import render
-from expunge.report.results import Interval, Mia, Mmlu, Results, models_compared, verdict
+from expunge.report.results import Interval, Mia, Mmlu, Results, models_compared
 from expunge.report.sections import sections, terms_table
 from expunge.report.tables import (
     COLLAPSED,
@@ -27,6 +27,7 @@ from expunge.report.tables import (
     term_words,
     terms_in,
 )
+from expunge.report.verdict import verdict
 
 BESIDE = "report"
 """The folder of figures and tables beside the page."""
