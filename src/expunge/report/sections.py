@@ -52,8 +52,8 @@ def analyses(material: Material) -> Section | None:
     if not tables:
         return None
     text = (
-        "Below the figures each table opens by its name, on paper none does; all are whole in "
-        "report/tables/."
+        "The tables below the figures open by their names; on paper they stay closed. All are "
+        "whole in report/tables/."
     )
     figures = tuple(analysis_figures(material))
     return Section("analysis", "Analysis", (text,), figures, tuple(tables), deep=True)
