@@ -8,7 +8,15 @@ import pytest
 from commands import run as command
 from expunge.errors import EvaluationError, GateError, ModelError, RecipeError, RunError
 from expunge.evaluate.gates import check_gates, gated, parse_gates
-from expunge.evaluate.numbers import Number, bootstrap, estimate, harmonic_mean, resampled, wilson
+from expunge.evaluate.numbers import (
+    Number,
+    bootstrap,
+    estimate,
+    harmonic_mean,
+    mean_of,
+    resampled,
+    wilson,
+)
 from expunge.evaluate.run import evaluate_model, numbers_of, read_run
 from expunge.evaluate.suites import parse_suites
 
@@ -58,6 +66,10 @@ def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
     assert done.returncode == 0, done.stderr
     assert "semeval.forget.Task1.qa" in done.stdout
     assert "collapsed" in done.stdout  # an untrained model has no aggregate
+    done = command(*words, *sound, "--fail-if", "forget.knowledge > 0.05")
+    assert done.returncode == 0, done.stderr
+    done = command(*words, *sound, "--fail-if", "retain.knowledge <= 0")
+    assert (done.returncode, "semeval.retain.knowledge is 0" in done.stderr) == (3, True)
     done = command(*words, "--fail-if", "forget.Task1.qa > 0.5")
     assert done.returncode == 3
     assert done.stderr == "expunge: semeval.collapsed is 1: the model no longer writes language\n"
@@ -149,6 +161,16 @@ def test_hits_and_misses_have_wilsons_interval():
     assert wilson(3, 10) == (pytest.approx(0.1078, abs=1e-4), pytest.approx(0.6032, abs=1e-4))
     # control: what is no share has the bootstrap's, which is 0 wide where all are alike
     assert resampled([0.0, 0.0], name="a") == Number(0.0, 2, 0.0, 0.0)
+
+
+def test_a_mean_of_numbers_has_the_interval_of_their_independent_spreads():
+    one, two = Number(0.2, 5, 0.1, 0.5), Number(0.6, 7, 0.2, 0.7)
+    found = mean_of([one, two, Number(None, 0)])
+    assert (found.value, found.n) == (pytest.approx(0.4), 12)
+    assert found.low == pytest.approx(0.4 - (0.1**2 + 0.4**2) ** 0.5 / 2)
+    assert found.high == pytest.approx(0.4 + (0.3**2 + 0.1**2) ** 0.5 / 2)
+    assert mean_of([one, Number(0.4, 1)]) == Number(pytest.approx(0.3), 6)
+    assert mean_of([]) == Number(None, 0)
 
 
 def test_a_function_of_means_is_resampled_group_by_group():

@@ -123,6 +123,27 @@ def bootstrap(
     return Number(value, n, float(low), float(high))
 
 
+def mean_of(numbers: Sequence[Number]) -> Number:
+    """The mean of T numbers that were measured apart, with its interval.
+
+        m = (1/T) Σ_t v_t,    low = m - (1/T) √(Σ_t (v_t - low_t)²), and high likewise
+
+    Those without a value are left out. Without an interval where any has none.
+
+    Source: Zou and Donner 2008.
+    """
+    known = [(one.value, one) for one in numbers if one.value is not None]
+    if not known:
+        return Number(None, 0)
+    value, n = sum(v for v, _ in known) / len(known), sum(one.n for _, one in known)
+    below = [max(0.0, v - one.low) for v, one in known if one.low is not None]
+    above = [max(0.0, one.high - v) for v, one in known if one.high is not None]
+    if len(below) < len(known) or len(above) < len(known):
+        return Number(value, n)
+    low, high = (math.hypot(*ends) / len(known) for ends in (below, above))
+    return Number(value, n, value - low, value + high)
+
+
 def harmonic_mean(values: Sequence[float]) -> float | None:
     """n / Σ 1/v; 0 if any is 0 or less, None of nothing."""
     if not values:

@@ -10,8 +10,9 @@ from expunge.data.sets import Data, read_sets
 from expunge.data.sources import Source, locate
 from expunge.evaluate.choices import macro_number
 from expunge.evaluate.mmlu import HUB, read_mmlu
-from expunge.evaluate.numbers import Measured, Number, wilson
+from expunge.evaluate.numbers import Measured, Number, mean_of, wilson
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.semeval import HALVES
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
 
 
@@ -82,13 +83,19 @@ def entry_group(row: Mapping[str, Any]) -> str:
 
 
 def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
-    """The dotted names: forget.Task1.sc, …, task_aggregate, mia.auc, mmlu, final."""
+    """The dotted names: forget.Task1.sc, …, forget.knowledge and forget.regurgitation (means over
+    the tasks), retain likewise, task_aggregate, mia.auc, mmlu, final."""
     scored = entry["semeval"]
     numbers: dict[str, Number] = {}
     for term, value in scored["terms"].items():
         numbers[term.replace("/", ".")] = _number(
             value, scored["counts"][term], scored["intervals"][term]
         )
+    for half in HALVES:
+        for kind, name in (("qa", "knowledge"), ("sc", "regurgitation")):
+            own = [n for t, n in numbers.items() if t.startswith(f"{half}.") and t.endswith(kind)]
+            if own:
+                numbers[f"{half}.{name}"] = mean_of(own)
     total = sum(scored["counts"].values())
     interval = scored["intervals"]["task_aggregate"]
     numbers["task_aggregate"] = _number(scored["task_aggregate"], total, interval)

@@ -3,20 +3,18 @@
 Dimensions: n items that both models were asked.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from expunge.evaluate.compare import FEWEST
-from expunge.evaluate.numbers import Number, bootstrap, wilson
+from expunge.evaluate.numbers import Number, bootstrap, mean_of, wilson
 from expunge.report.pieces import Items, Material
 from expunge.report.results import (
     HALVES,
     KINDS,
     ModelResults,
     Semeval,
-    mean_term,
     models_compared,
 )
 
@@ -51,30 +49,17 @@ class Change:
 
 
 def half_number(semeval: Semeval, half: str, kind: str) -> Number:
-    """The mean of the terms of one half and kind over the T tasks, with its interval.
+    """The mean of the terms of one half and kind over the tasks, with its interval (`mean_of`).
 
-        m = (1/T) Σ_t v_t,    low = m - (1/T) √(Σ_t (v_t - low_t)²), and high likewise
-
-    So results.json is enough, without the items. Without an interval where any term has none.
-
-    Source: Zou and Donner 2008.
+    So results.json is enough, without the items.
     """
-    terms = [
-        _term_number(semeval, term, value)
-        for term, value in semeval.terms.items()
-        if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
-    ]
-    value, n = mean_term(semeval, half, kind), sum(term.n for term in terms)
-    below, above = [], []
-    for term in terms:
-        if term.value is None or term.low is None or term.high is None:
-            return Number(value, n)
-        below.append(max(0.0, term.value - term.low))
-        above.append(max(0.0, term.high - term.value))
-    if value is None:
-        return Number(None, 0)
-    low, high = (math.hypot(*ends) / len(terms) for ends in (below, above))
-    return Number(value, n, value - low, value + high)
+    return mean_of(
+        [
+            _term_number(semeval, term, value)
+            for term, value in semeval.terms.items()
+            if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
+        ]
+    )
 
 
 def _term_number(semeval: Semeval, term: str, value: float) -> Number:

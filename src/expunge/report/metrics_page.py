@@ -35,6 +35,11 @@ Sets of your own are scored as the contest's are. An item whose id ends in neith
 without a prompt is begun with the first half of its words. Where tasks are others than Task1 to
 Task3, each has a term of its own (`items`, where none is named), and the aggregate over these is
 marked partial: no published number compares to it.
+
+For automation, `--fail-if 'forget.knowledge > 0.05'` ends with exit code 3 where that holds of the
+number of that name (its suite may be left out where one suite has it). A destroyed model has
+forgotten everything, so with any such condition a model that a suite calls collapsed fails too,
+unless a condition names `SUITE.collapsed`, which is 0 or 1, itself.
 """
 
 
