@@ -16,7 +16,7 @@ demo: $(READY)
 test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: export HF_HUB_OFFLINE := 1
 check: $(READY)

@@ -380,7 +380,7 @@ def test_a_comparison_opens_and_is_accessible(page_path, visit, tmp_path):
         items = {(row["group"], row["id"]): row for row in own}
         readings.append(Reading(label, {"semeval": SuiteReading({}, items, {})}))
     page_file = tmp_path / "compare.html"
-    page_file.write_text(comparison_page(readings, [compare(*readings)], {"run": ["Kept."]}))
+    page_file.write_text(comparison_page(readings, [compare(*readings)], {"run": "Kept."}))
     page = visit(page_file)
     assert page.locator("h1").inner_text() == "2 results, each beside the first"
     assert count(page) == 24
