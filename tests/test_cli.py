@@ -136,6 +136,13 @@ def test_help_is_shown_where_it_is_asked_for_or_nothing_is(words):
     assert "Missing" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("option", ["--lint", "--explain", "--stochastic"])
+def test_what_belongs_to_a_merge_file_is_refused_with_a_recipe(recipe, tmp_path, option):
+    line = refused(expunge("merge", recipe(), "--out", tmp_path / "o", option))
+    assert "belong to a merge file" in line
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_budget_that_is_no_time_is_one_line(recipe, tmp_path):
     line = refused(expunge("run", recipe(), "--out", tmp_path / "o", "--budget", "soon"))
     assert line.endswith("write 90s, 30m, 1h, 1h30m or a number of seconds")

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from expunge.errors import ExpungeError
+from expunge.merge import vocabulary
 from expunge.merge.compat import is_merge_file, read_merge_file
 from expunge.merge.explain import explain
 from expunge.merge.lint import lint
@@ -516,3 +518,11 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(file, tmp_path
     (line,) = done.stderr.splitlines()
     assert "cannot write" in line and "too large" in line
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_a_model_whose_embeddings_have_another_name_has_room_for_any_token():
+    stored = SimpleNamespace(shape=(7, 2))
+    other = SimpleNamespace(checkpoint={"backbone.embeddings.weight": stored})
+    assert vocabulary._rows_of(other) > 10**9
+    usual = SimpleNamespace(checkpoint={"model.embed_tokens.weight": stored})
+    assert vocabulary._rows_of(usual) == 7  # control

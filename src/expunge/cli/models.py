@@ -68,6 +68,8 @@ def merge(
     if seed is not None and seed < 0:
         raise RecipeError(f"--seed is a whole number from 0, not {seed}")
     if not is_merge_file(config):
+        if look or why or stochastic:
+            raise RecipeError("--lint, --explain and --stochastic belong to a merge file")
         if workers:
             raise RecipeError("--ray merges a merge file; a recipe: expunge run RECIPE --ray")
         for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():

@@ -6,6 +6,7 @@ known: the one model that has it, else the base, else the mean of those that hav
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -263,10 +264,10 @@ def _donor(
 
 
 def _rows_of(source: Source) -> int:
-    """How many words a model has room for."""
+    """How many words a model has room for; no end where its embeddings have another name."""
     held = source.checkpoint
     rows = [held[n].shape[0] for n in held if n.endswith((*_EMBEDDINGS, *_HEADS)) and held[n].shape]
-    return min(rows, default=0)
+    return min(rows, default=sys.maxsize)
 
 
 def _gathered(part: Part, rows: np.ndarray, columns: int) -> np.ndarray:
