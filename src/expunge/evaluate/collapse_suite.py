@@ -16,13 +16,15 @@ from expunge.data.examples import Example
 from expunge.data.sources import Source, read_examples
 from expunge.evaluate import collapse
 from expunge.evaluate.collapse import Window
-from expunge.evaluate.numbers import Measured, Number, resampled
+from expunge.evaluate.numbers import Measured, Number, estimate, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import begun
 from expunge.evaluate.soundness import collapse_facts, read_openings, window
 
 RESAMPLES = 200
+_HITS = ("empty", "wordless", "looping")
+"""Measures that a text has or has not."""
 
 
 class Collapse(Section):
@@ -47,8 +49,8 @@ def collapse_suite(reader: Reader, section: Collapse) -> Measured:
 
         neutral.perplexity = exp(mean NLL a token),    surprise = mean NLL / ln V
 
-    Intervals are those of texts drawn anew, moved by their bias: texts that are drawn twice bring
-    no new tokens, which lowers an entropy.
+    Intervals are Wilson's for shares of texts, else those of texts drawn anew, moved by their bias:
+    texts that are drawn twice bring no new tokens, which lowers an entropy.
     """
     kept = read_examples(section.kept) if section.kept is not None else []
     rng = np.random.default_rng(section.seed)
@@ -111,15 +113,19 @@ def _of_windows(group: str, windows: Sequence[Window], known: frozenset[str]) ->
     ]
     found = collapse.measures(windows, known)
     del found["n"]
-    return {
+    numbers = {
         f"{group}.{name}": _number(value, len(windows), [one[name] for one in drawn])
         for name, value in found.items()
     }
+    each = [collapse.measures([one]) for one in windows]
+    for name in _HITS:
+        numbers[f"{group}.{name}"] = estimate([one[name] for one in each], name=name)
+    return numbers
 
 
 def _number(value: float | None, n: int, drawn: Sequence[float | None]) -> Number:
     known = [one for one in drawn if one is not None]
-    if value is None or not known:
+    if value is None or len(set(known)) < 2:  # all alike: no spread is seen, not none there
         return Number(value, n)
     low, high = np.quantile(known, [0.025, 0.975]) + value - np.mean(known)
     return Number(value, n, min(float(low), value), max(float(high), value))
