@@ -26,10 +26,12 @@ from expunge.evaluate.attacks import (
     zlib_ratio,
     zlib_total,
 )
+from expunge.evaluate.balance import balance
 from expunge.evaluate.collapse import NEUTRAL
 from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.membership import auc, mia, separation, tpr
 from expunge.evaluate.membership_suite import Membership, membership_suite
+from expunge.evaluate.numbers import wilson
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tables import TokenScores
@@ -125,6 +127,27 @@ def test_intervals_hold_the_values_and_both_sides_are_resampled():
     assert separation(a, b, fpr=0.05, name="x", resamples=300) == (area, share)
     one_sided, _ = separation([0.0], [-1.0, 1.0], name="x", resamples=300)
     assert (one_sided.low, one_sided.value, one_sided.high) == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "low"),
+    [(1, 1, 0.20655), (4, 4, 0.58228), (20, 40, 0.92468)],
+)
+def test_scores_that_are_told_apart_have_an_interval_that_their_number_narrows(m, n, low):
+    """At value 1 the inequality is 1 - θ ≤ z² θ (1 + k (...)) / (m n)."""
+    k = (m + n) / 2 - 1
+    right = 1.959964**2 * low * (1 + k * ((1 - low) / (2 - low) + low / (1 + low))) / (m * n)
+    assert 1 - low == pytest.approx(right, abs=1e-4)
+    above, below = list(range(100, 100 + m)), list(range(n))
+    area, share = separation(above, below, name="x", resamples=20)
+    assert (area.value, area.high) == (1, 1)
+    assert area.low == pytest.approx(low, abs=1e-4)
+    assert (share.low, share.high) == wilson(m, m)
+    turned = mia([-x for x in below], [-x for x in above], seed=0, resamples=20)
+    assert (turned["auc"], turned["low"]) == (0, 0)
+    assert turned["high"] == pytest.approx(1 - low, abs=1e-4)
+    found = balance({"loss": (above, below)}, resamples=20)["loss"] if n > 1 else {}
+    assert found.get("auc_low", low) == pytest.approx(low, abs=1e-4)
 
 
 def said(*logps, entropy=1.0, variance=4.0):

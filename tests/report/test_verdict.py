@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from expunge.evaluate.membership import auc_interval
 from expunge.evaluate.numbers import Number, wilson
 from expunge.report.certainty import doubts, half_number
 from expunge.report.page import cards
@@ -189,8 +191,10 @@ def test_a_model_that_can_be_told_to_be_trained_on_it_has_not_simply_forgotten(r
     assert "below unseen text" in headline(0.1, 0.03, 0.2)
     for told in (headline(0.5, 0.42, 0.58), headline(0.62, 0.4, 0.83)):  # control
         assert told == "The merged model forgot what it should, and kept the rest."
-    assert "still tell" not in headline(1.0, 1.0, 1.0, n=4)  # two and two part by chance
-    assert "still tell" in headline(1.0, 1.0, 1.0, n=12)
+    low, high = auc_interval(1.0, np.ones(20), 2, 2)
+    assert "still tell" not in headline(1.0, low, high, n=4)  # two and two part by chance
+    low, high = auc_interval(1.0, np.ones(20), 6, 6)
+    assert "still tell" in headline(1.0, low, high, n=12)
 
 
 def test_a_wide_membership_interval_is_not_called_guessing(results):

@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge.errors import EvaluationError
 from expunge.evaluate.attacks import ATTACKS, Read, attack_score
-from expunge.evaluate.membership import auc
+from expunge.evaluate.membership import auc, auc_interval
 from expunge.evaluate.two_sample import ks_test
 
 CHEAP = tuple(name for name, attack in ATTACKS.items() if set(attack.reads) <= {"scores", "text"})
@@ -80,7 +80,7 @@ def attacked(
 
 def balance(scored: Scored, *, resamples: int = 0) -> dict[str, dict[str, float]]:
     """Of each attack: `auc`, `two_sided`, `ks` and its `ks_p`, `gap`; with `resamples` also
-    `auc_low`, `auc_high`, `two_sided_low`, `two_sided_high`, 95 % bootstrap intervals."""
+    `auc_low`, `auc_high`, `two_sided_low`, `two_sided_high`, 95 % intervals."""
     found = {}
     for name, (members, others) in scored.items():
         distance, p = ks_test(members, others)
@@ -106,10 +106,10 @@ def _intervals(
         a = m[rng.integers(len(m), size=len(m))].tolist()
         b = n[rng.integers(len(n), size=len(n))].tolist()
         draws[i] = auc(a, b), two_sided_auc(a, b)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0).tolist()
-    return {
-        "auc_low": low[0],
-        "auc_high": high[0],
-        "two_sided_low": low[1],
-        "two_sided_high": high[1],
-    }
+    found = {}
+    for name, value, drawn in (
+        ("auc", auc(members, others), draws[:, 0]),
+        ("two_sided", two_sided_auc(members, others), draws[:, 1]),
+    ):
+        found[f"{name}_low"], found[f"{name}_high"] = auc_interval(value, drawn, len(m), len(n))
+    return found

@@ -15,6 +15,9 @@ from expunge.errors import EvaluationError
 
 RESAMPLES = 1000
 
+Z = 1.959963984540054
+"""How many standard errors a 95 % interval reaches, to either side."""
+
 
 @dataclass(frozen=True, slots=True)
 class Number:
@@ -78,10 +81,10 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
 
     Source: Wilson 1927; Brown, Cai and DasGupta 2001, who recommend it for small n.
     """
-    p, z = hits / n, 1.959963984540054
-    middle = p + z * z / (2 * n)
-    reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + side) / (1 + z * z / n) for side in (-reach, reach))
+    p, square = hits / n, Z * Z / n
+    middle = p + square / 2
+    reach = math.sqrt(p * (1 - p) * square + square * square / 4)
+    low, high = ((middle + side) / (1 + square) for side in (-reach, reach))
     return (low if hits else 0.0), (high if hits < n else 1.0)
 
 

@@ -20,6 +20,7 @@ for the same texts, or a metric whose definition has changed, needs no forward p
 has the count of its items and a 95 % interval; FOLDER/items.jsonl holds a row for each given item.
 A share of hits and misses has Wilson's interval (Wilson 1927; Brown, Cai and DasGupta 2001), which
 is not 0 wide where all items are alike; other numbers have the bootstrap's, and of one item none.
+So has an AUC; where it is 0 or 1, which every resample is too, it has Newcombe's (2006).
 
 Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
 for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops

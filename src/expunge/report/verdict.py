@@ -1,6 +1,5 @@
 """The verdict in plain words: what was known before, what is forgotten, what is kept."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -214,17 +213,9 @@ def _membership(model: ModelResults, name: str) -> list[str]:
 
 
 def _attack(mia: Mia | None) -> Attack:
-    """What the interval of the AUC says of 0.5; `open` where it is wide, or of too few documents.
-
-    Where m members all come before n others, or all after, the interval is 0 wide; of two equal
-    kinds 2 of the (m + n)! / m! n! orders are so, which below 40 orders is more than 5 %.
-    """
+    """What the interval of the AUC says of 0.5; `open` where it holds it and is wide."""
     if mia is None or mia.low is None or mia.high is None:
         return "open"
-    if mia.n is not None:
-        members = mia.n // 2 if mia.members is None else mia.members
-        if math.comb(mia.n, members) < 40:
-            return "open"
     if mia.low > 0.5:
         return "above"
     if mia.high < 0.5:
