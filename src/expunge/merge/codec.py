@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from llvmlite import binding, ir
+from numba import carray, njit, prange, types  # pyright: ignore[reportPrivateImportUsage]
 from numba import config as _numba
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -41,6 +41,11 @@ _config: Any = _numba
 _config.THREADING_LAYER = "workqueue"
 """A pool of its own: numba on OpenMP would change how many threads torch sums with from then on,
 and so the last bits of whatever is trained after a merge."""
+_host = binding.get_host_cpu_features()
+_told = _config.CPU_NAME or _config.CPU_FEATURES or not _config.ENABLE_AVX
+if _host.get("avx512f") and not _told:
+    _config.CPU_FEATURES = f"{_host.flatten()},-prefer-256-bit"
+"""On Intel's servers LLVM leaves half of each register unused, unless told not to."""
 _target: Any = cpu_target
 _target.target_context.refresh()
 """What numba would import at the first call of a kernel, imported with the rest."""
@@ -132,6 +137,15 @@ def decode_tile(source, kind, low, high, out):
         full = carray(_pointer(source + 4 * low, np.float32(0)), high - low)  # pyright: ignore
         for j in range(high - low):
             out[j] = full[j]
+
+
+@compiled(parallel=True)
+def scatter(source, words, step, out):
+    """out (count, words) = every step-th piece, of so many 8-byte words, from `source` on."""
+    for piece in prange(len(out)):
+        given = carray(_pointer(source + 8 * words * step * piece, np.uint64(0)), words)  # pyright: ignore
+        for j in range(words):
+            out[piece, j] = given[j]
 
 
 @compiled()

@@ -150,8 +150,11 @@ def place_of(
 
     They are numbered from `first` on, where a part of the slice begins.
     """
+    base, kind, models, kinds = _inputs(piece)
+    if not shared:  # the other models need not be read
+        models, kinds, row = models[row : row + 1], kinds[row : row + 1], 0
     bits = np.uint32(wanted)
-    return _count.place_of(*_inputs(piece), piece.n, shared, row, bits, number, first)
+    return _count.place_of(base, kind, models, kinds, piece.n, shared, row, bits, number, first)
 
 
 def measure(piece: Slice, trim: Trim) -> np.ndarray:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from expunge.memory import map_in
-from expunge.merge.codec import BFLOAT16, DELTA, FLOAT16, FLOAT32
+from expunge.merge.codec import BFLOAT16, DELTA, FLOAT16, FLOAT32, scatter
 from expunge.products import product
 
 KINDS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT16}
-SLICE = 1 << 23
+SLICE = 1 << 24
 """Numbers in a slice, so that a tensor of any size takes a bounded amount of memory."""
 
 _BLOCKS, _LINE = 64, 16  # of rows in a sample; numbers that it takes side by side
@@ -86,15 +86,16 @@ class Slice:
 
     def scattered(self, step: int) -> "Slice":
         """Every step-th piece of a few numbers, as if they were all."""
-        lines = self.n // _LINE
+        count = -(-(self.n // _LINE) // step)
 
         def some(raw: np.ndarray) -> np.ndarray:
-            size = len(raw) // self.n * _LINE
-            return raw[: lines * size].reshape(lines, size)[::step].reshape(-1)
+            words = len(raw) // self.n * _LINE // 8
+            out = np.empty((count, words), np.uint64)
+            scatter(raw.ctypes.data, words, step, out)
+            return out.reshape(-1).view(np.uint8)
 
-        count = -(-lines // step) * _LINE
         models = tuple(some(raw) for raw in self.models)
-        return Slice(0, count, some(self.base), self.base_kind, models, self.kinds)
+        return Slice(0, count * _LINE, some(self.base), self.base_kind, models, self.kinds)
 
     @property
     def deltas(self) -> np.ndarray:

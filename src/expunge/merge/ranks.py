@@ -17,17 +17,16 @@ def rank_chances(base, base_kind, models, kinds, columns, density, epsilon, chan
     Ranks come from a radix sort of each row by those bits of its magnitudes in which they differ
     from zeros: differences of stored halves use a few, which is a pass or two.
     """
+    by_rank = _chances_by_rank(density, epsilon, columns)
     for r in prange(chances.shape[1] // columns):
         b = np.empty(columns, np.float32)
         d = np.empty((len(models), columns), np.float32)
         order = np.empty((2, columns), np.int32)
-        by_rank = np.empty(columns, np.float32)
         places = np.empty((3, (1 << 11) + 1), np.int32)
         read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
         for i in range(len(models)):
-            _chances_by_rank(density[i], epsilon[i], by_rank)
             row = chances[i, r * columns : (r + 1) * columns]
-            _by_rank(d[i].view(np.uint32), order, places, by_rank, row)
+            _by_rank(d[i].view(np.uint32), order, places, by_rank[i], row)
 
 
 @compiled()
@@ -79,21 +78,21 @@ def draw_by_rank(base, base_kind, models, kinds, columns, start, keys, density, 
     are equal (differences of stored halves mostly are), the count of those before is the rank; else
     the bin bounds the rank, and where that does not decide, what is less is counted.
     """
+    by_rank = _chances_by_rank(density, epsilon, columns)
     for r in prange(kept.shape[1] // columns):
-        b = np.empty(columns, np.float32)
+        b, draws = np.empty((2, columns), np.float32)
         d = np.empty((len(models), columns), np.float32)
-        by_rank, draws = np.empty((2, columns), np.float32)
         before, open_places = np.empty((2, columns), np.int32)
-        firsts, lows = np.empty((2, (OCTAVES << (23 - BIN_BITS)) + 2), np.int32)
+        bins = np.empty((OCTAVES << (23 - BIN_BITS)) + 1, np.uint64)
+        firsts = np.empty(len(bins) + 1, np.int32)
         read_tile(base, base_kind, models, kinds, r * columns, (r + 1) * columns, b, d)
         for i in range(len(models)):
-            _chances_by_rank(density[i], epsilon[i], by_rank)
             near = stored(models[i], kinds[i], (r + 1) * columns)
             also = stored(base, base_kind, (r + 1) * columns) if i == 0 else NOTHING
             _draw_row(draws, keys[i], start + r * columns, near, also)
             row = kept[i, r * columns : (r + 1) * columns]
             bits = d[i].view(np.uint32)
-            _decide(bits, draws, by_rank, firsts, lows, before, open_places, row)
+            _decide(bits, draws, by_rank[i], bins, firsts, before, open_places, row)
 
 
 @compiled()
@@ -108,53 +107,54 @@ def _draw_row(draws, key, first, near, also):
 
 
 @compiled()
-def _chances_by_rank(density, epsilon, by_rank):
-    """From density − ε for rank 0 to density + ε for the last."""
-    low, span = np.float32(density - epsilon), np.float32(2 * epsilon)
-    last = np.float32(max(1, len(by_rank) - 1))
-    for j in range(len(by_rank)):
-        share = np.float32(j) / last if len(by_rank) > 1 else np.float32(0.5)
-        by_rank[j] = low + share * span
+def _chances_by_rank(density, epsilon, columns):
+    """From density − ε for rank 0 to density + ε for the last: (M, columns)."""
+    found, last = np.empty((len(density), columns), np.float32), np.float32(max(1, columns - 1))
+    for i in range(len(density)):
+        low, span = np.float32(density[i] - epsilon[i]), np.float32(2 * epsilon[i])
+        for j in range(columns):
+            share = np.float32(j) / last if columns > 1 else np.float32(0.5)
+            found[i, j] = low + share * span
+    return found
 
 
 @compiled()
-def _decide(bits, draws, by_rank, firsts, lows, before, open_places, kept):
+def _decide(bits, draws, by_rank, bins, firsts, before, open_places, kept):
     """kept[j] = draws[j] < by_rank[how many magnitudes are less, or equal and at a lower index].
 
-    firsts: the rank of the first of each bin; lows: bits set below a bin's own in any number of it;
-    before: how many of its bin stand before each number.
+    bins: of each how many there are, in the upper half, and the bits below its own that are set in
+    any of them; firsts: the rank of its first; before: how many of its bin stand before a number.
     """
     most = np.uint32(0)
     for j in range(len(bits)):
         most = max(most, bits[j] & np.uint32(0x7FFFFFFF))
     low = (most - min(most, np.uint32(OCTAVES << 23))) >> np.uint32(BIN_BITS)
     inside = np.uint32((1 << BIN_BITS) - 1)
-    firsts[:] = 0
-    lows[:] = 0
-    lows[0] = 1  # holds all that is far less
+    least, greatest = by_rank[0], by_rank[-1]
+    for j in range(len(bits)):
+        kept[j] = draws[j] < least
+    bins[:] = 0
+    bins[0] = 1  # holds all that is far less
+    found = 0
     for j in range(len(bits)):
         magnitude = bits[j] & np.uint32(0x7FFFFFFF)
         k = max(magnitude >> np.uint32(BIN_BITS), low) - low
-        before[j] = firsts[k + np.uint32(1)]
-        firsts[k + np.uint32(1)] += 1
-        lows[k] |= magnitude & inside
-    for k in range(1, len(firsts)):
-        firsts[k] += firsts[k - 1]
-    least, greatest = by_rank[0], by_rank[-1]
-    found = 0
-    for j in range(len(bits)):
-        kept[j] = draws[j] < least
+        seen = bins[k]
+        before[j] = seen >> np.uint64(32)
+        bins[k] = (seen + np.uint64(1 << 32)) | np.uint64(magnitude & inside)
         open_places[found] = j
         found += (draws[j] >= least) & (draws[j] < greatest)
+    firsts[0] = 0
+    for k in range(len(bins)):
+        firsts[k + 1] = firsts[k] + np.int32(bins[k] >> np.uint64(32))
     for place in range(found):
         j = open_places[place]
         own = bits[j] & np.uint32(0x7FFFFFFF)
         k = max(own >> np.uint32(BIN_BITS), low) - low
-        if lows[k] == 0:
-            kept[j] = draws[j] < by_rank[firsts[k] + before[j]]
-        elif draws[j] < by_rank[firsts[k]]:
-            kept[j] = 1
-        elif draws[j] < by_rank[firsts[k + np.uint32(1)] - 1]:
+        alike = np.uint32(bins[k]) == 0
+        stays = draws[j] < by_rank[firsts[k] + before[j] * alike]  # without a branch, so far
+        kept[j] = stays
+        if (not alike) & (not stays) & (draws[j] < by_rank[firsts[k + np.uint32(1)] - 1]):
             kept[j] = draws[j] < by_rank[_rank(bits, j, own)]
 
 
