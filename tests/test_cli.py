@@ -150,7 +150,7 @@ def test_a_budget_that_is_no_time_is_one_line(recipe, tmp_path):
 
 def test_a_recipe_that_is_not_there(tmp_path):
     line = refused(expunge("run", tmp_path / "no.yaml", "--out", tmp_path / "o"))
-    assert "there is no recipe at" in line
+    assert "there is no file" in line
     assert not (tmp_path / "o").exists()
 
 

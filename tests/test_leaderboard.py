@@ -141,7 +141,7 @@ def test_rows_are_replaced_by_method_and_seed(tmp_path):
             },
             "unknown field branches.npo.lora.rnk. Did you mean 'rank'?",
         ),
-        ({"board": "nowhere.yaml"}, "there is no recipe at"),
+        ({"board": "nowhere.yaml"}, "there is no file"),
         ({"methods": {}}, "methods"),
     ],
 )

@@ -34,9 +34,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}") from None
+        raise RecipeError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        raise RecipeError(f"cannot read {path}: {error}") from None
     try:
         fields = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
