@@ -15,6 +15,9 @@ from expunge.products import product, product_back
 BLOCK = 256
 """Scored tokens whose logits are held at once."""
 
+CACHED = 1 << 22
+"""Bytes of logits that are read at once on a CPU: pass after pass finds them in its cache."""
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -96,9 +99,9 @@ class _Block:
 
     logits: Tensor  # (n, V) in the type of the states
     p: Tensor  # (n, V) in the same
-    top: Tensor  # (n,) the greatest logit
-    total: Tensor  # (n,) the sum of p as it is rounded
-    log_top: Tensor  # (n,) log of the greatest p
+    top: Tensor  # (n,) float32, the greatest logit
+    total: Tensor  # (n,) float32, the sum of p as it is rounded
+    log_top: Tensor  # (n,) float32, log of the greatest p
 
     @classmethod
     def of(cls, states: Tensor, weight: Tensor) -> "_Block":
@@ -109,20 +112,27 @@ class _Block:
         enough: log p is log1p of what the others add up to.
         """
         logits = product(states, weight)
-        p = logits.softmax(-1)
-        total, most = p.sum(-1, dtype=torch.float32), p.amax(-1).float()
+        p = torch.empty_like(logits)
+        total, most, top = torch.empty(3, len(logits), device=logits.device)
+        for rows in in_cache(logits):
+            torch.softmax(logits[rows], -1, out=p[rows])
+            total[rows] = p[rows].sum(-1, dtype=torch.float32)
+            most[rows], top[rows] = p[rows].amax(-1), logits[rows].amax(-1)
         log_top = torch.where(most > 0.5, torch.log1p(most - total), most.log())
-        return cls(logits, p, logits.amax(-1), total, log_top)
+        return cls(logits, p, top, total, log_top)
 
     def logps(self, targets: Tensor) -> Tensor:
         """log p of the targets: (n,) float32."""
         chosen = self.logits.gather(1, targets[:, None]).squeeze(1)
-        return chosen.float() - self.top.float() + self.log_top
+        return chosen.float() - self.top + self.log_top
 
     def entropy(self) -> Tensor:
         """H = -Σ p log p: (n,) float32."""
-        below = self.logits.sub_(self.top[:, None])
-        return -self.log_top - below.mul_(self.p).sum(-1, dtype=torch.float32)
+        found = -self.log_top
+        for rows in in_cache(self.logits):
+            below = self.logits[rows].sub_(self.top[rows, None])
+            found[rows] -= below.mul_(self.p[rows]).sum(-1, dtype=torch.float32)
+        return found
 
     def residual(self, targets: Tensor) -> Tensor:
         """p - 1_y in place of p: (n, V)."""
@@ -233,3 +243,10 @@ class _TokenKL(torch.autograd.Function):
 def blocks(count: int) -> list[slice]:
     """The slices of `count` tokens that are worked on at once."""
     return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def in_cache(block: Tensor) -> list[slice]:
+    """The rows of a block of logits (n, V), as many at once as a CPU keeps in its cache."""
+    count, size = block.shape[0], block.shape[1] * block.element_size()
+    step = max(1, CACHED // size) if block.device.type == "cpu" else max(1, count)
+    return [slice(start, start + step) for start in range(0, count, step)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
+from expunge.heads import Anchor, blocks, in_cache, token_kl, token_logps, token_logps_and_kl
 from expunge.packs import Pack, hidden_states, output_head
 from expunge.products import product
 
@@ -159,7 +159,10 @@ def logits_statistics(
     states: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]
 ) -> TokenStatistics:
     """token_statistics, with logits (n, V) as a function gives them of a block of states."""
-    found = [_of_logits(logits_of(states[b]), targets[b])[0] for b in blocks(len(states))]
+    found = []
+    for block in blocks(len(states)):
+        logits, chosen = logits_of(states[block]), targets[block]
+        found += [_of_rows(logits[rows].float(), chosen[rows])[0] for rows in in_cache(logits)]
     return _joined(found, states.device)
 
 
@@ -171,28 +174,36 @@ def head_residuals(
     weight = head.to(states.dtype)
     found, residuals = [], []
     for block in blocks(len(states)):
-        statistics, residual = _of_logits(product(states[block], weight), targets[block])
+        logits = product(states[block], weight)
+        residual = torch.empty(logits.shape, device=logits.device)
+        for rows in in_cache(residual):
+            statistics, odds, total = _of_rows(logits[rows].float(), targets[block][rows])
+            torch.div(odds, total[:, None], out=residual[rows])
+            found.append(statistics)
         residual[torch.arange(len(residual)), targets[block]] -= 1
-        found.append(statistics)
         residuals.append(residual)
     return _joined(found, states.device), residuals
 
 
-def _of_logits(logits: Tensor, targets: Tensor) -> tuple[TokenStatistics, Tensor]:
-    """The statistics of a block of logits (n, V), and its probabilities, in float32."""
-    x = logits.float()
+def _of_rows(x: Tensor, targets: Tensor) -> tuple[TokenStatistics, Tensor, Tensor]:
+    """The statistics of logits (n, V) in float32, which are overwritten; each token's odds against
+    the likeliest, and their sums."""
     x -= x.amax(-1, keepdim=True)
-    odds = x.exp()  # of each token against the likeliest
+    odds = x.exp()
     total = odds.sum(-1)
     target = x.gather(1, targets[:, None])
-    rank = (x > target).sum(-1)
-    hit = x.argmax(-1) == targets
-    mean = torch.linalg.vecdot(odds, x) / total
-    square = torch.linalg.vecdot(odds, x.square_()) / total
+    scratch = torch.empty_like(x)  # sums of comparisons are faster in float32, and as exact
+    above = torch.gt(x, target, out=scratch).sum(-1)
+    level = torch.ge(x, target, out=scratch).sum(-1)
+    hit = above == 0
+    for row in (hit & (level > 1)).nonzero().flatten():
+        hit[row] = x[row].argmax() == targets[row]
+    mean = torch.mul(odds, x, out=scratch).sum(-1) / total
+    square = scratch.mul_(x).sum(-1) / total
     log_total = total.log()
     logp = target.squeeze(1) - log_total
     variance = (square - mean * mean).clamp_min(0)
-    return TokenStatistics(logp, rank, hit, log_total - mean, variance), odds.div_(total[:, None])
+    return TokenStatistics(logp, above.long(), hit, log_total - mean, variance), odds, total
 
 
 def _joined(found: list[TokenStatistics], device: torch.device) -> TokenStatistics:
