@@ -90,7 +90,7 @@ def _squares_of_head(
     count, width, h = *states.shape, states.float()
     if count < width:
         r = torch.cat(residuals)
-        squares = [(product(r, r) * product(h, h)).sum(dtype=torch.float64) / count**2]
+        squares = [_paired(_inner(r), _inner(h)) / count**2]
         some = tokens.unique()
         rows = product(r[:, some].T, h.T)
     else:
@@ -113,6 +113,7 @@ def _squares_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """
     squares: list[Tensor] = []
     called: set[nn.Module] = set()
+    known: dict[object, tuple[Tensor, list[Tensor]]] = {}  # layers such as q, k and v read one x
 
     def watch(layer: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
         if layer in called:
@@ -121,13 +122,16 @@ def _squares_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
                 "gradient is not a sum over uses; leave out the attack 'gradient_norm'"
             )
         called.add(layer)
-        x = given[0].detach().flatten(0, -2)
-        y.register_hook(lambda g: add(layer, x, g.flatten(0, -2)))
+        y.register_hook(lambda g: add(layer, given[0].detach(), g.flatten(0, -2)))
 
-    def add(layer: nn.Module, x: Tensor, g: Tensor) -> None:
+    def add(layer: nn.Module, whole: Tensor, g: Tensor) -> None:
+        x = whole.flatten(0, -2)
         length, width = len(x), x.shape[1] + g.shape[1]
         if length * width < x.shape[1] * g.shape[1]:
-            squares.append((product(g, g) * product(x, x)).sum(dtype=torch.float64))
+            place = whole.data_ptr(), whole.shape, whole.stride()
+            if place not in known:
+                known[place] = whole, _inner(x)
+            squares.append(_paired(_inner(g), known[place][1]))
         else:
             squares.append(_square(product(g.T, x.T)))
         if layer.bias is not None:
@@ -139,6 +143,20 @@ def _squares_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _inner(rows: Tensor) -> list[Tensor]:
+    """The inner products of rows (T, d) with one another, but for those that are there turned
+    round: of the first half (h, h), of the second with the first, and of the second."""
+    half = len(rows) // 2
+    first, second = rows[:half], rows[half:]
+    return [product(first, first), product(second, first), product(second, second)]
+
+
+def _paired(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
+    """Σ_st (g_s · g_t)(x_s · x_t), of what `_inner` gives of g and of x."""
+    a, between, b = ((p * q).sum(dtype=torch.float64) for p, q in zip(one, two, strict=True))
+    return a + 2 * between + b
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Linear]:
