@@ -243,7 +243,7 @@ def damaged(folder, name, content):
 
 def test_a_damaged_file_of_the_best_weights_says_what_to_remove(tmp_path):
     damaged(tmp_path / "a", "best.safetensors", b"torn")
-    with pytest.raises(TrainingError, match="best.safetensors cannot be read .* remove"):
+    with pytest.raises(TrainingError, match=r"best.safetensors cannot be read .* remove"):
         descend(tmp_path / "a", chosen(2, 0.3))
 
 

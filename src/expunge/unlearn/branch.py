@@ -141,6 +141,6 @@ def _check_moved(
     if still and not (some and len(still) < len(parameters)):
         raise TrainingError(
             f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "
-            f"{still[0]} among them; no loss reaches them, or the rate is too small for them (it was "
-            f"{rate:g} at most, and a warmup begins at 0)"
+            f"{still[0]} among them; no loss reaches them, or the rate is too small for them (it "
+            f"was {rate:g} at most, and a warmup begins at 0)"
         )
