@@ -151,6 +151,7 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
     [
         ("branches.weak", "takes path=value,value"),
         ("branches.weak.optimizer.rl=1", r"--sweep .*rl=1: .*Did you mean 'lr'"),
+        ("branches.weak.optimizer.lr=[1,", r"--sweep .*lr: '\[1,' are no values as in YAML"),
         ("branches.weak.terms.7.weight=1", "there is no '7' in the recipe"),
         ("name.first=1", "there is no 'first' in the recipe"),
     ],

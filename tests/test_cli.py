@@ -241,6 +241,8 @@ def test_a_seed_and_a_model_can_be_given_on_the_command_line(recipe, tmp_path, t
     out = tmp_path / "o"
     done = expunge("run", recipe(), "--out", out, "--seed", 7, "--model", tiny_folder, "--json")
     assert json.loads(done.stdout)["seed"] == 7
+    both = expunge("run", recipe(seeds=[7, 8]), "--out", out, "--json")
+    assert [one["seed"] for one in json.loads(both.stdout)] == [7, 8]
 
 
 def test_a_merge_file_takes_a_seed_and_refuses_what_it_would_ignore(tmp_path, tiny_folder):
