@@ -83,7 +83,7 @@ def given(path: Path | None, name: str) -> Path:
 
 
 def print_reports(folders: list[Path], as_json: bool) -> None:
-    """Print the results of finished runs; as JSON an object, or a list of them where several are."""
+    """Print the results of finished runs; as JSON an object, or of several a list of them."""
     from expunge.report.terminal import print_results
 
     if as_json and len(folders) > 1:
