@@ -17,7 +17,7 @@ from expunge.report.commands import reading
 
 OUT_OF_MEMORY = (
     "out of memory; expunge plan RECIPE says what each stage needs. Less is needed with "
-    "model.dtype: bfloat16, a smaller evaluate.max_batch or optimizer.max_tokens, or a smaller model"
+    "model.dtype: bfloat16, a smaller evaluate.max_batch or optimizer.max_tokens, a smaller model"
 )
 
 _Usage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
