@@ -301,7 +301,7 @@ def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, f
         ({"lora": {"targets": ["qproj"]}}, "no linear layer called 'qproj'. Did you mean 'q_proj'"),
         (
             {"lora": {"layers": [0, 9]}},
-            "lora.layers names block 9, and the model has 2 with linear layers: 0 to 1",
+            "lora.layers names block 9, and the model's linear layers lie in 0 to 1",
         ),
         (
             {"step": {"rule": "latent_adversarial", "layer": 2}},

@@ -234,12 +234,13 @@ def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
                 f"the model has no linear layer called '{target}'."
                 f"{did_you_mean(target, known)} It has: {', '.join(sorted(known))}."
             )
-    blocks, there = lora.layers, {block_of(name) for name in linear} - {None}
+    blocks = lora.layers
+    there = sorted({block for name in linear if (block := block_of(name)) is not None})
     for block in blocks or ():
         if block not in there:
+            places = f"{there[0]} to {there[-1]}" if there else "no blocks"
             raise ModelError(
-                f"lora.layers names block {block}, and the model has {len(there)} with linear "
-                f"layers: {min(there)} to {max(there)}"
+                f"lora.layers names block {block}, and the model's linear layers lie in {places}"
             )
     chosen = [
         name
