@@ -151,6 +151,7 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
     [
         ("branches.weak", "takes path=value,value"),
         ("branches.weak.optimizer.rl=1", r"--sweep .*rl=1: .*Did you mean 'lr'"),
+        ("branches.weak.optimizer.lr=[1,", r"--sweep .*lr: '\[1,' are no values as in YAML"),
         ("branches.weak.terms.7.weight=1", "there is no '7' in the recipe"),
         ("name.first=1", "there is no 'first' in the recipe"),
     ],
@@ -285,6 +286,8 @@ def test_a_mistake_that_a_worker_finds_is_one_line_and_exit_code_2(fields, tmp_p
 def test_a_cluster_that_is_not_there_is_one_line():
     with pytest.raises(RunError, match=r"no Ray cluster answers at 127\.0\.0\.1:1$"):
         do_on_ray(graph(("a", "")), print, Workers("127.0.0.1:1"))
+    with pytest.raises(RunError, match=r"no Ray cluster answers at 127\.0\.0\.1:65536$"):
+        do_on_ray(graph(("a", "")), print, Workers("127.0.0.1:65536"))
     with pytest.raises(RecipeError, match="--ray takes auto, local or HOST:PORT, not 'head'"):
         do_on_ray(graph(("a", "")), print, Workers("head"))
 

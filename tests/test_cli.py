@@ -99,6 +99,20 @@ def test_each_stage_has_its_command(recipe, tmp_path):
     assert "task aggregate" in expunge("report", out).stdout
 
 
+def test_several_branches_and_merges_are_one_json_object(recipe, tmp_path):
+    branch = {
+        "terms": [{"half": "forget", "loss": "npo"}],
+        "lora": {"rank": 2},
+        "schedule": {"epochs": 1},
+        "optimizer": {"lr": 1e-3, "compute": "float32"},
+    }
+    merges = {name: {"method": name} for name in ("linear", "ties")}
+    path = recipe(branches={"strong": branch, "weak": branch}, merges=merges)
+    for command, names in (("unlearn", {"strong", "weak"}), ("merge", {"linear", "ties"})):
+        done = expunge(command, path, "--out", tmp_path / "o", "--json")
+        assert json.loads(done.stdout).keys() == names, done.stderr
+
+
 def test_a_plan_is_kept_and_the_run_says_how_wrong_it_was(recipe, tmp_path):
     path, out, picked = recipe(), tmp_path / "out", tmp_path / "picked.yaml"
     words = ("plan", path, "--out", out, "--budget", "1h", "--write", picked)
@@ -146,6 +160,11 @@ def test_what_belongs_to_a_merge_file_is_refused_with_a_recipe(recipe, tmp_path,
 def test_a_budget_that_is_no_time_is_one_line(recipe, tmp_path):
     line = refused(expunge("run", recipe(), "--out", tmp_path / "o", "--budget", "soon"))
     assert line.endswith("write 90s, 30m, 1h, 1h30m or a number of seconds")
+
+
+def test_a_seed_that_is_too_large_is_one_line(recipe, tmp_path):
+    line = refused(expunge("unlearn", recipe(), "--out", tmp_path / "o", "--seed", 10**20))
+    assert "seeds are whole numbers up to 4294967295" in line
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
@@ -222,6 +241,8 @@ def test_a_seed_and_a_model_can_be_given_on_the_command_line(recipe, tmp_path, t
     out = tmp_path / "o"
     done = expunge("run", recipe(), "--out", out, "--seed", 7, "--model", tiny_folder, "--json")
     assert json.loads(done.stdout)["seed"] == 7
+    both = expunge("run", recipe(seeds=[7, 8]), "--out", out, "--json")
+    assert [one["seed"] for one in json.loads(both.stdout)] == [7, 8]
 
 
 def test_a_merge_file_takes_a_seed_and_refuses_what_it_would_ignore(tmp_path, tiny_folder):

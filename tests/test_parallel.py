@@ -277,6 +277,15 @@ def test_a_way_of_sharding_that_we_lack_is_refused(monkeypatch, asked, said):
         sharding.wanted()
 
 
+@pytest.mark.parametrize("seconds", ["soon", "", "0", "nan", "1e300"])
+def test_a_wait_that_is_no_time_is_refused(monkeypatch, seconds):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(parallel.TIMEOUT, seconds)
+    parallel._distributed.cache_clear()
+    with pytest.raises(RunError, match=f"{parallel.TIMEOUT} must be a number of seconds"):
+        parallel.gather(1)
+
+
 def test_a_launch_that_starts_one_process_only_is_refused(monkeypatch):
     parallel.refuse_lone_launch()
     monkeypatch.setenv("MASTER_PORT", "29500")

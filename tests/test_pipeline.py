@@ -12,6 +12,7 @@ import yaml
 import expunge
 from commands import Command, run
 from expunge.errors import DataError, RecipeError, RunError, TrainingError
+from expunge.evaluate.run import read_items
 from expunge.unlearn.snapshots import snapshots
 
 TERMS = [
@@ -299,6 +300,10 @@ def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, f
         ),
         ({"lora": {"targets": ["qproj"]}}, "no linear layer called 'qproj'. Did you mean 'q_proj'"),
         (
+            {"lora": {"layers": [0, 9]}},
+            "lora.layers names block 9, and the model's linear layers lie in 0 to 1",
+        ),
+        (
             {"step": {"rule": "latent_adversarial", "layer": 2}},
             "step.layer: there is no block 2; the model has 2, 0 to 1",
         ),
@@ -316,6 +321,21 @@ def test_what_the_model_lacks_is_said_before_anything_is_computed(fields, tmp_pa
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "run" / "stages").iterdir())
+
+
+def test_a_text_may_hold_any_end_of_a_line(fields, tmp_path):
+    """What is kept of an item, a line each, is read back though its text has line ends too."""
+    rows = {"forget": "a\u2028b", "retain": "c\x85d"}
+    for name, answer in rows.items():
+        lines = [{"id": f"{name}-{n}", "input": f"Q{n} {name}?", "output": answer} for n in "12"]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    data = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in rows}
+    alone = {"data": data, "tune": None, "branches": {}, "merges": {}}
+    folder = expunge.run(fields | alone, tmp_path / "run")[42]
+    assert set(json.loads((folder / "results.json").read_text())["models"]) == {"target"}
+    (stage,) = (tmp_path / "run" / "stages").glob("evaluate-target-*")
+    assert len(read_items(stage / "items.jsonl")) == 4
 
 
 def test_a_run_folder_is_opened_by_the_recipe_it_holds(fields, tmp_path):

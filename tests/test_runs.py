@@ -9,7 +9,16 @@ import pytest
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.progress import PROGRESS
-from expunge.runs import PROVENANCE, Run, hash_folder, read_json, replacing, stage_key, write_json
+from expunge.runs import (
+    PROVENANCE,
+    Run,
+    hash_folder,
+    read_json,
+    read_json_lines,
+    replacing,
+    stage_key,
+    write_json,
+)
 
 
 class Dial(Section):
@@ -120,6 +129,16 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, code, reason):
 
     with pytest.raises(RunError, match=f"cannot write .*model: {reason}"):
         run.stage("s", Dial(), {}, build)
+
+
+def test_a_record_a_line_may_hold_other_ends_of_lines(tmp_path):
+    records = [{"says": "a\u2028b\u2029c\x85d\x1ce"}, {"says": "f"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    assert read_json_lines(path) == records
+    path.write_text('{"says": "a"}\n{"sa')
+    with pytest.raises(RunError, match=r"a.jsonl, line 2 is not valid JSON"):
+        read_json_lines(path)
 
 
 def test_a_broken_json_file_is_one_sentence(tmp_path):

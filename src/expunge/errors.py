@@ -77,3 +77,14 @@ class UnfinishedError(RunError):
         super().__init__(message)
         self.folder = folder
         """Where the stage would lie."""
+
+
+_FULL = ("not enough memory", "allocate memory", "out of memory", "bad_alloc")
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, of this machine or of its accelerator."""
+    if isinstance(error, MemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in said for words in _FULL)

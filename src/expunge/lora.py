@@ -46,10 +46,10 @@ class Lora(Section):
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of the inputs of A that is dropped in training."""
 
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Last names of the linear layers to adapt; null means every one but the head."""
 
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Blocks to adapt, counted from 0; null means all."""
 
     @property
@@ -234,7 +234,14 @@ def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
                 f"the model has no linear layer called '{target}'."
                 f"{did_you_mean(target, known)} It has: {', '.join(sorted(known))}."
             )
-    blocks = set(lora.layers) if lora.layers is not None else None
+    blocks = lora.layers
+    there = sorted({block for name in linear if (block := block_of(name)) is not None})
+    for block in blocks or ():
+        if block not in there:
+            places = f"{there[0]} to {there[-1]}" if there else "no blocks"
+            raise ModelError(
+                f"lora.layers names block {block}, and the model's linear layers lie in {places}"
+            )
     chosen = [
         name
         for name, last in linear.items()
@@ -242,7 +249,7 @@ def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
         and (blocks is None or block_of(name) in blocks)
     ]
     if not chosen:
-        raise ModelError(f"no linear layer lies in blocks {sorted(blocks or ())}")
+        raise ModelError(f"no layer of lora.targets lies in the blocks {sorted(blocks or ())}")
     return sorted(chosen)
 
 

@@ -203,6 +203,6 @@ def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError:
+    except (OSError, OverflowError):  # nobody answers, or a port beyond 65535
         return False
     return True

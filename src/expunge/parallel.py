@@ -26,6 +26,9 @@ T = TypeVar("T")
 TIMEOUT = "EXPUNGE_RANK_TIMEOUT"
 """The environment's name for the seconds that a rank waits for the others; default an hour."""
 
+_LONGEST = 1e9
+"""Seconds; torch counts what it waits for in nanoseconds, of 64 bits."""
+
 BUCKET = 1 << 24
 """Elements of gradients that are summed at once."""
 
@@ -198,9 +201,13 @@ def _distributed() -> Any:
     """torch.distributed, its group of all ranks started; what is on a CPU goes through gloo."""
     import torch.distributed as dist
 
-    seconds = float(os.environ.get(TIMEOUT, "3600"))
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise RunError(f"{TIMEOUT} must be a number of seconds, not {seconds:g}")
+    given = os.environ.get(TIMEOUT, "3600")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST:
+        raise RunError(f"{TIMEOUT} must be a number of seconds up to {_LONGEST:g}, not {given!r}")
     backend = "cpu:gloo,cuda:nccl" if device() == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     atexit.register(dist.destroy_process_group)

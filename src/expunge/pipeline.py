@@ -151,8 +151,7 @@ class Pipeline(Calibrating):
         if self.splits:
             inputs["folds"] = self.folds.model_dump_json()
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
-        lines = (done / "items.jsonl").read_text(encoding="utf-8").splitlines()
-        return runs.read_json(done / "scores.json"), [json.loads(line) for line in lines]
+        return runs.read_json(done / "scores.json"), runs.read_json_lines(done / "items.jsonl")
 
     def report(self, seed: int) -> Path:
         """Evaluate every model of one seed and write results.json and the report's pages."""

@@ -21,6 +21,9 @@ from expunge.registry import lookup
 from expunge.unlearn.section import Branch, check_starts
 from expunge.unlearn.tune import Tune
 
+MOST_SEED = 2**32 - 1
+"""Steps, layers and draws have seeds of their own, made from this one, of 64 bits."""
+
 KEPT = "recipe.yaml"
 """A run folder's recipe, as it was given."""
 
@@ -104,6 +107,8 @@ class Recipe(Section):
         _ = self.adapters
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
+        if any(abs(seed) > MOST_SEED for seed in self.seeds):
+            raise ValueError(f"seeds are whole numbers up to {MOST_SEED}")
         return self
 
     def _check_calibration(self, who: str, calibration: Calibrate) -> None:

@@ -156,7 +156,10 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
         path, equals, values = text.partition("=")
         if not (path and equals and values):
             raise RecipeError(f"--sweep takes path=value,value; '{text}' is not that")
-        changes[path] = yaml.safe_load(f"[{values}]")
+        try:
+            changes[path] = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise RecipeError(f"--sweep {path}: '{values}' are no values as in YAML") from None
     return changes
 
 

@@ -178,6 +178,22 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not valid JSON: {error}") from None
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The records of a file with one a line; a broken one is a `RunError`.
+
+    Lines end at line feeds alone: other line ends of Unicode may stand within a text.
+    """
+    found = []
+    with path.open(encoding="utf-8") as lines:
+        try:
+            for line in lines:
+                found.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            where = f"{path}, line {len(found) + 1}"
+            raise RunError(f"{where} is not valid JSON: {error}") from None
+    return found
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN is refused, for no reader could take it."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

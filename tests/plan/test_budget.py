@@ -9,11 +9,11 @@ import pytest
 import expunge
 from expunge import runs
 from expunge.cells import Workers
-from expunge.errors import RecipeError, TrainingError
+from expunge.errors import RecipeError, RunError, TrainingError
 from expunge.plan.budget import SAFETY, Budget, parse_budget, run_in_time
 from expunge.plan.folder import BudgetRun
 from expunge.plan.outcome import run_as_planned
-from expunge.plan.predict import Prediction
+from expunge.plan.predict import Prediction, plan
 from expunge.recipe import load_recipe
 from expunge.unlearn import trainer
 
@@ -184,3 +184,13 @@ def test_a_budget_in_which_nothing_fits_is_refused_before_anything_is_trained(re
     with pytest.raises(RecipeError, match=r"a budget of 1 s is too little: one step of each of 2"):
         run_in_time(recipe, tmp_path / "run", 1.0, time.monotonic())
     assert not list((tmp_path / "run" / "stages").iterdir())
+
+
+def test_a_plan_and_a_budget_are_refused_to_several_processes(recipe, tmp_path, monkeypatch):
+    """Each would measure for itself; the second ended with its invented data not found."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="a plan runs in one process"):
+        plan(recipe)
+    with pytest.raises(RunError, match="a run within a budget runs in one process"):
+        run_in_time(recipe, tmp_path / "run", 1.0, time.monotonic())
+    assert not (tmp_path / "run").exists()

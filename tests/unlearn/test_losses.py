@@ -23,6 +23,7 @@ from expunge.unlearn.forget import (
 from expunge.unlearn.levels import LEVELS, STANDARDIZED
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.retain import RETAIN_LOSSES, kl, nll, nll_sequence
+from expunge.unlearn.sets import SETS
 
 BY_SCORES, RETAIN_BY_SCORES = (
     {name: row for name, row in table.items() if row.reads == "scores"}
@@ -213,6 +214,8 @@ def test_a_sequence_without_weight_has_no_loss_and_no_slope():
         ({"loss": "npo", "layer": 1}, "npo takes no layer"),
         ({"loss": "rmu", "layer": -1}, "greater than or equal to 0"),
         ({"loss": "simnpo", "options": {"delta": 1}}, "Its options: beta, gamma"),
+        ({"loss": "npo", "options": {"beta": 0}}, "npo needs beta above 0 (got 0)"),
+        ({"loss": "simnpo", "options": {"beta": -0.1}}, "simnpo needs beta above 0 (got -0.1)"),
         ({"loss": "npo", "weighting": {"kind": "spans"}}, "spans needs patterns, pii or both"),
         ({"loss": "npo", "weighting": {"kind": "entities", "pii": ["ssn"]}}, "takes no patterns"),
         ({"loss": "npo", "weighting": {"kind": "suprisal"}}, "Did you mean 'surprisal'"),
@@ -226,3 +229,20 @@ def test_a_sequence_without_weight_has_no_loss_and_no_slope():
 def test_a_term_that_cannot_be_is_refused_when_it_is_read(fields, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         Term.model_validate({"half": "forget", **fields})
+
+
+def test_an_option_that_a_loss_divides_by_is_refused_as_zero():
+    tables = {half: SETS[half].losses for half in ("forget", "retain", "refusal_pair")}
+    rows = [(half, row) for half, table in tables.items() for row in table.items()]
+    divides = []
+    for half, (name, row) in rows:
+        for option in row.options if row.reads == "scores" else ():
+            fields = {"half": half, "loss": name, "options": {option: 0.0}}
+            now, ref = scores([-1.0, -2.0], [-2.5]), scores([-0.5, -0.5], [-2.5])
+            if option in row.positive:
+                divides.append(name)
+                with pytest.raises(ValueError, match=f"{name} needs {option} above 0"):
+                    Term.model_validate(fields)
+            elif not (row.needs_kl or row.needs_level):
+                assert torch.isfinite(row(now, ref, **{option: 0.0})).all(), name
+    assert {"npo", "simnpo", "dpo", "kto"} <= set(divides)

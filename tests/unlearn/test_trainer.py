@@ -133,3 +133,25 @@ def test_a_checkpoint_holds_what_was_carried_into_the_step_that_failed(tmp_path)
 
     run(tmp_path, carrying(taken_up), state=taken_up, stop=stop)
     assert taken_up == {"rate": 0.1 * 3}
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', "\0\0\0\0", None])
+def test_a_log_that_a_crash_tore_is_refused_with_what_to_delete(tmp_path, torn):
+    def stops(weight):
+        def step(number):
+            if number == 3:
+                raise KeyboardInterrupt
+            weight.grad = torch.ones(1)
+            return {"loss": 1.0}
+
+        return step
+
+    every_step = Optimizer(lr=0.1, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stops, config=every_step)
+    log = tmp_path / trainer.LOG
+    first, *_ = log.read_text().splitlines()
+    log.write_text(first + "\n" + torn) if torn else log.unlink()
+    ends = int(torn is not None)
+    with pytest.raises(TrainingError, match=f"ends at step {ends}, .* of step 3; delete the check"):
+        run(tmp_path, config=every_step)

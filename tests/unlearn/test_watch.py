@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from expunge.config import parse_section
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
-from expunge.errors import RecipeError, TrainingError
+from expunge.errors import RecipeError, RunError, TrainingError
 from expunge.scores import score
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
@@ -55,6 +55,10 @@ def descend(folder, watch, *, steps=12, killed_at=None, lr=None):
     return float(weights.detach()), [json.loads(line) for line in lines], log
 
 
+def chosen(every, best, **more) -> Watch:
+    return Watch(every=every, metric="w", best=best, read="evaluation", **more)
+
+
 def test_it_is_evaluated_at_the_chosen_steps_and_the_last_weights_are_kept(tmp_path):
     last, found, log = descend(tmp_path / "a", Watch(every=5, at=(0, 1)))
     assert [one["step"] for one in found] == [0, 1, 5, 10]
@@ -62,7 +66,7 @@ def test_it_is_evaluated_at_the_chosen_steps_and_the_last_weights_are_kept(tmp_p
 
 
 def test_the_best_weights_are_what_is_left(tmp_path):
-    watch = Watch(every=1, metric="w", best=0.3)
+    watch = chosen(1, 0.3)
     kept, found, log = descend(tmp_path / "a", watch)
     distances = [abs(one["numbers"]["w"] - 0.3) for one in found]
     best = distances.index(min(distances))
@@ -72,18 +76,18 @@ def test_the_best_weights_are_what_is_left(tmp_path):
 
 
 def test_the_start_is_never_the_best(tmp_path):
-    kept, found, _ = descend(tmp_path / "a", Watch(every=1, at=(0,), metric="w", best="min"))
+    kept, found, _ = descend(tmp_path / "a", chosen(1, "min", at=(0,)))
     assert found[0]["numbers"]["w"] == 0.0 < kept == pytest.approx(found[1]["numbers"]["w"])
 
 
 @pytest.mark.parametrize(("best", "expected"), [("max", max), ("min", min)])
 def test_the_best_may_be_the_greatest_or_the_least(tmp_path, best, expected):
-    kept, found, _ = descend(tmp_path / "a", Watch(every=1, metric="w", best=best))
+    kept, found, _ = descend(tmp_path / "a", chosen(1, best))
     assert kept == pytest.approx(expected(one["numbers"]["w"] for one in found))
 
 
 def test_patience_ends_training(tmp_path):
-    watch = Watch(every=1, metric="w", best=0.3, patience=2)
+    watch = chosen(1, 0.3, patience=2)
     _, found, log = descend(tmp_path / "a", watch)
     distances = [abs(one["numbers"]["w"] - 0.3) for one in found]
     assert len(log) == len(found) == distances.index(min(distances)) + 3
@@ -91,7 +95,7 @@ def test_patience_ends_training(tmp_path):
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_killed_run_ends_with_the_same_weights_and_evaluations(tmp_path, step):
-    watch = Watch(every=2, metric="w", best=0.3)
+    watch = chosen(2, 0.3)
     whole = descend(tmp_path / "whole", watch)
     with pytest.raises(KeyboardInterrupt):
         descend(tmp_path / "broken", watch, killed_at=step)
@@ -99,7 +103,7 @@ def test_a_killed_run_ends_with_the_same_weights_and_evaluations(tmp_path, step)
 
 
 def test_killed_between_a_step_and_its_evaluation_it_is_evaluated_then(tmp_path, monkeypatch):
-    watch = Watch(every=2, metric="w", best=0.3)
+    watch = chosen(2, 0.3)
     whole = descend(tmp_path / "whole", watch)
     real = Watcher.look
 
@@ -117,7 +121,7 @@ def test_killed_between_a_step_and_its_evaluation_it_is_evaluated_then(tmp_path,
 
 def test_a_number_that_is_not_measured_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"nothing measured 'nll.forgot'.*Measured: nll.forget"):
-        descend(tmp_path / "a", Watch(every=1, metric="nll.forgot"))
+        descend(tmp_path / "a", Watch(every=1, read="evaluation", metric="nll.forgot"))
 
 
 def guarded(every=1, **limits) -> Watch:
@@ -210,9 +214,40 @@ def test_a_guarded_ascent_keeps_the_rest_where_a_free_one_loses_it(tiny, tokeniz
         ({"every": 1, "until": {"retain_growth": None}}, "until needs retain_growth"),
         ({}, "needs every or at"),
         ({"every": 1, "patience": 2}, "needs a metric"),
-        ({"every": 1, "metric": "x", "best": "most"}, "max, min or a number"),
+        ({"every": 1, "metric": "nll.forget", "best": "most"}, "max, min or a number"),
+        ({"every": 1, "metric": "nll.forgot"}, "measures no 'nll.forgot'. Did you mean"),
+        ({"at": [0], "metric": "nll.forget"}, "give every or a later at"),
+        ({"at": [-3]}, "at counts steps from 1"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, reason):
     with pytest.raises(RecipeError, match=reason):
         parse_section(fields, Watch, origin="watch")
+
+
+@pytest.mark.parametrize("watch", [{"every": 7}, {"every": 1, "at": [7]}])
+def test_what_a_branch_would_never_come_to_is_refused(watch):
+    with pytest.raises(TrainingError, match="watch names step 7, and the branch has 6"):
+        Watch.model_validate(watch).check(6)
+    Watch.model_validate(watch).check(7)  # control
+    Watch.model_validate({"every": 7, "until": {}}).check(6)  # a guard looks at the end
+
+
+def damaged(folder, name, content):
+    """A run that ended but for the best weights, one of whose files was then damaged."""
+    with pytest.raises(KeyboardInterrupt):
+        descend(folder, chosen(2, 0.3), killed_at=11)
+    assert (folder / name).exists()
+    (folder / name).write_bytes(content)
+
+
+def test_a_damaged_file_of_the_best_weights_says_what_to_remove(tmp_path):
+    damaged(tmp_path / "a", "best.safetensors", b"torn")
+    with pytest.raises(TrainingError, match=r"best.safetensors cannot be read .* remove"):
+        descend(tmp_path / "a", chosen(2, 0.3))
+
+
+def test_a_damaged_line_of_evaluations_is_named(tmp_path):
+    damaged(tmp_path / "a", EVALUATIONS, b'{"step": 2, "num')
+    with pytest.raises(RunError, match=f"{EVALUATIONS}, line 1 is not valid JSON"):
+        descend(tmp_path / "a", chosen(2, 0.3))

@@ -12,8 +12,13 @@ from expunge.cli.guards import guarding
 from expunge.cli.models import handling
 from expunge.cli.publishing import publishing
 from expunge.cli.recipes import running
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, says_full
 from expunge.report.commands import reading
+
+OUT_OF_MEMORY = (
+    "out of memory; expunge plan RECIPE says what each stage needs. Less is needed with "
+    "model.dtype: bfloat16, a smaller evaluate.max_batch or optimizer.max_tokens, a smaller model"
+)
 
 _Usage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 """What click raises of any wrong word; typer names this one of its errors alone."""
@@ -44,8 +49,10 @@ def main() -> None:
         _end(_usage(error), 2)
     except ExpungeError as error:
         _end(" ".join(str(error).split()), error.exit_code)
-    except RuntimeError as error:
-        if not parallel.lost_a_rank(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if says_full(error):
+            _end(OUT_OF_MEMORY, 2)
+        if not isinstance(error, RuntimeError) or not parallel.lost_a_rank(error):
             raise
         _end(
             "another rank has ended or does not answer, so all end; the same command goes on from "

@@ -72,8 +72,8 @@ def merge(
             raise RecipeError("--lint, --explain and --stochastic belong to a merge file")
         if workers:
             raise RecipeError("--ray merges a merge file; a recipe: expunge run RECIPE --ray")
-        for name, weights in pipeline_of(config, given(out, "--out"), model, seed).merges().items():
-            print_facts({name: str(weights.adapter or weights.base)}, as_json)
+        merges = pipeline_of(config, given(out, "--out"), model, seed).merges()
+        print_facts({name: str(one.adapter or one.base) for name, one in merges.items()}, as_json)
         return
     if model is not None:
         raise RecipeError("--model belongs to a recipe; a merge file names its models itself")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,14 +83,20 @@ def given(path: Path | None, name: str) -> Path:
 
 
 def print_reports(folders: list[Path], as_json: bool) -> None:
-    """Print the results of finished runs."""
+    """Print the results of finished runs; as JSON an object, or of several a list of them."""
     from expunge.report.terminal import print_results
 
+    if as_json and len(folders) > 1:
+        from expunge.runs import read_json
+
+        made = [read_json(folder / "results.json") for folder in folders]
+        return typer.echo(json.dumps(made, indent=1, ensure_ascii=False))
     for folder in folders if parallel.is_main() else ():
         if as_json:
             typer.echo((folder / "results.json").read_text(encoding="utf-8"))
         else:
             print_results(folder)
+    return None
 
 
 def names_of(text: str | None) -> list[str]:

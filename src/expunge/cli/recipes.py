@@ -185,5 +185,4 @@ def unlearn(
     """Train the branches."""
     with tracking(track, recipe_of(recipe, model, seed), out):
         made = pipeline_of(recipe, out, model, seed).branches(branch)
-    for name, weights in made.items():
-        print_facts({name: str(weights.adapter or weights.base)}, as_json)
+    print_facts({n: str(weights.adapter or weights.base) for n, weights in made.items()}, as_json)

@@ -91,8 +91,7 @@ def write_alternates(
 
 def read_alternates(folder: Path) -> Answers:
     """What `write_alternates` kept of each forget item."""
-    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["answers"] for line in lines]
+    return [row["answers"] for row in runs.read_json_lines(folder / FILE)]
 
 
 def _row(sets: Sets, number: int, written: list[str], config: Alternates, seed: int) -> dict:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from expunge import parallel
 from expunge.errors import RecipeError
 from expunge.pipeline import Pipeline
 from expunge.plan.folder import BudgetRun
@@ -66,6 +67,7 @@ def run_in_time(recipe: Recipe, out: Path, seconds: float, start: float) -> dict
 
     Refuses before anything is trained what cannot be done in the time.
     """
+    parallel.refuse_several("a run within a budget")
     trained = ["target", *recipe.branches]
     folder = BudgetRun(out, owner=recipe.name, trained=trained, budget=seconds)
     made = plan(recipe, out, budget=seconds)
@@ -94,5 +96,6 @@ def check_budget(made: Plan, seconds: float, spent: float = 0.0) -> None:
         whole = spent + made.seconds
         raise RecipeError(
             f"a budget of {seconds:.0f} s is too little: one step of each of {count} trainings "
-            f"and all that cannot be shortened take {least:.0f} s, the whole run {whole:.0f} s"
+            f"and all that cannot be shortened take {least:.0f} s, the whole run {whole:.0f} s, "
+            f"{spent:.0f} s of planning among them"
         )

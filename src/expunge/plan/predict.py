@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge import models, runs
+from expunge import models, parallel, runs
 from expunge.edit.section import Edit
 from expunge.evaluate.reader import PACK_TOKENS
 from expunge.heads import BLOCK
@@ -101,6 +101,7 @@ def plan(recipe: Recipe, out: Path | None = None, *, budget: float | None = None
     The run folder is only read. With a `budget` (in seconds) the stages that it shortened before
     are finished too.
     """
+    parallel.refuse_several("a plan")
     with tempfile.TemporaryDirectory(prefix=".expunge-plan-") as scratch:
         found = survey(recipe, out, Path(scratch) / "survey", mark_of(budget))
         pipeline = Pipeline(recipe, Path(scratch) / "survey", found)

@@ -82,10 +82,12 @@ def train_branch(
 
         if config.unguarded:
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
+        steps, others = sum(span.steps for span in made.spans), list[AtSteps]()
+        if config.watch is not None:
+            config.watch.check(steps)
         watched = config.watch and Watcher(
             config.watch, evaluated, made.parameters, folder, f"{label} watch"
         )
-        steps, others = sum(span.steps for span in made.spans), list[AtSteps]()
         if config.keep is not None:
             others.append(Keeper(config.keep, write, made.ends, folder, steps=steps))
         if halves.relevel is not None:
@@ -93,7 +95,7 @@ def train_branch(
             given = config.levels.every, halves.levels, relevelled, folder
             others.append(Releveller(*given, steps=steps))
         model.train()
-        train(
+        log = train(
             made.parameters,
             made.gradient,
             steps=steps,
@@ -110,7 +112,8 @@ def train_branch(
         )
     model.eval()
     moved = {n: p for n, p in made.parameters.items() if n not in made.masks}
-    _check_moved(moved, start, label, some=config.rule.selective)
+    rate = max(record["lr"] for record in log)
+    _check_moved(moved, start, label, rate, some=config.rule.selective)
     if config.training == "lora":
         if parallel.is_main():  # a run killed just before its stage was sealed left one
             shutil.rmtree(folder / "adapter", ignore_errors=True)
@@ -123,7 +126,12 @@ def train_branch(
 
 
 def _check_moved(
-    parameters: dict[str, Parameter], start: dict[str, torch.Tensor], label: str, *, some: bool
+    parameters: dict[str, Parameter],
+    start: dict[str, torch.Tensor],
+    label: str,
+    rate: float,
+    *,
+    some: bool,
 ) -> None:
     """A matrix that training did not move was not trained at all: refuse the branch. With `some`
     a rule or mask chooses what moves, and only a branch of which nothing moved is refused."""
@@ -133,5 +141,6 @@ def _check_moved(
     if still and not (some and len(still) < len(parameters)):
         raise TrainingError(
             f"{label}: {len(still)} of {len(parameters)} trained matrices did not move, "
-            f"{still[0]} among them; nothing reaches them"
+            f"{still[0]} among them; no loss reaches them, or the rate is too small for them (it "
+            f"was {rate:g} at most, and a warmup begins at 0)"
         )

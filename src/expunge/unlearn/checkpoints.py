@@ -104,15 +104,27 @@ def resume(
                 "exp_avg": sharding.like(stored.get_tensor(f"{name}|exp_avg"), held),
                 "exp_avg_sq": sharding.like(stored.get_tensor(f"{name}|exp_avg_sq"), held),
             }
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:step] if step else []
-    if len(lines) < step:
+    log = _logged(folder / LOG)[:step] if step else []
+    if len(log) < step:
         raise TrainingError(
-            f"{folder / LOG} ends at step {len(lines)}, but the checkpoint beside it is of step "
+            f"{folder / LOG} ends at step {len(log)}, but the checkpoint beside it is of step "
             f"{step}; delete the checkpoint to train from the start"
         )
     parallel.barrier()  # before the first rank writes what the others read
-    runs.write_text(folder / LOG, "".join(line + "\n" for line in lines))
-    return [json.loads(line) for line in lines]
+    runs.write_text(folder / LOG, "".join(json.dumps(record) + "\n" for record in log))
+    return log
+
+
+def _logged(path: Path) -> list[dict[str, float]]:
+    """The records of a log up to the first line that is none, which a kill or a crash tore."""
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            break
+    return records
 
 
 @contextmanager

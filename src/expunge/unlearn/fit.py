@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from expunge.errors import TrainingError
+from expunge.errors import TrainingError, says_full
 from expunge.unlearn.footprint import Demand, Shape, checkpoints, memory_of
 from expunge.unlearn.trainer import Optimizer
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SPARE = 0.05
 """Share of the room that is left free, for a heap in use has holes."""
-
-_SAYS_FULL = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 
 
 def room_bytes() -> int:
@@ -74,8 +72,7 @@ def readable_out_of_memory(label: str, model: PreTrainedModel, demand: Demand) -
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not full and not any(words in str(error) for words in _SAYS_FULL):
+        if not says_full(error):
             raise
         count = model.num_parameters()  # of four bits too
         shape = Shape.of(model.config.to_dict(), count)

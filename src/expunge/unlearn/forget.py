@@ -161,16 +161,19 @@ _TEST = "tests/unlearn/test_losses.py::test_values_worked_by_hand"
 
 FORGET_LOSSES = {
     "gradient_ascent": Loss(gradient_ascent, bounded=False, test=_TEST),
-    "npo": Loss(npo, needs_reference=True, test=_TEST),
+    "npo": Loss(npo, needs_reference=True, positive=("beta",), test=_TEST),
     "npo_batch": Loss(
         npo_batch,
         needs_reference=True,
         mean_over="micro-batch",
+        positive=("beta",),
         fidelity="as-released quirk",
         test=_TEST,
     ),
-    "npo_token": Loss(npo_token, needs_reference=True, fidelity="adapted", test=_TEST),
-    "simnpo": Loss(simnpo, test=_TEST),
+    "npo_token": Loss(
+        npo_token, needs_reference=True, positive=("beta",), fidelity="adapted", test=_TEST
+    ),
+    "simnpo": Loss(simnpo, positive=("beta",), test=_TEST),
     "wga": Loss(wga, mean_over="tokens", test=_TEST),
     "wtnpo": Loss(wtnpo, needs_reference=True, mean_over="tokens", test=_TEST),
     "satimp": Loss(satimp, mean_over="tokens", test=_TEST),

@@ -69,6 +69,9 @@ class Loss:
     skip_first: int = 0
     """Scored tokens at the start of each sequence that it leaves out, unless the term says so."""
 
+    positive: tuple[str, ...] = ()
+    """Hyperparameters that it divides by, or that turn it around below 0."""
+
     fidelity: str = "exact"
     """exact · as-released quirk · adapted · inspired · own."""
 

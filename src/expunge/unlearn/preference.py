@@ -113,13 +113,20 @@ _TEST = "tests/unlearn/test_preference.py"
 _FLAT = f"{_TEST}::test_flat_is_the_variational_form_of_its_divergence"
 
 PREFERENCE_LOSSES = {
-    "dpo": Loss(dpo, needs_reference=True, cost="2 C", test=f"{_TEST}::test_dpo_by_hand"),
+    "dpo": Loss(
+        dpo,
+        needs_reference=True,
+        cost="2 C",
+        test=f"{_TEST}::test_dpo_by_hand",
+        positive=("beta", "factor"),
+    ),
     "kto": Loss(
         kto,
         needs_reference=True,
         cost="2 C",
         test=f"{_TEST}::test_kto_by_hand",
         mean_over="micro-batch",
+        positive=("beta",),
         fidelity="as-released quirk",
     ),
     "flat_kl": Loss(flat_kl, cost="2 C", test=_FLAT, fidelity="adapted"),

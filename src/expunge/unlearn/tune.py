@@ -62,7 +62,7 @@ class Tune(Section):
     optimizer: Optimizer = Field(default_factory=lambda: Optimizer(lr=3e-4, warmup=0.05))
     """Learning rate and the like."""
 
-    seed: int = 42
+    seed: int = Field(default=42, ge=-(2**32), lt=2**32)
     """Order of the items; one target serves every seed of the branches."""
 
 

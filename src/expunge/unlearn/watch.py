@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
@@ -25,6 +25,9 @@ from expunge.tracking import tell
 
 EVALUATIONS = "evaluations.jsonl"
 _BEST = "best.safetensors"
+
+LOSSES = ("nll.forget", "nll.retain")
+"""What `read: losses` measures, and `read: evaluation` too."""
 
 Measure = Callable[[], dict[str, float]]
 """Numbers of the model as it is now, by name."""
@@ -93,9 +96,25 @@ class Watch(Section):
             raise ValueError("watch needs every or at: the steps after which to evaluate")
         if self.patience and self.metric is None:
             raise ValueError("patience needs a metric to be patient about")
+        if self.metric is not None and not self.every and not any(self.at):
+            raise ValueError("the best is none of before the first step; give every or a later at")
         if isinstance(self.best, str) and self.best not in ("max", "min"):
             raise ValueError("best must be max, min or a number")
+        if any(step < 0 for step in self.at):
+            raise ValueError("at counts steps from 1; 0 is before the first")
+        if self.read == "losses" and self.metric not in (None, *LOSSES):
+            raise ValueError(
+                f"read: losses measures no '{self.metric}'.{did_you_mean(self.metric, LOSSES)} "
+                f"Measured: {', '.join(LOSSES)}; read: evaluation measures what the recipe "
+                "evaluates"
+            )
         return self
+
+    def check(self, steps: int) -> None:
+        """Refuse what a branch of so many steps would never come to; a guard looks at its end."""
+        last = max(self.every if self.until is None else 0, *self.at, 0)
+        if last > steps:
+            raise TrainingError(f"watch names step {last}, and the branch has {steps}")
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step, counted from 1."""
@@ -123,8 +142,7 @@ class Watcher:
         self.config, self.measure, self.parameters = config, measure, parameters
         self.folder, self.label = folder, label
         path = folder / EVALUATIONS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.found = [json.loads(line) for line in lines]
+        self.found = runs.read_json_lines(path) if path.exists() else []
 
     def start(self, step: int) -> None:
         """Training begins after this step: what was found beyond it is found again."""
@@ -181,18 +199,23 @@ class Watcher:
         if step is None or (self.config.metric is None and step == last):
             (self.folder / _BEST).unlink(missing_ok=True)
             return None
-        with safe_open(self.folder / _BEST, "pt") as stored:
-            if stored.metadata()["step"] != str(step):  # a later one was cut off with its line
-                raise TrainingError(
-                    f"{self.folder / _BEST} is not of step {step}, the best of {EVALUATIONS}; "
-                    "remove the stage's .partial folder to train it anew"
-                )
-            for name, parameter in self.parameters.items():
-                held = parameter.detach()
-                held.copy_(sharding.like(stored.get_tensor(name), held))
+        try:
+            with safe_open(self.folder / _BEST, "pt") as stored:
+                if stored.metadata()["step"] != str(step):  # a later one was cut off with its line
+                    raise self._unusable(f"is not of step {step}, the best of {EVALUATIONS}")
+                for name, parameter in self.parameters.items():
+                    held = parameter.detach()
+                    held.copy_(sharding.like(stored.get_tensor(name), held))
+        except (SafetensorError, FileNotFoundError) as error:
+            raise self._unusable(f"cannot be read ({error})") from None
         parallel.barrier()
         (self.folder / _BEST).unlink(missing_ok=True)
         return step
+
+    def _unusable(self, why: str) -> TrainingError:
+        return TrainingError(
+            f"{self.folder / _BEST} {why}; remove {self.folder} to train the branch anew"
+        )
 
     def _keep(self, step: int) -> None:
         """Write the weights, gathered from all ranks."""
