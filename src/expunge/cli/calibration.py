@@ -45,7 +45,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
-    from expunge.calibrating import calibrate_run, changed
+    from expunge.choosing import calibrate_run, changed
     from expunge.pipeline import Pipeline
     from expunge.report.calibration import calibration_rows, calibration_sentences
     from expunge.report.terminal import console, print_rows
@@ -84,12 +84,12 @@ def pick(
     as_json: Json = False,
 ) -> None:
     """Write a candidate of RUN's last calibration as an adapter or a whole model."""
-    from expunge.calibrating import pick_point
+    from expunge.choosing import pick_point
     from expunge.pipeline import Pipeline
 
     if form not in ("adapter", "model"):
         raise RecipeError(f"--as is adapter or model, not '{form}'")
-    pipeline = Pipeline.of_run(run)
+    pipeline = Pipeline.of_run(run, build=False)
     number = pipeline.recipe.seeds[0] if seed is None else seed
     label = pick_point(pipeline, name, number, point, out, output=form)
     print_facts({form: str(out), "point": point, "merge": label}, as_json)
@@ -104,5 +104,8 @@ def _values(given: list[str], option: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not name.strip() or not equals:
             raise RecipeError(f"{option} takes name=value; '{text}' is not that")
-        found[name.strip()] = yaml.safe_load(value)
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"{option} {text}: the value is not valid YAML") from None
     return found
