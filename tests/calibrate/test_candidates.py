@@ -117,6 +117,7 @@ def test_a_point_that_is_not_there_is_refused():
         ({"objective": "best"}, "no calibration objective is called 'best'"),
         ({"attacks": ["recall"]}, "'recall' is none of loss"),
         ({"methods": ["slerp"]}, "slerp"),
+        ({"methods": ["linear", "nuslerp"]}, "nuslerp does not take one branch as well as two"),
         ({"density": [0.5, 1.5]}, "density is at most 1"),
         ({"scale": [2, 1]}, "the lesser first"),
         ({"floors": {"retention": 1}}, "retention"),

@@ -19,7 +19,7 @@ def open_study(url: str, name: str, config: Calibrate) -> Any:
             storage=url, study_name=name, direction="maximize", load_if_exists=True
         )
     except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise CalibrationError(
             f"calibrate.storage cannot be used: {reason}. It is the URL of a database, as in "
             "sqlite:////a/folder/study.db or postgresql://user:word@host/name, whose driver is "
