@@ -53,7 +53,7 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Cross-calibrated over {len(cross['folds'])} folds: held-out AUC "
             f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, t ± "
-            f"{cross['t_deviation']:.3f}."
+            f"{cross['t_deviation']:.3f}{_beyond(cross)}."
         )
     spent = found["screening"]
     if spent["candidates"]:
@@ -64,6 +64,12 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
             f"in {spent['official_seconds']:.0f} s."
         )
     return said
+
+
+def _beyond(cross: Mapping[str, Any]) -> str:
+    """How many folds balance nowhere on the part of the line that was read."""
+    count = cross.get("beyond", 0)
+    return f" or more: {count} balance beyond the places that were read" if count else ""
 
 
 def _sure(attack: str, fold: str, numbers: Mapping[str, float]) -> str:
