@@ -14,9 +14,10 @@ import yaml
 import expunge
 from commands import Command
 from commands import run as command
-from expunge import runs
+from expunge import choosing, runs
 from expunge.analysing.run import analyse_run
 from expunge.calibrate.section import Calibrate, Floors
+from expunge.cli import calibration
 from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
 from expunge.pipeline import Pipeline
 from expunge.report.results import read_results
@@ -263,6 +264,23 @@ def test_searches_of_one_storage_share_no_trial_where_they_differ(run, tmp_path)
         found = json.loads(calibrate(run, *words, "--methods", method).stdout)
         (trial,) = (point for point in found["points"] if point["role"] == "trial")
         assert trial["candidate"]["method"] == method
+
+
+def test_a_seed_that_meets_no_floors_does_not_keep_the_next_from_being_calibrated(
+    fields, tmp_path, monkeypatch
+):
+    """Each is told of; the error of the first ends it."""
+    asked = []
+
+    def found(pipeline, name, config, seed):
+        asked.append(seed)
+        return {}, CalibrationError(f"none of {seed}")
+
+    monkeypatch.setattr(choosing, "calibrate_run", found)
+    Pipeline({**fields, "seeds": [1, 2]}, tmp_path)
+    with pytest.raises(CalibrationError, match="none of 1"):
+        calibration.calibrate(tmp_path, as_json=True)
+    assert asked == [1, 2]
 
 
 def test_any_seed_will_do_and_cmaes_says_nothing_of_constraints(run):

@@ -59,6 +59,7 @@ def calibrate(
     if floors is not None:
         changes["floors"] = _values(floors.split(","), "--floors")
     config = changed(pipeline.recipe, name, changes)
+    failed = []
     for number in (seed,) if seed is not None else pipeline.recipe.seeds:
         found, error = calibrate_run(pipeline, name, config, number)
         if as_json:
@@ -67,8 +68,9 @@ def calibrate(
             print_rows(calibration_rows(found, every=every), as_json=False)
             for sentence in calibration_sentences(found):
                 console().print(sentence, markup=False)
-        if error is not None:
-            raise error
+        failed += [] if error is None else [error]
+    if failed:
+        raise failed[0]
 
 
 @choosing.command()
