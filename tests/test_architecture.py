@@ -48,6 +48,7 @@ ORDER = [
         "guarding",
         "training",
         "calibrating",
+        "choosing",
         "cards",
         "pipeline",
         "publish",

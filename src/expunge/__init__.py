@@ -99,7 +99,7 @@ def calibrate(
     `settings` are fields of `calibrate.section.Calibrate`, over those of the recipe's calibration
     of that name. That no candidate meets the floors is a `CalibrationError`.
     """
-    from expunge.calibrating import calibrate_run, changed
+    from expunge.choosing import calibrate_run, changed
     from expunge.pipeline import Pipeline
 
     pipeline = Pipeline.of_run(run)
@@ -121,10 +121,10 @@ def pick(
     seed: int | None = None,
 ) -> Path:
     """Write a point of a run's last calibration as an adapter or a model; returns its folder."""
-    from expunge.calibrating import pick_point
+    from expunge.choosing import pick_point
     from expunge.pipeline import Pipeline
 
-    pipeline = Pipeline.of_run(run)
+    pipeline = Pipeline.of_run(run, build=False)
     number = pipeline.recipe.seeds[0] if seed is None else seed
     pick_point(pipeline, name, number, point, Path(out), output=output)
     return Path(out)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from expunge import models, runs
 from expunge.calibrate.candidate import Candidate, End
 from expunge.calibrate.landscape import Landscape
-from expunge.calibrate.outcome import CALIBRATION, candidate_of
+from expunge.calibrate.outcome import CALIBRATION
 from expunge.calibrate.reading import Material, documents_of, material
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
-from expunge.config import parse_section
 from expunge.data.batches import encode_all
-from expunge.data.folds import Folds, dealt, part, test_documents
+from expunge.data.folds import Folds, dealt, given_ids, part, test_documents
 from expunge.data.sets import Sets
 from expunge.data.standins import stand_ins
 from expunge.edit.task import Weights
@@ -31,11 +30,13 @@ from expunge.evaluate.reader import Reader
 from expunge.evaluate.suite import EvaluationData, evaluate
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
-from expunge.recipe import Recipe
 from expunge.training import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CALIBRATED = "calibrated"
+"""The calibration that is meant where none is named."""
 
 REPAIRED = 32
 """Retain items whose inputs a repair looks at, at most."""
@@ -49,16 +50,33 @@ class Calibrating(Training, ABC):
         """How documents are split."""
         return self.recipe.folds or Folds()
 
+    @property
+    def fold_inputs(self) -> dict[str, str]:
+        """What stands for the folds among the inputs of a stage: how they are drawn, or the ids."""
+        given = given_ids(self.folds)
+        ids = {} if given is None else {"test_ids": runs.hash_file(given)}
+        return {"folds": self.folds.model_dump_json(), **ids}
+
     @cached_property
     def judged_by(self) -> frozenset[str]:
         """The documents that no calibration looks at until it has chosen."""
         return test_documents(self.sets, self.folds)
 
+    def checked(self, base: Path) -> Path:
+        """The model's folder; folds that cannot be drawn, and documents that are too few for what
+        is to be calibrated, are refused before anything is computed."""
+        if self.splits:
+            test = part(self.sets, self.judged_by, inside=True)
+            for config in self.recipe.calibrate.values():
+                self._with_tasks(self.chosen_by(config), config, "calibration")
+                self._with_tasks(test, config, "test")
+        return super().checked(base)
+
     def calibrated(self, name: str, seed: int) -> Weights:
         """The merge that a calibration chose; none within the floors is a `CalibrationError`."""
         done = self.calibration(name, self.recipe.calibrate[name], seed)
         if done.exists():  # a plan only names what is yet to be made
-            error = _unmet(runs.read_json(done / CALIBRATION), name, seed, self.folder.root)
+            error = self.unmet(runs.read_json(done / CALIBRATION), name, seed)
             if error is not None:
                 raise error
         return Weights(self.target.base, done / ADAPTER)
@@ -66,6 +84,7 @@ class Calibrating(Training, ABC):
     def calibration(self, name: str, config: Calibrate, seed: int) -> Path:
         """The folder of a calibration: calibration.json, and the chosen adapter if there is one."""
         branches = self._chosen_among(config, seed)
+        inputs = self._calibration_inputs(branches)
 
         def build(work: Path) -> None:
             tokenizer = models.load_tokenizer(self.target.base)
@@ -83,10 +102,31 @@ class Calibrating(Training, ABC):
             given = self.documents(side, config, tokenizer)
             calibrate(resident, given, config, ends, work, name=name, judge=judge)
 
-        inputs = {"target": self._target_key, "folds": self.folds.model_dump_json()}
-        inputs |= {f"branch-{branch}": folder.name for branch, folder in branches.items()}
-        inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
         return self.folder.stage(name, config, inputs, build)
+
+    def calibration_stage(self, name: str, config: Calibrate, seed: int) -> str:
+        """The name of the folder of a calibration, made or not."""
+        inputs = self._calibration_inputs(self._chosen_among(config, seed))
+        return f"{name}-{runs.stage_key(name, config, inputs)}"
+
+    def unmet(self, found: Mapping[str, Any], name: str, seed: int) -> CalibrationError | None:
+        """What to say where no candidate met the floors."""
+        if found["chosen"] is not None:
+            return None
+        near = found["nearest"]
+        which = f" --name {name}" if name != CALIBRATED else ""
+        which += f" --seed {seed}" if seed != self.recipe.seeds[0] else ""
+        return CalibrationError(
+            f"{name} (seed {seed}): no candidate meets the floors; the nearest is point "
+            f"{near['point']} ({found['points'][near['point']]['label']}), which lacks "
+            f"{near['lacks']}. Lower the floors, try more trials, or take it as it is: "
+            f"expunge pick {self.folder.root}{which} --point {near['point']} --out DIR"
+        )
+
+    def _calibration_inputs(self, branches: Mapping[str, Path]) -> dict[str, str]:
+        inputs = {"target": self._target_key, **self.fold_inputs}
+        inputs |= {f"branch-{branch}": folder.name for branch, folder in branches.items()}
+        return inputs | {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
 
     def write_point(
         self, config: Calibrate, seed: int, candidate: Candidate, out: Path, *, output: str
@@ -231,58 +271,3 @@ class Calibrating(Training, ABC):
     def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
         longest = self.recipe.evaluate.document_tokens
         return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
-
-
-def changed(recipe: Recipe, name: str, changes: Mapping[str, Any]) -> Calibrate:
-    """The recipe's calibration of that name, or a plain one, with some fields changed."""
-    start = recipe.calibrate.get(name)
-    fields = {} if start is None else start.model_dump(mode="json", exclude_unset=True)
-    floors = {**fields.get("floors", {}), **changes.get("floors", {})}
-    made = {**fields, **changes, **({"floors": floors} if floors else {})}
-    return parse_section(made, Calibrate, origin="calibrate")
-
-
-def calibrate_run(
-    pipeline: Calibrating, name: str, config: Calibrate, seed: int
-) -> tuple[dict[str, Any], CalibrationError | None]:
-    """Calibrate the branches of a run and keep what was found in RUN/calibration/; where no
-    candidate meets the floors, also the error that says so."""
-    done = pipeline.calibration(name, config, seed)
-    found = runs.read_json(done / CALIBRATION)
-    root = pipeline.folder.root
-    runs.write_json(_kept(root, name, seed), {**found, "stage": done.name})
-    return found, _unmet(found, name, seed, root)
-
-
-def pick_point(
-    pipeline: Calibrating, name: str, seed: int, number: int, out: Path, *, output: str
-) -> str:
-    """Write a point of a run's last calibration into `out`; returns its label."""
-    path = _kept(pipeline.folder.root, name, seed)
-    if not path.is_file():
-        raise CalibrationError(
-            f"{pipeline.folder.root} holds no calibration '{name}' of seed {seed}; expunge "
-            "calibrate makes it"
-        )
-    found = runs.read_json(path)
-    candidate = candidate_of(found, number)
-    config = parse_section(found["settings"], Calibrate, origin=str(path))
-    pipeline.write_point(config, seed, candidate, out, output=output)
-    return candidate.label
-
-
-def _kept(root: Path, name: str, seed: int) -> Path:
-    return root / "calibration" / f"{name}-seed-{seed}.json"
-
-
-def _unmet(found: Mapping[str, Any], name: str, seed: int, root: Path) -> CalibrationError | None:
-    """What to say where no candidate met the floors."""
-    if found["chosen"] is not None:
-        return None
-    near = found["nearest"]
-    return CalibrationError(
-        f"{name} (seed {seed}): no candidate meets the floors; the nearest is point "
-        f"{near['point']} ({found['points'][near['point']]['label']}), which lacks "
-        f"{near['lacks']}. Lower the floors, try more trials, or take it as it is: "
-        f"expunge pick {root} --point {near['point']} --out DIR"
-    )

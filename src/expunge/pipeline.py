@@ -18,6 +18,7 @@ from expunge.errors import UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import evaluate
+from expunge.finished import Finished
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, keep_recipe, kept_recipe, load_recipe, recipe_text
 from expunge.registry import lookup
@@ -51,9 +52,12 @@ class Pipeline(Calibrating):
             keep_recipe(self.recipe, self.folder.root)
 
     @classmethod
-    def of_run(cls, folder: Path | str, *, wait: bool = False) -> "Pipeline":
-        """The stages of a run folder, by the recipe that it holds."""
+    def of_run(cls, folder: Path | str, *, wait: bool = False, build: bool = True) -> "Pipeline":
+        """The stages of a run folder, by the recipe that it holds; without `build` one that is not
+        finished is an `UnfinishedError`."""
         recipe = kept_recipe(Path(folder))
+        if not build:
+            return cls(recipe, folder, Finished(Path(folder)))
         return cls(recipe, folder, store=runs.store_of(Path(folder)), wait=wait)
 
     # --- models -----------------------------------------------------------------------------
@@ -149,7 +153,7 @@ class Pipeline(Calibrating):
             **self._data_hashes,
         }
         if self.splits:
-            inputs["folds"] = self.folds.model_dump_json()
+            inputs |= self.fold_inputs
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
         return runs.read_json(done / "scores.json"), runs.read_json_lines(done / "items.jsonl")
 

@@ -57,6 +57,7 @@ class Recipe(Section):
 
     edits: dict[str, Edit] = Field(default_factory=dict)
     """Models made from others without training, by name; each may name those above it."""
+
     guards: dict[str, GuardSection] = Field(default_factory=dict)
     """What stands before a model at inference time, weights untouched, by name."""
 
@@ -73,6 +74,8 @@ class Recipe(Section):
     def _names_are_distinct(self) -> "Recipe":
         made = (*self.branches, *self.merges, *self.calibrate, *self.edits, *self.guards)
         names = ["original", "target", *made]
+        for name in made:
+            runs.check_name(name)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")
@@ -97,7 +100,7 @@ class Recipe(Section):
             adapters = {branch: b.lora for branch, b in self.merged_branches(name).items()}
             merge.check(f"merge '{name}'", adapters)
         for name, calibration in self.calibrate.items():
-            self._check_calibration(f"calibrate '{name}'", calibration)
+            self.check_calibration(f"calibrate '{name}'", calibration)
         for name, edit in self.edits.items():
             for other in (edit.of, *edit.others):
                 if other in self.guards:
@@ -111,7 +114,7 @@ class Recipe(Section):
             raise ValueError(f"seeds are whole numbers up to {MOST_SEED}")
         return self
 
-    def _check_calibration(self, who: str, calibration: Calibrate) -> None:
+    def check_calibration(self, who: str, calibration: Calibrate) -> None:
         """Refuse one without branches to choose among, or without documents to balance."""
         if not any(self.calibrated_branches(calibration)):
             raise ValueError(f"{who} needs LoRA branches of the whole target; the recipe has none")
@@ -122,6 +125,8 @@ class Recipe(Section):
                 f"{who} needs data.members and data.nonmembers: documents of the forget set, and "
                 "others of their kind that no model has seen"
             )
+        if calibration.floors.mmlu is not None and self.evaluate.mmlu is None:
+            raise ValueError(f"{who}: floors.mmlu needs evaluate.mmlu, which measures it")
         adapters = {
             name: self.branches[name].lora for name in self.calibrated_branches(calibration)
         }

@@ -145,6 +145,15 @@ def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
+def check_name(name: str) -> None:
+    """Refuse the name of a model that is no name of a folder."""
+    if not name or name[0] == "." or not name.isprintable() or {*name} & {*"/\\"}:
+        raise ValueError(
+            f"'{name}' cannot be the name of a model: its folder is called after it, so it has no "
+            "slash and no dot in front"
+        )
+
+
 def hash_file(path: Path) -> str:
     """The sha256 of a file's content, as hex."""
     with path.open("rb") as file:
@@ -244,7 +253,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # it could not be made there either
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ import yaml
 import expunge
 from commands import Command
 from commands import run as command
-from expunge import runs
+from expunge import choosing, runs
 from expunge.analysing.run import analyse_run
 from expunge.calibrate.section import Calibrate, Floors
-from expunge.errors import CalibrationError
+from expunge.cli import calibration
+from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
 from expunge.pipeline import Pipeline
 from expunge.report.results import read_results
 
@@ -208,6 +209,14 @@ def test_a_branch_that_is_balanced_as_it_stands_is_an_end(run):
         (("--floors", "retain"), "--floors takes name=value"),
         (("--of", "deeep"), "did you mean 'deep'"),
         (("-o", "trails=3"), "trails"),
+        (("-o", "scale=[1"), "--option scale=[1: the value is not valid YAML"),
+        (("--floors", "retain=[0"), "--floors retain=[0: the value is not valid YAML"),
+        (("-o", "floors=3"), "calibrate: floors: Input should be"),
+        (("--floors", "mmlu=0.01"), "floors.mmlu needs evaluate.mmlu"),
+        (("--name", "../../else"), "cannot be the name of a model"),
+        (("--name", "deep"), "'deep' is another model of the run"),
+        (("--storage", "nonsense"), "calibrate.storage cannot be used: Could not parse"),
+        (("--storage", "sqlite:////no/such/a.db"), "calibrate.storage cannot be used: (sqlite3"),
     ],
 )
 def test_wrong_options_are_refused_in_a_line(run, words, said):
@@ -245,6 +254,39 @@ def test_what_other_processes_screened_for_a_search_is_counted(run, tmp_path):
     assert counts[0]["candidates"] >= 4  # two lines, each at a point or more, and that read whole
     assert counts[1]["candidates"] > counts[0]["candidates"]
     assert counts[1]["seconds"] > counts[0]["seconds"]
+
+
+def test_searches_of_one_storage_share_no_trial_where_they_differ(run, tmp_path):
+    """Other methods: a search that took the first one's trials would choose what it may not try."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+    words = (*SEARCH, "--trials", "1", "-o", "per_term=4", "--storage", storage, "--json")
+    for method in ("ties", "linear"):
+        found = json.loads(calibrate(run, *words, "--methods", method).stdout)
+        (trial,) = (point for point in found["points"] if point["role"] == "trial")
+        assert trial["candidate"]["method"] == method
+
+
+def test_a_seed_that_meets_no_floors_does_not_keep_the_next_from_being_calibrated(
+    fields, tmp_path, monkeypatch
+):
+    """Each is told of; the error of the first ends it."""
+    asked = []
+
+    def found(pipeline, name, config, seed):
+        asked.append(seed)
+        return {}, CalibrationError(f"none of {seed}")
+
+    monkeypatch.setattr(choosing, "calibrate_run", found)
+    Pipeline({**fields, "seeds": [1, 2]}, tmp_path)
+    with pytest.raises(CalibrationError, match="none of 1"):
+        calibration.calibrate(tmp_path, as_json=True)
+    assert asked == [1, 2]
+
+
+def test_any_seed_will_do_and_cmaes_says_nothing_of_constraints(run):
+    words = (*SEARCH, "--trials", "1", "-o", "seed=-1", "-o", "sampler=cmaes", "-o", "per_term=4")
+    done = calibrate(run, *words)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_stand_ins_take_the_place_of_non_members_while_it_chooses(run):
@@ -304,3 +346,62 @@ def test_a_recipe_chooses_and_scores_both_sides(fields, run):
         sum(fold.semeval.mia.n for fold in both.values()) == results.models["target"].semeval.mia.n
     )  # pyright: ignore
     yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+def test_a_point_is_picked_of_what_a_run_calibrated_and_not_once_the_branches_are_others(
+    fields, run, tmp_path
+):
+    """The error of a run that met no floors names the command that takes the nearest point."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    search = {"trials": 1, "floors": {"neutral": 1}, "snapshots": 0, "per_term": 4}
+    recipe = {**fields, "calibrate": {"near": search}}
+    pipeline = Pipeline(recipe, copied)
+    with pytest.raises(CalibrationError, match=r"expunge (pick .* --name near --point \d+) --out"):
+        pipeline.calibrated("near", 42)
+    done = pipeline.calibration("near", pipeline.recipe.calibrate["near"], 42)
+    point = runs.read_json(done / "calibration.json")["nearest"]["point"]
+    assert (
+        expunge.pick(copied, point, tmp_path / "out", name="near") / "adapter_config.json"
+    ).exists()
+    expunge.calibrate(copied, "near", {"floors": {"retain": 0, "neutral": 9}})
+    recipe["folds"] = {"least": 2, "cross": 2, "seed": 1}
+    Pipeline(recipe, copied)
+    with pytest.raises(CalibrationError, match="made of other branches, folds or data"):
+        expunge.pick(copied, point, tmp_path / "other", name="near")
+    recipe["branches"] = {**recipe["branches"], "deep": branch(14.0, 9)}
+    Pipeline(recipe, copied)
+    with pytest.raises(UnfinishedError, match=r"'deep' of .* is not finished"):
+        expunge.pick(copied, point, tmp_path / "other", name="near")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("folds", "search", "said"),
+    [
+        ({"least": 9}, {}, "documents of members, and needs 9"),
+        ({"least": 2, "interval": 0.01}, {}, "of each would do"),
+        ({"least": 2}, {"by_task": True}, "nonmembers of task"),
+    ],
+)
+def test_too_few_documents_are_refused_before_anything_is_trained(
+    fields, tmp_path, folds, search, said
+):
+    recipe = {**fields, "folds": folds, "calibrate": {"calibrated": search}}
+    with pytest.raises(ExpungeError, match=said):
+        expunge.tune(recipe, tmp_path / "run")
+    assert not list(tmp_path.glob("run/stages/target-*"))
+
+
+def test_other_ids_that_only_judge_make_another_calibration(fields, run, tmp_path):
+    """The file is told by what it holds, not by its name."""
+    ids = tmp_path / "ids.txt"
+    recipe = {**fields, "folds": {**fields["folds"], "test_ids": str(ids)}}
+    made = []
+    for text in ("a", "b"):
+        ids.write_text(text)
+        pipeline = Pipeline(recipe, tmp_path / "run")
+        made.append(pipeline.fold_inputs)
+    assert made[0] != made[1]
+    ids.unlink()
+    with pytest.raises(DataError, match="there is no data file"):
+        _ = pipeline.fold_inputs

@@ -1,5 +1,7 @@
 """Candidates, floors, objectives and the front, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
@@ -7,9 +9,14 @@ from expunge.calibrate.floors import said, shortfalls
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.outcome import candidate_of, front
 from expunge.calibrate.reading import Reading
+from expunge.calibrate.resident import Resident
+from expunge.calibrate.search import Point, Search
 from expunge.calibrate.section import Calibrate, Floors
 from expunge.config import parse_section
+from expunge.data.batches import encode_document
+from expunge.data.examples import Document
 from expunge.errors import CalibrationError, RecipeError
+from expunge.models import load_tokenizer
 
 DEEP, SHALLOW, NONE = End(branch="deep"), End(branch="shallow", step=40), End(branch=TARGET)
 
@@ -110,6 +117,7 @@ def test_a_point_that_is_not_there_is_refused():
         ({"objective": "best"}, "no calibration objective is called 'best'"),
         ({"attacks": ["recall"]}, "'recall' is none of loss"),
         ({"methods": ["slerp"]}, "slerp"),
+        ({"methods": ["linear", "nuslerp"]}, "nuslerp does not take one branch as well as two"),
         ({"density": [0.5, 1.5]}, "density is at most 1"),
         ({"scale": [2, 1]}, "the lesser first"),
         ({"floors": {"retention": 1}}, "retention"),
@@ -118,3 +126,32 @@ def test_a_point_that_is_not_there_is_refused():
 def test_what_cannot_be_searched_is_refused(fields, said):
     with pytest.raises(RecipeError, match=said):
         parse_section(fields, Calibrate, origin="calibrate")
+
+
+def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():
+    """The line of the first ended short of 1/2; its aggregate is the greater all the same."""
+    search = Search.__new__(Search)
+    search.config, search.value = Calibrate(finalists=2), OBJECTIVES["aggregate"].fn
+    line = Candidate(over=DEEP, under=NONE, t=0.5)
+    told = [(reading(auc=0.9), False), (reading(retain=0.95), True)]
+    search.points = [Point(alone(NONE), "target", reading(), {})]
+    search.points += [Point(line, "trial", now, {}, balanced=yes) for now, yes in told]
+    entry = {"collapse": {"collapsed": False}, "semeval": {"mmlu": None}}
+    search._official = lambda candidate, now, judge: (now, entry)  # pyright: ignore
+    assert search.finals(lambda reader: entry) == 2
+    search.points[2] = replace(search.points[2], short={"neutral NLL": 1.0})
+    assert search.finals(lambda reader: entry) == 1  # the control: it is better than nothing
+
+
+def test_a_repair_by_other_texts_is_another_candidate(tiny_folder, tmp_path):
+    """What a repair keeps is the retain half's, which other folds change; nothing else reads it."""
+
+    def key(repair: float, text: str) -> str:
+        kept = [encode_document(Document("kept", text), load_tokenizer(tiny_folder), max_length=64)]
+        given = {"key": "k", "hashes": {"deep": "h"}, "dtype": "float32", "folder": tmp_path}
+        resident = Resident(tiny_folder, {"deep": tmp_path}, kept=kept, max_batch=1, **given)
+        with resident.reader(Candidate(over=DEEP, under=NONE, t=0.5, repair=repair)) as reader:
+            return reader.key
+
+    assert key(1.0, "one text") != key(1.0, "another")
+    assert key(0.0, "one text") == key(0.0, "another")

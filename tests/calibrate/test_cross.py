@@ -60,6 +60,15 @@ def test_folds_that_disagree_show_it_and_folds_that_agree_do_not():
     assert found["t_deviation"] == pytest.approx(0.2, abs=1e-6)
     assert found["auc_mean"] == 0.5  # one fold at 1, the other at 0: luck, as the deviation says
     assert found["auc_deviation"] == 0.5
+    assert found["beyond"] == 0
+
+
+def test_folds_that_balance_past_the_ends_are_counted():
+    """Their t is that of the end, and scatters by less than it would."""
+    apart = rising([0.0, 0.0, 90.0, 90.0], [5.0] * 4)
+    found = cross_calibrated(apart, [0, 0, 1, 1], [0, 0, 1, 1], folds=2)
+    assert sorted(f["t"] for f in found["folds"]) == pytest.approx([0.0, 0.5], abs=1e-6)
+    assert found["beyond"] == 1
 
 
 def test_a_fold_without_a_side_is_left_out():

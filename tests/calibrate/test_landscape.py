@@ -1,8 +1,14 @@
 """The balance line of a surface, by hand."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from expunge.calibrate.landscape import balance_line
+from expunge.calibrate import landscape
+from expunge.calibrate.candidate import End
+from expunge.calibrate.landscape import MEASURES, Landscape, balance_line, surface
 
 
 def line(value: float, *points: tuple[float, float]) -> list[dict]:
@@ -26,3 +32,16 @@ def test_a_line_that_stays_on_one_side_has_no_balance():
 def test_a_place_that_is_balanced_is_the_crossing(place):
     points = [(t, 0.5 + (t - place)) for t in (0.0, 0.5, 1.0)]
     assert balance_line(line(1.0, *points))[0]["t"] == place
+
+
+def test_methods_that_merge_factors_are_left_out_where_the_branches_differ_in_rank(monkeypatch):
+    """A sum of updates does not mind; the control is that all are there where ranks are alike."""
+    found = SimpleNamespace(as_json=lambda: dict.fromkeys(MEASURES, 0.5))
+    monkeypatch.setattr(landscape, "screen", lambda *_: found)
+    ends, config, given = (End(branch="deep"), End(branch="shallow")), Landscape(), Any
+    for even, methods in ((False, {"linear"}), (True, {"linear", "ties"})):
+        resident: Any = SimpleNamespace(
+            reader=nullcontext, can_merge=lambda c, even=even: even or c.method == "linear"
+        )
+        rows = surface(resident, given, config, *ends)  # pyright: ignore
+        assert {row["method"] for row in rows} == methods

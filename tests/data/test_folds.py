@@ -58,6 +58,32 @@ def test_one_text_under_two_ids_is_one_document():
     assert len(set(found.values())) == 2
 
 
+def test_one_prompt_before_many_answers_is_not_one_document():
+    """A set of plain texts, or of one instruction: only the answers differ."""
+    items = [Example(f"doc{n}", "Tell me of", f"answer {n}", "letters") for n in range(20)]
+    kept = [Example(f"kept{n}", "", f"text {n}", "letters") for n in range(20)]
+    given = Sets(items, kept, sets().members, sets().nonmembers, [])
+    test = part(given, test_documents(given, Folds()), inside=True)
+    assert (len(test.forget), len(test.retain)) == (10, 10)
+    items[1] = Example("doc1", "Tell me of", "Answer  0", "letters")  # the control
+    found = dealt(given, (0.5, 0.5), seed=0)
+    assert found["doc0"] == found["doc1"]
+
+
+def test_two_ids_with_one_text_lie_together_though_their_items_differ():
+    members = {f"x{n}": f"text {n // 2}" for n in range(40)}
+    items = {f"x{n}": f"question {n}" for n in range(40)}
+    found = assigned({"items": items, "members": members}, (0.5, 0.5), seed=1)
+    assert all(found[f"x{n}"] == found[f"x{n + 1}"] for n in range(0, 40, 2))
+    assert len(set(found.values())) == 2
+
+
+def test_sets_without_members_are_split_too():
+    given = Sets(sets().forget, sets().retain, [], [], [])
+    test = part(given, test_documents(given, Folds(interval=0.1)), inside=True)
+    assert len(test.forget) == len(given.forget) / 2
+
+
 def test_folds_are_the_same_each_time_and_others_for_another_seed():
     given = sets()
     first = dealt(given, [0.2] * 5, seed=0)
@@ -97,6 +123,8 @@ def test_an_interval_too_narrow_for_the_documents_says_how_many_would_do():
     with pytest.raises(DataError, match=r"interval of 0\.50.*asks for 0\.2; 65 of each would do"):
         test_documents(sets(), Folds(interval=0.2))
     assert interval_width(65, 65) <= 0.2 < interval_width(64, 64)
+    with pytest.raises(DataError, match="256106668 of each would do"):
+        test_documents(sets(), Folds(interval=1e-4))
 
 
 def test_the_width_is_that_of_the_rank_test():

@@ -61,6 +61,8 @@ def cross_calibrated(
     `members` and `nonmembers` are the fold of each document. Returns `folds` (each with `t` and the
     numbers of `balance` by attack), and of the held-out AUC, midway over the attacks, `auc_mean`
     and `auc_deviation` over the folds, beside `t_deviation`. A fold that lacks a side is left out.
+    `beyond` counts those that balance at no place between the line's ends, so that `t_deviation`
+    is less than it would be.
     """
     m, n = np.asarray(members), np.asarray(nonmembers)
     found = []
@@ -81,6 +83,7 @@ def cross_calibrated(
         "auc_mean": fmean(aucs) if aucs else None,
         "auc_deviation": pstdev(aucs) if aucs else None,
         "t_deviation": pstdev(places) if places else None,
+        "beyond": sum(t in (line.points[0], line.points[-1]) for t in places),
     }
 
 

@@ -54,9 +54,14 @@ class Landscape(Section):
 def surface(
     resident: Resident, given: Material, config: Landscape, over: End, under: End
 ) -> list[dict[str, Any]]:
-    """A row for each place of each line: method, dial, its value, t and MEASURES: (T · D) each."""
+    """A row for each place of each line: method, dial, its value, t and MEASURES: (T · D) each.
+
+    Methods that merge factors have none where the ends differ in rank.
+    """
     rows = []
     for method in config.methods:
+        if not resident.can_merge(Candidate(over=over, under=under, t=0.5, method=method)):
+            continue
         row = METHODS["task_arithmetic" if method == "linear" else method]
         dial = "density" if "density" in row.options else "scale"
         for value in config.densities if dial == "density" else config.scales:

@@ -21,7 +21,7 @@ from expunge.data.batches import TokenSequence
 from expunge.edit.observe import sketches
 from expunge.edit.repair import Space, sage
 from expunge.evaluate.reader import Reader, sizes_of
-from expunge.evaluate.tables import key_of
+from expunge.evaluate.tables import key_of, sequence_key
 from expunge.merge.adapters import merged_factors
 from expunge.merge.branches import read_branches, uneven
 from expunge.merge.section import Merge
@@ -89,6 +89,8 @@ class Resident:
 
         context, vocabulary_size = sizes_of(self.base / "config.json")
         made = [self.hashes[end.label] for end, _ in candidate.parts]
+        if candidate.repair:
+            made += [sequence_key(text) for text in self.kept]
         reader = Reader(
             load,
             models.load_tokenizer(self.base),

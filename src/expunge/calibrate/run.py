@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ def calibrate(
         for number, point in enumerate(search.points)
         if point.role != "trial" or number == shown
     }
+    point = search.points[shown]
+    certain = _tested(resident, point.candidate, given.calibration, config)
+    search.points[shown] = replace(point, reading=certain)
     line = _line(resident, search.points[shown].candidate, given.everything, config)
     cross = cross_calibrated(
         line,
@@ -125,6 +128,7 @@ def ends_of(
 def _tested(
     resident: Resident, candidate: Candidate, given: Material, config: Calibrate
 ) -> Reading:
+    """What a candidate shows on one side, with intervals."""
     with resident.reader(candidate) as reader:
         return screen(reader, given, config.attacks, resamples=RESAMPLES)
 

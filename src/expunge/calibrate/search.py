@@ -13,9 +13,11 @@ from expunge.calibrate.reading import Material, Reading, documents_of, officiall
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.section import Calibrate
 from expunge.calibrate.solve import solve_balance
+from expunge.calibrate.study import finished, open_study
 from expunge.errors import CalibrationError
 from expunge.evaluate.balance import balance
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import key_of
 from expunge.merge.methods import METHODS
 from expunge.progress import progress
 
@@ -73,6 +75,8 @@ class Search:
     def run(self, folder: Path, name: str) -> list[Point]:
         """Every candidate that was screened whole: the target, the ends, the paper's merge, and one
         for each trial. Ends that do not bracket the balance are a `CalibrationError`."""
+        url = self.config.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
+        study = open_study(url, f"{name}-{self._key()}", self.config)
         with progress("calibrate", self.config.trials + len(self.ends), "candidates") as bar:
             for end in self.ends[:-1]:
                 self.points.append(self._screened(alone(end), "end", self.target))
@@ -83,23 +87,32 @@ class Search:
                 if self.resident.can_merge(paper):
                     self.points.append(self._screened(paper, "baseline", self.target))
             over, under = self._sides()
-            for candidate, bracketed in self._trials(folder, name, over, under, bar):
+            for candidate, bracketed in self._trials(study, over, under, bar):
                 point = self._screened(candidate, "trial", self.target)
                 self.points.append(replace(point, balanced=bracketed))
         return self.points
 
+    def _key(self) -> str:
+        """Stands for what is searched: searches of one storage share trials if it is the same."""
+        shown = self.config.model_dump_json(exclude={"trials", "storage", "finalists"})
+        given = self.given
+        texts = [sequence for _, sequence in (*given.items, *given.members, *given.nonmembers)]
+        ends = sorted(self.resident.hashes.items())
+        return key_of(self.resident.key, self.resident.dtype, ends, shown, [t.id for t in texts])
+
     def finals(self, judge: Judge) -> int | None:
         """The number of the best trial, once the best few were generated from and scored.
 
-        Where those fail then, as many again are judged twice over; None where all do.
+        One whose line was not bracketed comes after all that were, whatever is maximised. Where
+        those fail then, as many again are judged twice over; None where all do.
         """
         config = self.config
         able = [n for n, p in enumerate(self.points) if p.role == "trial" and not p.short]
-        able.sort(key=lambda n: -self.value(self.points[n].reading))
+        able.sort(key=lambda n: (not self.points[n].balanced, -self.value(self.points[n].reading)))
         if not able:
             return None
         before = self._official(alone(End(branch=TARGET)), self.target, judge)
-        best: tuple[float, int] | None = None
+        best: tuple[tuple[bool, float], int] | None = None
         for place, number in enumerate(able[: 3 * config.finalists]):
             if best is not None and place >= config.finalists:
                 break
@@ -107,7 +120,7 @@ class Search:
             official = self._official(point.candidate, point.reading, judge)
             refused = _refusal(official, before, self.config)
             self.points[number] = replace(point, official=official[0], refused=refused)
-            value = self.value(official[0])
+            value = point.balanced, self.value(official[0])
             if refused is None and (best is None or value > best[0]):
                 best = (value, number)
         return None if best is None else best[1]
@@ -168,25 +181,13 @@ class Search:
         return over, under
 
     def _trials(
-        self, folder: Path, name: str, over: list[End], under: list[End], bar: Callable[[], None]
+        self, study: Any, over: list[End], under: list[End], bar: Callable[[], None]
     ) -> list[tuple[Candidate, bool]]:
         """The balanced candidate of each trial, and whether its line was bracketed."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         config = self.config
-        url = config.storage or f"sqlite:///{(folder / 'study.db').absolute()}"
-        study = optuna.create_study(
-            storage=url, study_name=name, direction="maximize", load_if_exists=True
-        )
-        done = [trial for trial in study.trials if trial.state.is_finished()]
-        found = [
-            (Candidate.model_validate(t.user_attrs["candidate"]), t.user_attrs["bracketed"])
-            for t in done[: config.trials]
-        ]
-        study.sampler = _sampler(config, len(done))
+        found = self._found(study)
         own = f"screened {uuid4()}"  # by this process, for the ones that go on after it
-        for _ in range(len(found), config.trials):
+        while len(found) < config.trials:
             trial = study.ask()
             line = _suggested(trial, config, over, under)
             solved = solve_balance(
@@ -203,11 +204,16 @@ class Search:
             trial.set_constraint("balance", abs(solved.auc - 0.5) - config.tolerance)
             study.tell(trial, self.value(point.reading))
             study.set_user_attr(own, [self.resident.screened, self.resident.seconds])
-            found.append((candidate, solved.bracketed))
             bar()
+            found = self._found(study)
         others = [spent for name, spent in study.user_attrs.items() if name != own]
         self.elsewhere = sum(n for n, _ in others), sum(seconds for _, seconds in others)
         return found
+
+    def _found(self, study: Any) -> list[tuple[Candidate, bool]]:
+        """What the finished trials of a study found, those of other processes too."""
+        told = [trial.user_attrs for trial in finished(study)[: self.config.trials]]
+        return [(Candidate.model_validate(t["candidate"]), t["bracketed"]) for t in told]
 
     def _gap(self, end: End) -> float | None:
         known = {p.candidate.over.label: p for p in self.points if p.role in ("end", "target")}
@@ -238,15 +244,6 @@ def _refusal(
         if lost > most:
             return f"MMLU fell by {lost:.3f} (most {most:g})"
     return None
-
-
-def _sampler(config: Calibrate, done: int) -> Any:
-    """Optuna's sampler; one that goes on draws otherwise than it began."""
-    from optuna.samplers import CmaEsSampler, TPESampler
-
-    if config.sampler == "cmaes":
-        return CmaEsSampler(seed=config.seed + done, warn_independent_sampling=False)
-    return TPESampler(seed=config.seed + done, n_startup_trials=max(4, config.trials // 3))
 
 
 def _suggested(trial: Any, config: Calibrate, over: list[End], under: list[End]) -> Candidate:

@@ -132,7 +132,12 @@ class Calibrate(Section):
     def _known(self) -> "Calibrate":
         lookup(OBJECTIVES, self.objective, "calibration objective")
         for method in self.methods:
-            Merge(method=method, space=space_of(method))
+            few, most = Merge(method=method, space=space_of(method)).row.models
+            if few > 1 or most < 2:
+                raise ValueError(
+                    f"methods: {method} does not take one branch as well as two, and the lines of "
+                    "a calibration lead from a branch to another or to the target"
+                )
         if not self.methods:
             raise ValueError("methods must name at least one")
         if self.density[1] > 1:

@@ -45,7 +45,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
-    from expunge.calibrating import calibrate_run, changed
+    from expunge.choosing import calibrate_run, changed
     from expunge.pipeline import Pipeline
     from expunge.report.calibration import calibration_rows, calibration_sentences
     from expunge.report.terminal import console, print_rows
@@ -59,6 +59,7 @@ def calibrate(
     if floors is not None:
         changes["floors"] = _values(floors.split(","), "--floors")
     config = changed(pipeline.recipe, name, changes)
+    failed = []
     for number in (seed,) if seed is not None else pipeline.recipe.seeds:
         found, error = calibrate_run(pipeline, name, config, number)
         if as_json:
@@ -67,8 +68,9 @@ def calibrate(
             print_rows(calibration_rows(found, every=every), as_json=False)
             for sentence in calibration_sentences(found):
                 console().print(sentence, markup=False)
-        if error is not None:
-            raise error
+        failed += [] if error is None else [error]
+    if failed:
+        raise failed[0]
 
 
 @choosing.command()
@@ -84,12 +86,12 @@ def pick(
     as_json: Json = False,
 ) -> None:
     """Write a candidate of RUN's last calibration as an adapter or a whole model."""
-    from expunge.calibrating import pick_point
+    from expunge.choosing import pick_point
     from expunge.pipeline import Pipeline
 
     if form not in ("adapter", "model"):
         raise RecipeError(f"--as is adapter or model, not '{form}'")
-    pipeline = Pipeline.of_run(run)
+    pipeline = Pipeline.of_run(run, build=False)
     number = pipeline.recipe.seeds[0] if seed is None else seed
     label = pick_point(pipeline, name, number, point, out, output=form)
     print_facts({form: str(out), "point": point, "merge": label}, as_json)
@@ -104,5 +106,8 @@ def _values(given: list[str], option: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not name.strip() or not equals:
             raise RecipeError(f"{option} takes name=value; '{text}' is not that")
-        found[name.strip()] = yaml.safe_load(value)
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"{option} {text}: the value is not valid YAML") from None
     return found

@@ -48,19 +48,18 @@ def assigned(groups: Members, shares: Sequence[float], *, seed: int) -> dict[str
     A document that is in several groups is dealt once. Two ids with one text are one document. The
     fold that lacks most of a group is given its next document.
     """
-    found: dict[str, int] = {}
-    by_text: dict[str, int] = {}
+    one, given = _documents(groups), dict[str, int]()
     for documents in groups.values():
         counts = [0] * len(shares)
-        for id, text in sorted(documents.items(), key=lambda item: _draw(item[0], seed)):
-            fold = found.get(id, by_text.get(_plain(text)))
+        for id in sorted(documents, key=lambda id: _draw(id, seed)):
+            fold = given.get(one[id])
             if fold is None:
                 wanted = [share * len(documents) for share in shares]
                 lacks = [have - want for have, want in zip(counts, wanted, strict=True)]
                 fold = lacks.index(min(lacks))
-            found[id] = by_text[_plain(text)] = fold
+            given[one[id]] = fold
             counts[fold] += 1
-    return found
+    return {id: given[document] for id, document in one.items()}
 
 
 def groups_of(sets: Sets) -> dict[str, dict[str, str]]:
@@ -70,7 +69,8 @@ def groups_of(sets: Sets) -> dict[str, dict[str, str]]:
         examples: list[Example] = getattr(sets, half)
         for example in examples:
             told = found.setdefault(f"{half}/{example.task}", {})
-            told[example.document] = f"{told.get(example.document, '')}\n{example.prompt}"
+            said = f"{example.prompt}\n{example.answer}"
+            told[example.document] = f"{told.get(example.document, '')}\n{said}"
     for side in ("members", "nonmembers"):
         documents: list[Document] = getattr(sets, side)
         found[side] = {document.id: document.text for document in documents}
@@ -92,11 +92,12 @@ def dealt(sets: Sets, shares: Sequence[float], *, seed: int) -> dict[str, int]:
 def test_documents(sets: Sets, config: Folds) -> frozenset[str]:
     """The ids of the documents that only judge; what cannot be split so is a `DataError`."""
     groups = groups_of(sets)
-    if config.test_ids is None:
+    given = given_ids(config)
+    if given is None:
         found = dealt(sets, (1 - config.test, config.test), seed=config.seed)
         chosen = frozenset(id for id, fold in found.items() if fold == 1)
     else:
-        chosen = _named(locate(config.test_ids), groups)
+        chosen = _named(given, groups)
     _check_sizes(groups, chosen, config)
     return chosen
 
@@ -130,24 +131,49 @@ def interval_width(members: int, nonmembers: int) -> float:
     return 2 * 1.96 * ((members + nonmembers + 1) / (12 * members * nonmembers)) ** 0.5
 
 
-def _named(path: Path, groups: Members) -> frozenset[str]:
+def given_ids(config: Folds) -> Path | None:
+    """The file of the ids that only judge, if one is named; one that is not there is a
+    `DataError`."""
+    if config.test_ids is None:
+        return None
+    path = locate(config.test_ids)
     if not path.is_file():
         raise DataError(f"folds.test_ids: there is no file {path}")
+    return path
+
+
+def _named(path: Path, groups: Members) -> frozenset[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     chosen = frozenset(line.strip() for line in lines if line.strip())
-    known = {id: text for documents in groups.values() for id, text in documents.items()}
-    unknown = sorted(chosen - known.keys())
+    one = _documents(groups)
+    unknown = sorted(chosen - one.keys())
     if unknown:
         raise DataError(f"{path} names '{unknown[0]}', which is the id of no document")
-    sides: dict[str, str] = {}
-    for id in sorted(known, key=lambda id: id in chosen):
-        twin = sides.setdefault(_plain(known[id]), id)
-        if (twin in chosen) != (id in chosen):
+    left = {document: id for id, document in one.items() if id not in chosen}
+    for id in sorted(chosen):
+        if one[id] in left:
             raise DataError(
-                f"{path} names '{id}' but not '{twin}', which is the same text: the folds share a "
-                "document; name both or neither"
+                f"{path} names '{id}' but not '{left[one[id]]}', which is the same text: the folds "
+                "share a document; name both or neither"
             )
     return chosen
+
+
+def _documents(groups: Members) -> dict[str, str]:
+    """The first of the ids of each id's document: those that share a text in any group are one."""
+    above: dict[str, str] = {}
+    first: dict[str, str] = {}
+
+    def top(id: str) -> str:
+        while above.setdefault(id, id) != id:
+            id = above[id]
+        return id
+
+    for documents in groups.values():
+        for id, text in documents.items():
+            mine, twin = top(id), top(first.setdefault(_plain(text) or id, id))
+            above[max(mine, twin)] = min(mine, twin)
+    return {id: top(id) for id in above}
 
 
 def _check_sizes(groups: Members, chosen: frozenset[str], config: Folds) -> None:
@@ -155,6 +181,7 @@ def _check_sizes(groups: Members, chosen: frozenset[str], config: Folds) -> None
         counts = {
             group: sum((id in chosen) == inside for id in documents)
             for group, documents in groups.items()
+            if documents  # data may name no members
         }
         for group, count in counts.items():
             least = config.least if group in ("members", "nonmembers") else 1
@@ -163,8 +190,10 @@ def _check_sizes(groups: Members, chosen: frozenset[str], config: Folds) -> None
                     f"the {side} fold has {count} documents of {group}, and needs {least}; give "
                     "more documents, or change folds.test"
                 )
+        if config.interval is None or "members" not in counts:
+            continue
         width = interval_width(counts["members"], counts["nonmembers"])
-        if config.interval is not None and width > config.interval:
+        if width > config.interval:
             raise DataError(
                 f"the {side} fold's {counts['members']} members and {counts['nonmembers']} "
                 f"non-members leave an AUC an interval of {width:.2f}, and folds.interval asks for "
@@ -174,7 +203,7 @@ def _check_sizes(groups: Members, chosen: frozenset[str], config: Folds) -> None
 
 def _enough(width: float) -> int:
     """Documents a side, of each kind, for an interval so wide."""
-    count = 2
+    count = max(2, int(2 / 12 * (2 * 1.96 / width) ** 2))  # (2 n + 1) / n² is more than 2 / n
     while interval_width(count, count) > width:
         count += 1
     return count

@@ -28,7 +28,7 @@ def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[d
 
 
 def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
-    """What came of it, in words, with the intervals of the test fold."""
+    """What came of it, in words, with the intervals of both folds."""
     said = []
     if found["chosen"] is None:
         near = found["nearest"]
@@ -37,20 +37,23 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
             f"{near['lacks']}."
         )
     shown = found["chosen"] if found["chosen"] is not None else found["nearest"]["point"]
-    test = found["points"][shown]["test"]
-    for attack, numbers in test["membership"].items():
+    test, side = (found["points"][shown][side] for side in ("test", "calibration"))
+    if not found["points"][shown]["balanced"]:
         said.append(
-            f"{attack} on the test fold: AUC {numbers['auc']:.2f} "
-            f"[{numbers['auc_low']:.2f}, {numbers['auc_high']:.2f}], two-sided "
-            f"{numbers['two_sided']:.2f} [{numbers['two_sided_low']:.2f}, "
-            f"{numbers['two_sided_high']:.2f}], KS {numbers['ks']:.2f} (p {numbers['ks_p']:.2g})."
+            f"Point {shown} is not balanced: its line does not cross 1/2 as far as was tried, and "
+            f"the AUC nearest to it, on the calibration fold, is {side['auc']:.2f}."
         )
+    for attack, numbers in test["membership"].items():
+        before = side["membership"].get(attack, {})
+        for fold, there in (("calibration", before), ("test", numbers)):
+            if "auc_low" in there:
+                said.append(_sure(attack, fold, there))
     cross = found["cross"]
     if cross["auc_mean"] is not None:
         said.append(
             f"Cross-calibrated over {len(cross['folds'])} folds: held-out AUC "
             f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, t ± "
-            f"{cross['t_deviation']:.3f}."
+            f"{cross['t_deviation']:.3f}{_beyond(cross)}."
         )
     spent = found["screening"]
     if spent["candidates"]:
@@ -61,6 +64,24 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
             f"in {spent['official_seconds']:.0f} s."
         )
     return said
+
+
+def _beyond(cross: Mapping[str, Any]) -> str:
+    """How many folds balance nowhere on the part of the line that was read."""
+    count = cross.get("beyond", 0)
+    return f" or more: {count} balance beyond the places that were read" if count else ""
+
+
+def _sure(attack: str, fold: str, numbers: Mapping[str, float]) -> str:
+    """The numbers of an attack on one fold, with their intervals."""
+    both = [
+        f"{numbers[name]:.2f} [{numbers[f'{name}_low']:.2f}, {numbers[f'{name}_high']:.2f}]"
+        for name in ("auc", "two_sided")
+    ]
+    return (
+        f"{attack} on the {fold} fold: AUC {both[0]}, two-sided {both[1]}, KS {numbers['ks']:.2f} "
+        f"(p {numbers['ks_p']:.2g})."
+    )
 
 
 def front_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:

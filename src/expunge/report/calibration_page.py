@@ -28,13 +28,16 @@ def calibration(material: Material) -> Section | None:
 
 
 def _found(material: Material) -> Iterator[Mapping[str, Any]]:
+    shown = set()
     for stage in material.results.stages:
         folder = material.stage_folder(stage)
         if folder is not None and (folder / _FILE).is_file():
+            shown.add(folder.name)
             yield runs.read_json(folder / _FILE)
     if material.run is not None:
         kept = sorted((material.run / "calibration").glob(f"*-seed-{material.results.seed}.json"))
-        yield from (runs.read_json(path) for path in kept)
+        asked = (runs.read_json(path) for path in kept)
+        yield from (found for found in asked if found["stage"] not in shown)
 
 
 def _front(name: str, found: Mapping[str, Any]) -> Figure:

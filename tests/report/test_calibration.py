@@ -1,0 +1,63 @@
+"""A calibration in words and on the page, without a model."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from expunge import runs
+from expunge.report import calibration_page
+from expunge.report.calibration import calibration_sentences
+
+NUMBERS = {"auc": 0.6, "two_sided": 0.5, "ks": 0.2, "ks_p": 0.5}
+SURE = {
+    f"{name}_{end}": value
+    for name in ("auc", "two_sided")
+    for end, value in (("low", 0.25), ("high", 0.75))
+}
+
+
+def found(*, balanced: bool, beyond: int = 0) -> dict[str, Any]:
+    sides = {
+        side: {"auc": 0.6, "membership": {"loss": NUMBERS | SURE}}
+        for side in ("calibration", "test")
+    }
+    cross = {"folds": [{}, {}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.12}
+    return {
+        "chosen": 0,
+        "points": [{"balanced": balanced, **sides}],
+        "cross": {**cross, "beyond": beyond},
+        "screening": {"candidates": 0},
+    }
+
+
+def test_both_folds_are_told_with_intervals():
+    said = calibration_sentences(found(balanced=True))
+    assert [line for line in said if "[0.25, 0.75]" in line and "0.60" in line] == said[:2]
+    assert ["on the calibration fold" in said[0], "on the test fold" in said[1]] == [True, True]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_what_was_not_balanced_is_said_to_be_so(balanced):
+    said = " ".join(calibration_sentences(found(balanced=balanced)))
+    assert ("Point 0 is not balanced" in said) != balanced
+
+
+def test_folds_that_balance_beyond_what_was_read_are_told():
+    assert "t ± 0.120." in calibration_sentences(found(balanced=True))[-1]
+    assert (
+        "0.120 or more: 1 balance beyond"
+        in calibration_sentences(found(balanced=True, beyond=1))[-1]
+    )
+
+
+def test_a_calibration_that_is_a_stage_and_was_asked_for_again_is_shown_once(tmp_path):
+    stage = tmp_path / "stages" / "calibrated-a"
+    runs.write_json(stage / "calibration.json", {"name": "calibrated"})
+    for name, of in (("calibrated", "calibrated-a"), ("other", "other-b")):
+        path = tmp_path / "calibration" / f"{name}-seed-42.json"
+        runs.write_json(path, {"name": name, "stage": of})
+    results = SimpleNamespace(stages=[{}], seed=42)
+    material: Any = SimpleNamespace(results=results, run=tmp_path, stage_folder=lambda _: stage)
+    shown = [one["name"] for one in calibration_page._found(material)]
+    assert shown == ["calibrated", "other"]
