@@ -3,10 +3,10 @@
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expunge.errors import RecipeError
 from expunge.registry import did_you_mean
@@ -26,6 +26,9 @@ class Section(BaseModel):
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+SeedNumber = Annotated[int, Field(gt=-(2**32), lt=2**32)]
+"""A seed; steps, layers and draws have seeds of 64 bits that are made from it."""
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from expunge import runs
 from expunge.calibrate.section import Calibrate
-from expunge.config import Section, parse_section, read_yaml
+from expunge.config import Section, SeedNumber, parse_section, read_yaml
 from expunge.data.folds import Folds
 from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
@@ -20,9 +20,6 @@ from expunge.model_section import Model
 from expunge.registry import lookup
 from expunge.unlearn.section import Branch, check_starts
 from expunge.unlearn.tune import Tune
-
-MOST_SEED = 2**32 - 1
-"""Steps, layers and draws have seeds of their own, made from this one, of 64 bits."""
 
 KEPT = "recipe.yaml"
 """A run folder's recipe, as it was given."""
@@ -67,7 +64,7 @@ class Recipe(Section):
     unscored: tuple[str, ...] = ()
     """Models that are not scored, to save time; all that is said of them is null."""
 
-    seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
+    seeds: tuple[SeedNumber, ...] = Field(default=(42,), min_length=1)
     """Each seed trains, merges and evaluates anew from the same target."""
 
     @model_validator(mode="after")
@@ -110,8 +107,6 @@ class Recipe(Section):
         _ = self.adapters
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
-        if any(abs(seed) > MOST_SEED for seed in self.seeds):
-            raise ValueError(f"seeds are whole numbers up to {MOST_SEED}")
         return self
 
     def check_calibration(self, who: str, calibration: Calibrate) -> None:

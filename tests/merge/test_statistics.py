@@ -101,7 +101,7 @@ def test_what_cannot_be_gathered_is_said(tiny, tiny_folder, file, tmp_path):
     with pytest.raises(RecipeError, match=r"no kind of statistics is called 'grams'.*'gram'"):
         gather(str(tiny_folder), str(file), tmp_path / "x", kind="grams", max_length=64)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="a part of the path is a file"):
+    with pytest.raises(RunError, match="a file of that name is in the way"):
         gather(str(tiny_folder), str(file), tmp_path / "file" / "x", kind="gram", max_length=64)
     for fn in KINDS.values():
         with pytest.raises(ModelError, match="at least one text"):

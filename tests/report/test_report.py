@@ -287,6 +287,7 @@ def searched(tmp_path) -> Path:
             "role": role,
             "label": f"linear {n}",
             "front": n == 1,
+            "balanced": True,
             "short": {},
             "refused": None,
             "calibration": side,
@@ -297,6 +298,7 @@ def searched(tmp_path) -> Path:
     ]
     found = {
         "name": "calibrated",
+        "stage": "calibrated-0123456789ab",
         "chosen": 1,
         "points": points,
         "line": [{"t": t, "auc": t, "two_sided": 0.5, "ks": 0.1} for t in (0.2, 0.5)],

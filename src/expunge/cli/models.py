@@ -54,7 +54,7 @@ def merge(
     cpus_per_cell: Cpus = None,
     as_json: Json = False,
 ) -> None:
-    """Merge models as a merge file says, or the branches of a recipe."""
+    """Merge models as a merge file says, or the branches of a recipe (of one seed)."""
     from expunge.merge.compat import is_merge_file, read_merge_file
     from expunge.merge.explain import explain
     from expunge.merge.lint import lint

@@ -182,7 +182,7 @@ def unlearn(
     track: Track = None,
     as_json: Json = False,
 ) -> None:
-    """Train the branches."""
+    """Train the branches, of one seed: that of --seed, or the recipe's first."""
     with tracking(track, recipe_of(recipe, model, seed), out):
         made = pipeline_of(recipe, out, model, seed).branches(branch)
     print_facts({n: str(weights.adapter or weights.base) for n, weights in made.items()}, as_json)

@@ -112,7 +112,7 @@ def train_branch(
         )
     model.eval()
     moved = {n: p for n, p in made.parameters.items() if n not in made.masks}
-    rate = max(record["lr"] for record in log)
+    rate = max(record.get("lr", 0.0) for record in log)
     _check_moved(moved, start, label, rate, some=config.rule.selective)
     if config.training == "lora":
         if parallel.is_main():  # a run killed just before its stage was sealed left one

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch.nn import Parameter
 
 from expunge import models, parallel, sharding
-from expunge.config import Section
+from expunge.config import Section, SeedNumber
 from expunge.data.batches import Scope, TokenSequence
 from expunge.unlearn.fit import readable_out_of_memory
 from expunge.unlearn.footprint import Demand, sizes
@@ -62,7 +62,7 @@ class Tune(Section):
     optimizer: Optimizer = Field(default_factory=lambda: Optimizer(lr=3e-4, warmup=0.05))
     """Learning rate and the like."""
 
-    seed: int = Field(default=42, ge=-(2**32), lt=2**32)
+    seed: SeedNumber = 42
     """Order of the items; one target serves every seed of the branches."""
 
 
