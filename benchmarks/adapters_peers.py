@@ -24,7 +24,7 @@ from mergekit.options import MergeOptions
 from safetensors.torch import load_file
 
 from expunge.merge.run import merge_models
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -75,8 +75,7 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     if options.out:
-        machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-        result = {"machine": machine, "commit": git_commit(), "cases": rows}
+        result = {"machine": machine(), "commit": git_commit(), "cases": rows}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(folder)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge import attention
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 
 CASES = ((15,) * 10, (60,) * 5, (120,) * 4, (250,) * 4, (500,) * 2)
 ROUNDS = 15
@@ -23,8 +23,7 @@ GOAL = 1.5
 
 def main() -> None:
     cases = [_case(lengths) for lengths in CASES]
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    result = {"machine": machine, "commit": git_commit(), "cases": cases}
+    result = {"machine": machine(), "commit": git_commit(), "cases": cases}
     text = json.dumps(result, indent=1)
     (Path(__file__).parent / "results" / "attention.json").write_text(text + "\n")
     sys.stdout.write(text + "\n")

@@ -256,17 +256,18 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 def _write(case: dict[str, Any], options: Any) -> None:
     """Keep one case beside what was measured of the others, and print all."""
-    from expunge.provenance import git_commit
+    from expunge.provenance import git_commit, machine
 
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/evaluate.py --items (of each case) --model {options.model}"
     commit, measured = git_commit(), {}
     if RESULTS.is_file():
         before = json.loads(RESULTS.read_text())
-        measured = {one["case"]: {"commit": before["commit"], **one} for one in before["cases"]}
-    measured[case["case"]] = {"commit": commit, "items": options.items, **case}
+        kept = {name: before[name] for name in ("commit", "machine")}
+        measured = {one["case"]: {**kept, **one} for one in before["cases"]}
+    now = {"commit": commit, "machine": machine(), "items": options.items}
+    measured[case["case"]] = {**now, **case}
     cases = [measured[name] for name in CASES if name in measured]
-    result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
+    result = {"machine": machine(), "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'case':12} {'ours s':>8} {'peer s':>8} {'ratio':>7} {'goal':>5}  met  same")
     for case in cases:

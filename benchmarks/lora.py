@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from expunge import models
 from expunge.data.batches import TokenSequence, pack
 from expunge.lora import Lora, adapters_of, add_adapter
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 from expunge.scores import score
 
 LENGTHS = (250, 180, 60, 60, 40, 30, 30, 25, 20, 15)
@@ -49,8 +49,7 @@ def main() -> None:
         "met": ratio >= GOAL,
         "equal": f"losses {losses[0]:.4f} and {losses[1]:.4f} on the same factors",
     }
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    result = {"machine": machine, "commit": git_commit(), "cases": [case]}
+    result = {"machine": machine(), "commit": git_commit(), "cases": [case]}
     text = json.dumps(result, indent=1)
     (Path(__file__).parent / "results" / "lora.json").write_text(text + "\n")
     sys.stdout.write(text + "\n")

@@ -353,20 +353,20 @@ def _loras(folder: Path, layers: int = 12, dtype: str = "bfloat16") -> list[str]
 
 
 def _write(cases: list[dict[str, Any]], options: Any) -> None:
-    from expunge.provenance import git_commit
+    from expunge.provenance import git_commit, machine
 
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     command = f"python benchmarks/merge.py --layers {options.layers} --rounds {options.rounds}"
     commit = git_commit()
     measured = {}
     if RESULTS.is_file():  # cases that were not asked for keep what was measured of them
         before = json.loads(RESULTS.read_text())
-        measured = {case["case"]: {"commit": before["commit"], **case} for case in before["cases"]}
+        kept = {name: before[name] for name in ("commit", "machine")}
+        measured = {case["case"]: {**kept, **case} for case in before["cases"]}
     for case in cases:
-        times = {} if options.same else {"commit": commit}
+        times = {} if options.same else {"commit": commit, "machine": machine()}
         measured[case["case"]] = {**measured.get(case["case"], {}), **case, **times}
     cases = [measured[name] for name in CASES if name in measured]
-    result = {"machine": machine, "commit": commit, "command": command, "cases": cases}
+    result = {"machine": machine(), "commit": commit, "command": command, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'case':16} {'ours s':>8} {'peer s':>8} {'ratio':>7} {'x copy':>7} {'MB':>12}  met")
     for case in cases:

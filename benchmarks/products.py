@@ -16,7 +16,7 @@ from evaluate_peers import plain_model
 
 from expunge import models
 from expunge.products import product
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 
 RESULTS = Path(__file__).parent / "results" / "products.json"
 SHAPES = ((576, 1536), (1536, 576), (576, 49152))  # (in, out)
@@ -29,8 +29,7 @@ def main() -> None:
     """Run all cases, print them and write the results."""
     cases = [_product(rows, *shape) for rows in ROWS for shape in SHAPES]
     cases += [_training(512, *SHAPES[0]), _reading()]
-    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {_processor()}"
-    result = {"machine": machine, "commit": git_commit(), "seed": 0, "cases": cases}
+    result = {"machine": machine(), "commit": git_commit(), "seed": 0, "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for case in cases:
         print(f"{case['case']:44} {case['ours']:9.2f} {case['peer']:9.2f} {case['ratio']:6.2f}")
@@ -104,11 +103,6 @@ def _given(rows: int, width: int, out: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.randn(rows, width, generator=generator), torch.randn(
         out, width, generator=generator
     )
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 if __name__ == "__main__":

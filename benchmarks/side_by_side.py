@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 
 RESULTS = Path(__file__).parent / "results" / "side_by_side.json"
 GOALS = {1: 0.9, 2: 2.0}
@@ -39,8 +39,7 @@ def main() -> None:
     if options.worker:
         return _work(options.steps)
     cases = [_case(count, options) for count in GOALS]
-    machine = f"{os.cpu_count()} CPUs"
-    result = {"machine": machine, "commit": git_commit(), "cases": cases}
+    result = {"machine": machine(), "commit": git_commit(), "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for case in cases:
         print({name: case[name] for name in ("case", "ours", "peer", "ratio", "goal", "met")})

@@ -18,7 +18,6 @@ the recipe's two branches share it. Memory is the peak of the whole process (res
 
 import argparse
 import json
-import os
 import random
 import resource
 import subprocess
@@ -29,14 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from expunge import lora, models
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
 from expunge.data.sets import read_sets
 from expunge.lora import Lora
-from expunge.provenance import git_commit
+from expunge.provenance import git_commit, machine
 from expunge.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -295,10 +292,9 @@ def _apart(one: list[float], two: list[float]) -> float:
 
 def write_case(case: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
-    machine = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    row = {**case, "commit": git_commit(), "machine": machine}
+    row = {**case, "commit": git_commit(), "machine": machine()}
     cases = [*(one for one in known if one["case"] != case["case"]), row]
-    result = {"machine": machine, "commit": git_commit(), "cases": cases}
+    result = {"machine": machine(), "commit": git_commit(), "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(
         f"{case['case']:10} {case['ours']:8} {case['peer']:8} {case['ratio']:6} "

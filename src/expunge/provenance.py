@@ -24,6 +24,7 @@ def provenance() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
         "machine": platform.machine(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ranks": parallel.world(),
@@ -31,6 +32,24 @@ def provenance() -> dict[str, Any]:
         "peak_rss_bytes": peak_bytes(),
         "finished": now(),
     }
+
+
+def machine() -> str:
+    """The processor, its cores and threads, and torch's version, in one line for a measured row."""
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return f"{processor()}, {cores} CPUs, {threads} threads, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor's name, with its family and model where Linux tells them: names are vague."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in info.read_text().split("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    family = " ".join(f"{name} {said[name]}" for name in ("cpu family", "model") if name in said)
+    name = said.get("model name", platform.machine())
+    return f"{name} ({family})" if family else name
 
 
 def now() -> str:

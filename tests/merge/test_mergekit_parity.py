@@ -1,12 +1,17 @@
 """Merge files give what the installed mergekit makes of them, method by method."""
 
+import re
 import warnings
+from importlib import resources
 
+import jinja2
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from expunge.merge.chat_templates import template_of
 from expunge.merge.families import Elect
 from expunge.merge.methods import METHODS
 from expunge.merge.plain import uniform
@@ -253,3 +258,28 @@ def test_every_method_of_mergekit_is_here():
     assert theirs <= METHODS.keys()
     assert theirs == set(GIVEN)
     assert all(isinstance(METHODS[n].how, Elect) for n in theirs if "ties" in n or "dare" in n)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml", "exaone", "llama3", "mistral"])
+@pytest.mark.parametrize("system", [True, False])
+def test_chat_templates_lay_out_what_mergekits_do(name, system):
+    """But for line breaks and indents of its file, which mergekit's `exaone` lays between turns."""
+    told = [{"role": "system", "content": "Be brief."}] if system else []
+    said = ("user", "hi"), ("assistant", "yes"), ("user", "and?")
+    told += [{"role": role, "content": text} for role, text in said]
+    theirs = resources.files("mergekit").joinpath(f"_data/chat_templates/{name}.jinja").read_text()
+    if name == "exaone":
+        theirs = re.sub(r"\n\s*", "", theirs)
+    words = {"add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    made = [
+        render_jinja_template([told], chat_template=template, **words)[0][0]
+        for template in (theirs, template_of(name))
+    ]
+    assert made[0] == made[1]
+    assert made[1].count("hi") == 1
+
+
+def test_mistrals_template_refuses_turns_that_do_not_alternate():
+    twice = [{"role": "user", "content": "hi"}] * 2
+    with pytest.raises(jinja2.TemplateError, match="in alternation"):
+        render_jinja_template([twice], chat_template=template_of("mistral"), bos_token="<s>")

@@ -100,9 +100,7 @@ def edited(folder, to, tensors=lambda found: found, **config):
         ({"modules": {"a": {"models": []}}}, "merge.yaml: give either models, slices or modules"),
         ({"modules": {"a": {"model": []}}}, "modules.a holds models or slices, and may hold param"),
         ({"tokenizer_source": "union", "tokenizer": {}}, "give either tokenizer or"),
-        ({"chat_template": "chatm"}, "is a Jinja template, auto, or one of alpaca, chatml, llama3"),
-        ({"chat_template": "exaone"}, "exaone has several formats, one for each version"),
-        ({"chat_template": "mistral"}, "mistral has several formats, one for each version"),
+        ({"chat_template": "chatm"}, "is a Jinja template, auto, or one of alpaca, chatml, exa"),
         ({"tokenizer": {"tokens": {"a": 5}}}, "tokenizer.tokens.a: "),
         ({"tokenizer": {"tokens": {"a": {"sorce": "x"}}}}, "Did you mean 'source'?"),
         (
@@ -381,12 +379,14 @@ def test_chat_templates_can_be_named(file, tmp_path):
     said = [
         {"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "yes"))
     ]
-    start, end = "<|im_start|>", "<|im_end|>"
+    start, end, over = "<|im_start|>", "<|im_end|>", "[|endofturn|]\n"
     head = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant")]
     expected = {
         "chatml": f"{start}user\nhi{end}\n{start}assistant\nyes{end}\n{start}assistant\n",
         "llama3": f"BOS{head[0]}hi<|eot_id|>{head[1]}yes<|eot_id|>{head[1]}",
         "alpaca": "### Instruction:\nhi\n\n### Response:\nyesEOS\n\n### Response:\n",
+        "mistral": "BOS [INST] hi [/INST] yesEOS",
+        "exaone": f"[|system|]{over}[|user|]hi\n[|assistant|]yes{over}[|assistant|]",
     }
     for name, text in expected.items():
         merge_models(file(chat_template=name), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Chat templates that a merge file can ask for by name, and those that it must give itself.
+"""Chat templates that a merge file can ask for by name.
 
 Each writes what the public format says, message by message, with `add_generation_prompt` the
 opening of the assistant's turn.
@@ -33,21 +33,48 @@ ALPACA = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
-TEMPLATES = {"alpaca": ALPACA, "chatml": CHATML, "llama3": LLAMA3}
-_SEVERAL = ("exaone", "mistral")
-"""Names that mergekit has too, of formats that differ between versions of their models."""
+EXAONE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '[|system|][|endofturn|]\\n' }}"
+    "{% endif %}"
+    "{{ '[|' + message['role'] + '|]' + message['content'] }}"
+    "{{ '\\n' if message['role'] == 'user' else '[|endofturn|]\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}"
+    "{% set at = namespace(system='', turn='user') %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] == 'system' %}"
+    "{% set at.system = message['content'] + '\\n\\n' %}"
+    "{% elif message['role'] != at.turn %}"
+    "{{ raise_exception('turns are user and assistant in alternation, after one system message') }}"
+    "{% elif at.turn == 'user' %}"
+    "{{ ' [INST] ' + at.system + message['content'] + ' [/INST]' }}"
+    "{% set at.system = '' %}{% set at.turn = 'assistant' %}"
+    "{% else %}"
+    "{{ ' ' + message['content'] + eos_token }}{% set at.turn = 'user' %}"
+    "{% endif %}"
+    "{% endfor %}"
+)
+TEMPLATES = {
+    "alpaca": ALPACA,
+    "chatml": CHATML,
+    "exaone": EXAONE,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+}
+"""Of formats that differ between versions of their models, `exaone` is the one of EXAONE 3.0 and
+`mistral` the one of the first Mistral 7B Instruct, as in mergekit."""
 
 
 def template_of(given: str) -> str:
     """A template by its name, or as it is given."""
     if given in TEMPLATES:
         return TEMPLATES[given]
-    known = ", ".join(sorted(TEMPLATES))
-    if given in _SEVERAL:
-        raise MergeError(
-            f"chat_template: {given} has several formats, one for each version of its models; "
-            f"give the Jinja template itself, or one of {known}"
-        )
     if "{" not in given:
+        known = ", ".join(sorted(TEMPLATES))
         raise MergeError(f"chat_template is a Jinja template, auto, or one of {known}")
     return given
