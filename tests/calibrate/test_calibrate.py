@@ -256,6 +256,21 @@ def test_what_other_processes_screened_for_a_search_is_counted(run, tmp_path):
     assert counts[1]["seconds"] > counts[0]["seconds"]
 
 
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql://me:se:cr@t@host/name", "postgresql://me:***@host/name"),
+        ("mysql://me@host:3306/name?at=a:b@c", "mysql://me@host:3306/name?at=a:b@c"),
+        ("sqlite:////a/study.db", "sqlite:////a/study.db"),
+    ],
+)
+def test_a_password_of_a_storage_is_used_and_not_written(url, kept):
+    config = Calibrate(of=("deep", "shallow"), storage=url)
+    assert config.storage == url
+    assert json.loads(config.model_dump_json())["storage"] == kept
+    assert Calibrate.model_validate(config.model_dump()).storage == url
+
+
 def test_searches_of_one_storage_share_no_trial_where_they_differ(run, tmp_path):
     """Other methods: a search that took the first one's trials would choose what it may not try."""
     storage = f"sqlite:///{tmp_path}/study.db"

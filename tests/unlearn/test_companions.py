@@ -173,6 +173,16 @@ def test_the_contest_entry_point_refuses_other_sets(tmp_path):
         expunge.semeval.unlearn("m", tmp_path / "o", "f", "r", branches=branches)
 
 
+def test_a_reference_whose_file_is_cut_short_is_refused_in_a_line(tuned, tmp_path):
+    model, items = tuned
+    file = tmp_path / "reference.safetensors"
+    whole = cached_reference(model, items, "answer", file=file, max_tokens=999)
+    assert len(whole.logps) == len(items)  # control
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(TrainingError, match=r"reference.safetensors cannot be read .*; delete it"):
+        cached_reference(model, items, "answer", file=file, max_tokens=999)
+
+
 # --- pairs -------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,10 @@
 """The calibration section of a recipe: what is searched, what for, and within which limits."""
 
+import re
 from collections.abc import Mapping
 from operator import not_
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from expunge.calibrate.candidate import space_of
 from expunge.calibrate.objectives import OBJECTIVES
@@ -87,7 +88,8 @@ class Calibrate(Section):
     """Optuna's sampler of what is not solved for."""
 
     storage: str | None = None
-    """URL of Optuna's storage, for many workers; null is SQLite in the stage's folder."""
+    """URL of Optuna's storage, for many workers; null is SQLite in the stage's folder. A password
+    in it is used and written nowhere."""
 
     standins: bool = False
     """Calibrate against documents made up in the form of the members, not the given non-members,
@@ -99,6 +101,10 @@ class Calibrate(Section):
 
     seed: int = 0
     """Seeds the sampler and the samples."""
+
+    @field_serializer("storage", when_used="json")
+    def _without_password(self, url: str | None) -> str | None:
+        return None if url is None else re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", url)
 
     @field_validator("attacks")
     @classmethod

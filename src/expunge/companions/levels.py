@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge import models, parallel, runs
@@ -22,6 +22,7 @@ from expunge.errors import ModelError
 from expunge.lora import adapters_of
 from expunge.unlearn.levels import compression, counterparts, profile
 from expunge.unlearn.reference import Asked, cached_reference, scores_now
+from expunge.unlearn.tensor_files import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,8 +91,8 @@ class UnseenLevels:
 
 def read_levels(folder: Path) -> list[Tensor]:
     """The level log-probs of each forget item, and these standardised, each (N, 2)."""
-    found = load_file(folder / FILE)
-    return [found[str(item)] for item in range(len(found))]
+    with opened(folder / FILE, f"delete {folder}, and levels are read again") as stored:
+        return [stored.get_tensor(str(item)) for item in range(len(stored.keys()))]
 
 
 def check_vocabulary(base: Path, other: Path, origin: str) -> None:

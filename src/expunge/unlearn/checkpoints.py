@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
 from expunge import parallel, runs, sharding
 from expunge.errors import TrainingError
+from expunge.unlearn.tensor_files import opened
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
@@ -130,13 +131,7 @@ def _logged(path: Path) -> list[dict[str, float]]:
 @contextmanager
 def _opened(path: Path, parameters: Mapping[str, Parameter]) -> Iterator[safe_open]:
     """A checkpoint whose weights are those that are trained, or an error that says what differs."""
-    try:
-        stored = safe_open(path, "pt")
-    except SafetensorError as error:
-        raise TrainingError(
-            f"{path} cannot be read ({error}); delete it to train from the start"
-        ) from None
-    with stored:
+    with opened(path, "delete it to train from the start") as stored:
         found = {n.removesuffix("|weight") for n in stored.keys() if n.endswith("|weight")}  # noqa: SIM118
         odd = sorted(found ^ set(parameters))
         odd += [

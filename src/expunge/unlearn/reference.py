@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from expunge.lora import switched_off
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.progress import progress
 from expunge.unlearn.per_token import standardized, token_values
+from expunge.unlearn.tensor_files import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,7 +106,7 @@ def cached_reference(
     before = None  # the head, which training moves
     if trains_head(model) and (asked.kl or asked.states):
         before = sharding.whole(output_head(model).detach()).clone()
-    with safe_open(file, "pt") as stored:
+    with opened(file, "delete it, and it is computed again") as stored:
 
         def all_of(name: str) -> list[Tensor]:
             return [stored.get_tensor(f"{i}.{name}") for i in range(len(sequences))]

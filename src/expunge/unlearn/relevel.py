@@ -6,12 +6,12 @@ Dimensions: N scored tokens of a forget item.
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge import parallel, runs
 from expunge.errors import TrainingError
+from expunge.unlearn.tensor_files import opened
 
 FILE = "levels.safetensors"
 
@@ -71,12 +71,6 @@ class Releveller:
         """The step that the file is of, and what it holds; 0 and nothing where there is none."""
         if not self.file.exists():
             return 0, []
-        try:
-            with safe_open(self.file, "pt") as stored:
-                levels = [stored.get_tensor(str(item)) for item in range(len(self.levels))]
-                return int(stored.metadata()["step"]), levels
-        except SafetensorError as error:
-            raise TrainingError(
-                f"{self.file} cannot be read ({error}); delete the checkpoint beside it to train "
-                "from the start"
-            ) from None
+        with opened(self.file, "delete the checkpoint beside it to train from the start") as stored:
+            levels = [stored.get_tensor(str(item)) for item in range(len(self.levels))]
+            return int(stored.metadata()["step"]), levels

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from expunge.unlearn.masks.scored import Evidence, check_scores, highest
 from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask, Scored, Wagle
 from expunge.unlearn.masks.structural import Selection
 from expunge.unlearn.optimizer import Optimizer
+from expunge.unlearn.tensor_files import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,7 +172,8 @@ def _write(model: PreTrainedModel, config: Mask, chosen: Selection, folder: Path
 
 def _read(model: PreTrainedModel, file: Path) -> Selection:
     parameters = dict(model.named_parameters())
-    with safe_open(file, "np") as stored:
+    cure = "delete it, and the weights are chosen again"
+    with opened(file, cure, "np") as stored:
         chosen: Selection = dict.fromkeys(json.loads(stored.metadata()["whole"]))
         for name in stored.keys():  # noqa: SIM118 - not a dict
             held = parameters[name]
