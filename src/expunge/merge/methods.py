@@ -109,7 +109,7 @@ METHODS = {
         options={**_MEAN, **_DRAW, "epsilon": 0.15},
         mergekit={**_MERGEKIT_MEAN, "rescale": "l1"},
         needs=("density", "seed"),
-        cost="one pass, and a radix sort of each row",
+        cost="two passes: one ranks each row, one merges",
     ),
     "della_linear": Method(
         Elect("ranked"),
@@ -118,7 +118,7 @@ METHODS = {
         options={**_SUM, **_DRAW, "epsilon": 0.15},
         mergekit={**_MERGEKIT, "rescale": "l1"},
         needs=("density", "seed"),
-        cost="one pass, and a radix sort of each row",
+        cost="two passes: one ranks each row, one merges",
     ),
     "breadcrumbs": Method(
         Elect("middle"),
