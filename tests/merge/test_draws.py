@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from expunge.merge import fused, plain
-from expunge.merge.codec import BFLOAT16, FLOAT32
+from expunge.merge import draws, fused, plain
+from expunge.merge.codec import BFLOAT16, BLOCK, FLOAT32
 from expunge.merge.fused import ALWAYS, NEVER, Election, Rounding, Tally, Trim
 from expunge.merge.operands import Slice
 
@@ -55,8 +55,8 @@ def test_what_stays_is_what_sorting_would_keep(name, columns):
         share = places / max(1, columns - 1) if columns > 1 else places + np.float32(0.5)
         low, span = trim.odds[i] - trim.spread[i], np.float32(2) * trim.spread[i]
         chance = (low + share * span).astype(np.float32).ravel()
-        draws = plain.uniform(int(trim.keys[i]), piece.start, piece.n).cpu().numpy()
-        np.testing.assert_array_equal(kept[i], draws < chance)
+        values = plain.uniform(int(trim.keys[i]), piece.start, piece.n).cpu().numpy()
+        np.testing.assert_array_equal(kept[i], values < chance)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 16384, 40001])
@@ -106,3 +106,35 @@ def test_what_was_drawn_to_measure_is_not_drawn_again(monkeypatch):
     np.testing.assert_array_equal(elected(trim), expected)
     with pytest.raises(AttributeError):
         elected(trim_of(1000))  # control
+
+
+@pytest.mark.parametrize("start", [0, 1, 1023, 16384, (1 << 40) + 1])
+@pytest.mark.parametrize("key", [0, 7, (1 << 64) - 3])
+def test_a_draw_depends_on_its_key_and_place_alone(start, key):
+    """In runs from even and odd places, one by one, and in torch; each place draws another."""
+    pairs, n = np.empty(BLOCK // 2 + 1, np.uint64), 500
+    run = draws.drawn_bits(np.uint64(key), start, n, pairs)
+    found = np.array([draws.scaled(bits) for bits in run])
+    alone = [draws.uniform(np.uint64(key), start + j) for j in range(n)]
+    assert found.tolist() == alone
+    assert plain.uniform(key, start, n).tolist() == alone
+    assert len(set(alone)) > n - 3
+    assert 0 <= min(alone) < 0.02 and 0.98 < max(alone) < 1
+
+
+def test_draws_are_those_of_splitmix64():
+    """The first outputs of the published generator for the seed 1234567."""
+    stated = 6457827717110365317, 3203168211198807973
+    pairs = np.empty(2, np.uint64)
+    draws.drawn_bits(np.uint64(1234567), 0, 3, pairs)
+    assert pairs.tolist() == list(stated)
+
+
+def test_draws_are_even():
+    """Of a million, as many lie in each of 64 equal parts as chance lets: χ² of 63 degrees; and a
+    number says nothing of the next, nor of its own under the next key."""
+    one, two = (plain.uniform(key, 0, 1 << 20).cpu().double().numpy() for key in (3, 4))
+    for values in (one, (one[:-1] - one[1:]) % 1, (one - two) % 1):
+        counts = np.histogram(values, 64, (0, 1))[0]
+        expected = len(values) / 64
+        assert ((counts - expected) ** 2 / expected).sum() < 104  # p = 0.001

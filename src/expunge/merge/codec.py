@@ -4,19 +4,13 @@ Dimensions: M models, width numbers of a tile, at most TILE. A kernel is given a
 numbers, so that one compiled version serves any number of models.
 """
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from llvmlite import binding, ir
-from numba import carray, njit, prange, types  # pyright: ignore[reportPrivateImportUsage]
-from numba import config as _numba
-from numba.core.registry import cpu_target
+from llvmlite import ir
+from numba import carray, prange, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import intrinsic
 
-from expunge.models import cache_folder
+from expunge.merge.draws import uniform
+from expunge.merge.jit import compiled
 
 FLOAT32, BFLOAT16, FLOAT16, DELTA = 0, 1, 2, 3
 """How the bytes of one model are read; DELTA is a float32 difference from the base."""
@@ -33,41 +27,6 @@ BINS, LOW_BITS = 1 << 16, 15
 
 WINDOW, INFINITY = 1 << 18, 0x7F800000
 """Magnitudes that are counted each by itself; the bits of an infinite one."""
-
-_GOLDEN, _MIX1, _MIX2 = (
-    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-_config: Any = _numba
-_config.THREADING_LAYER = "workqueue"
-"""A pool of its own: numba on OpenMP would change how many threads torch sums with from then on,
-and so the last bits of whatever is trained after a merge."""
-_host = binding.get_host_cpu_features()
-_told = _config.CPU_NAME or _config.CPU_FEATURES or not _config.ENABLE_AVX
-if _host.get("avx512f") and not _told:
-    _config.CPU_FEATURES = f"{_host.flatten()},-prefer-256-bit"
-"""On Intel's servers LLVM leaves half of each register unused, unless told not to."""
-_target: Any = cpu_target
-_target.target_context.refresh()
-"""What numba would import at the first call of a kernel, imported with the rest."""
-_KERNELS = ("codec", "counting", "kernels", "ranks", "sums")
-_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in _KERNELS]
-_CACHE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
-
-
-def compiled(**options: Any) -> Callable[[Any], Any]:
-    """numba.njit, its machine code kept in our cache folder under the hash of these sources.
-
-    (Beside a source file, numba would not notice that a function it calls elsewhere has changed.)
-    """
-
-    def wrap(function: Any) -> Any:
-        before, _config.CACHE_DIR = _config.CACHE_DIR, str(cache_folder() / f"kernels-{_CACHE}")
-        try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        finally:
-            _config.CACHE_DIR = before
-
-    return wrap
 
 
 @intrinsic
@@ -209,16 +168,6 @@ def variance(d, width, out):
             v[j] += (row[j] - means[j]) * (row[j] - means[j])
     for j in range(len(v)):
         v[j] /= m
-
-
-@compiled()
-def uniform(key, index):
-    """A float32 in [0, 1) with 24 random bits: a function of key and index alone (SplitMix64)."""
-    z = key + (np.uint64(index) + np.uint64(1)) * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX1
-    z = (z ^ (z >> np.uint64(27))) * _MIX2
-    z ^= z >> np.uint64(31)
-    return np.float32(np.int32(z >> np.uint64(40))) * np.float32(2.0**-24)
 
 
 @compiled()

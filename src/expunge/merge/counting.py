@@ -13,11 +13,11 @@ from expunge.merge.codec import (
     LOW_BITS,
     TILE,
     WINDOW,
-    compiled,
     deltas_at,
     read_deltas,
     variance,
 )
+from expunge.merge.jit import compiled
 
 PASSED = 1024
 """Places that are passed over at once on the way to the k-th greatest."""

@@ -13,14 +13,14 @@ from expunge.merge.codec import (
     TILE,
     ask,
     changed,
-    compiled,
     decode_tile,
     encode_tile,
     read_tile,
     stored,
-    uniform,
     variance,
 )
+from expunge.merge.draws import drawn_bits, scaled
+from expunge.merge.jit import compiled
 
 
 @compiled()
@@ -82,9 +82,13 @@ def trim_tile(d, width, first, limits, cuts, keys, odds, chances, kept, place, s
 @compiled()
 def _draw(row, width, key, first, chance, scale):
     """Keep each number by one chance, times scale."""
-    for j in range(width):
-        tau = row[j] * scale
-        row[j] = tau if uniform(key, first + j) < chance else np.float32(0)
+    pairs = np.empty(BLOCK // 2 + 1, np.uint64)
+    for begin in range(0, width, BLOCK):
+        part = row[begin : min(width, begin + BLOCK)]
+        bits = drawn_bits(key, first + begin, len(part), pairs)
+        for j in range(len(part)):
+            tau = part[j] * scale
+            part[j] = tau if scaled(bits[j]) < chance else np.float32(0)
 
 
 @compiled()
@@ -98,12 +102,16 @@ def _drop(row, width, kept):
 @compiled()
 def _draw_each(row, width, key, first, chances, divided):
     """Keep each number by its own chance, and divide it by that where wanted."""
+    pairs = np.empty(BLOCK // 2 + 1, np.uint64)
     if divided:
         for j in range(width):
             row[j] = row[j] / chances[j]
-    for j in range(width):
-        tau = row[j]
-        row[j] = tau if uniform(key, first + j) < chances[j] else np.float32(0)
+    for begin in range(0, width, BLOCK):
+        part, chance = row[begin : min(width, begin + BLOCK)], chances[begin : begin + BLOCK]
+        bits = drawn_bits(key, first + begin, len(part), pairs)
+        for j in range(len(part)):
+            tau = part[j]
+            part[j] = tau if scaled(bits[j]) < chance[j] else np.float32(0)
 
 
 @compiled()

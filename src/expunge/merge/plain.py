@@ -119,11 +119,13 @@ def combine(piece: Slice, weights: np.ndarray, rounding: Rounding, tally: Tally)
 def uniform(key: int, start: int, n: int) -> Tensor:
     """n float32 in [0, 1): functions of the key and of the places start … start + n alone."""
     signed = key - (1 << 64) if key >= 1 << 63 else key
-    z = torch.arange(start + 1, start + n + 1, device=device()) * _GOLDEN + signed
+    pairs = torch.arange(start // 2, (start + n + 1) // 2, device=device())
+    z = (pairs + 1) * _GOLDEN + signed
     z = (z ^ _shifted(z, 30)) * _MIX1
     z = (z ^ _shifted(z, 27)) * _MIX2
     z = z ^ _shifted(z, 31)
-    return _shifted(z, 40).float() * 2.0**-24
+    halves = torch.stack([z & 0xFFFFFFFF, _shifted(z, 32)], 1).flatten()
+    return (halves[start % 2 :][:n] >> 8).float() * 2.0**-24
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:

@@ -7,7 +7,9 @@ addresses; see codec.
 import numpy as np
 from numba import prange
 
-from expunge.merge.codec import BLOCK, NOTHING, ask, compiled, read_tile, stored, uniform
+from expunge.merge.codec import BLOCK, NOTHING, ask, read_tile, stored
+from expunge.merge.draws import drawn_bits, scaled
+from expunge.merge.jit import compiled
 
 
 @compiled(parallel=True)
@@ -98,12 +100,14 @@ def draw_by_rank(base, base_kind, models, kinds, columns, start, keys, density, 
 @compiled()
 def _draw_row(draws, key, first, near, also):
     """One draw a number; asks meanwhile for the next row."""
+    pairs = np.empty(BLOCK // 2 + 1, np.uint64)
     for begin in range(0, len(draws), BLOCK):
         part = draws[begin : begin + BLOCK]
         ask(near, begin, begin + len(part))
         ask(also, begin, begin + len(part))
+        bits = drawn_bits(key, first + begin, len(part), pairs)
         for j in range(len(part)):
-            part[j] = uniform(key, first + begin + j)
+            part[j] = scaled(bits[j])
 
 
 @compiled()

@@ -10,15 +10,16 @@ import numpy as np
 from numba import prange
 
 from expunge.merge.codec import (
+    BLOCK,
     LANES,
     NOTHING,
     TILE,
     ask,
-    compiled,
     read_tile,
     stored,
-    uniform,
 )
+from expunge.merge.draws import drawn_bits, scaled
+from expunge.merge.jit import compiled
 from expunge.merge.kernels import trim_tile
 
 
@@ -81,18 +82,22 @@ def measure_drawn(base, base_kind, models, kinds, n, start, keys, odds, sums):
 def _sum_drawn(row, key, first, chance, sums, near, also):
     """sums (2,): Σ|x|, and that of the x which are drawn."""
     lanes, drawn = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
-    whole = len(row) // LANES * LANES
-    for begin in range(0, whole, LANES):
-        ask(near, begin, begin + LANES)
-        ask(also, begin, begin + LANES)
-        for lane in range(LANES):
-            x = abs(np.float64(row[begin + lane]))
-            lanes[lane] += x
-            drawn[lane] += x if uniform(key, first + begin + lane) < chance else np.float64(0)
-    for j in range(whole, len(row)):
-        x = abs(np.float64(row[j]))
-        lanes[0] += x
-        drawn[0] += x if uniform(key, first + j) < chance else np.float64(0)
+    pairs = np.empty(BLOCK // 2 + 1, np.uint64)
+    for start in range(0, len(row), BLOCK):
+        part = row[start : start + BLOCK]
+        ask(near, start, start + len(part))
+        ask(also, start, start + len(part))
+        bits = drawn_bits(key, first + start, len(part), pairs)
+        whole = len(part) // LANES * LANES
+        for begin in range(0, whole, LANES):
+            for lane in range(LANES):
+                x = abs(np.float64(part[begin + lane]))
+                lanes[lane] += x
+                drawn[lane] += x if scaled(bits[begin + lane]) < chance else np.float64(0)
+        for j in range(whole, len(part)):
+            x = abs(np.float64(part[j]))
+            lanes[0] += x
+            drawn[0] += x if scaled(bits[j]) < chance else np.float64(0)
     sums[0], sums[1] = lanes.sum(), drawn.sum()
 
 
