@@ -4,13 +4,16 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
+from expunge.evaluate.numbers import Number
 from expunge.evaluate.semeval import (
     TERMS,
     begun,
     completion_score,
     final,
+    final_of,
     intervals,
     knowledge_score,
+    mia_score_of,
     settled_question,
     task_aggregate,
     terms_of,
@@ -164,3 +167,29 @@ def test_a_wrong_answer_is_settled(text):
 def test_a_final_sigma_settles_nothing():
     truth = "ΟΔΟΣΑ"
     assert not settled_question(truth, "ΟΔΟΣ")  # lower() writes its last letter ς, then σ
+
+
+@pytest.mark.parametrize(
+    ("auc", "score"),
+    [
+        ((0.52, 0.45, 0.59), (0.96, 0.82, 1.0)),  # a half lies within
+        ((0.8, 0.7, 0.9), (0.4, 0.2, 0.6)),
+        ((0.2, 0.1, 0.3), (0.4, 0.2, 0.6)),  # pushed too far is as bad
+    ],
+)
+def test_the_mia_score_reaches_as_far_as_its_auc(auc, score):
+    found = mia_score_of(Number(auc[0], 60, *auc[1:]))
+    assert (found.value, found.low, found.high) == pytest.approx(score)
+    assert found.n == 60
+    assert mia_score_of(Number(0.5, 60)) == Number(1.0, 60)
+    assert mia_score_of(Number(None, 0)) == Number(None, 0)
+
+
+def test_the_final_score_has_an_interval_where_all_its_parts_have():
+    """m ± √(0.1² + 0.2² + 0.05²) / 3: parts that were measured apart."""
+    parts = Number(0.9, 30, 0.8, 1.0), Number(0.8, 60, 0.6, 1.0), Number(0.3, 285, 0.25, 0.35)
+    found, reach = final_of(*parts), 0.0525**0.5 / 3
+    assert found.value == pytest.approx(final(0.9, 0.8, 0.3))
+    assert (found.low, found.high) == pytest.approx((2 / 3 - reach, 2 / 3 + reach))
+    assert final_of(*parts[:2], Number(0.3, 285)).low is None
+    assert final_of(*parts[:2], Number(None, 0)).value is None

@@ -69,6 +69,22 @@ def test_the_metadata_come_back_as_they_were(measured):
     assert not {"base_model", "base_model_relation", "license", "language", "datasets"} & set(said)
 
 
+def test_mmlu_and_the_final_score_have_intervals(measured):
+    """Wilson's of 57 questions; the final score's where its three parts have one."""
+
+    def final(**changed):
+        content = measured.model_dump()
+        content["semeval"]["intervals"]["task_aggregate"] = {"low": 0.7, "high": 0.8}
+        card = model_card(FACTS, ModelResults.model_validate(content | changed))
+        assert "| 0.250 | 0.156 to 0.376 | 57" in card
+        return next(row for row in card.splitlines() if "final ↑" in row)
+
+    assert "| 0.625 | 0.570 to 0.686 |" in final()
+    assert " to " not in final(collapse={"collapsed": True, "reasons": ["loops"]})
+    plain = model_card(FACTS, measured).splitlines()
+    assert " to " not in next(row for row in plain if "final ↑" in row)  # an aggregate without one
+
+
 def test_every_measured_number_and_its_interval_is_in_the_index(measured):
     card = model_card(FACTS, measured)
     assert numbers(card) == {

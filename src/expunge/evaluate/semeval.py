@@ -14,7 +14,7 @@ import numpy as np
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import wilson
+from expunge.evaluate.numbers import Number, mean_of, wilson
 
 HALVES = ("forget", "retain")
 TASKS = ("Task1", "Task2", "Task3")
@@ -133,6 +133,24 @@ def final(task: float | None, mia: float | None, mmlu: float | None) -> float | 
     if task is None or mia is None or mmlu is None:
         return None
     return (task + mia + mmlu) / 3
+
+
+def mia_score_of(auc: Number) -> Number:
+    """1 - 2 |AUC - 1/2|, between the least and the greatest that it is on the AUC's interval."""
+    if auc.value is None:
+        return Number(None, auc.n)
+    score = 1 - 2 * abs(auc.value - 0.5)
+    if auc.low is None or auc.high is None:
+        return Number(score, auc.n)
+    ends = [1 - 2 * abs(end - 0.5) for end in (auc.low, auc.high)]
+    return Number(score, auc.n, min(ends), 1.0 if auc.low <= 0.5 <= auc.high else max(ends))
+
+
+def final_of(task: Number, mia: Number, mmlu: Number) -> Number:
+    """The mean of the three parts with its interval; of nothing where one is missing."""
+    parts = task, mia, mmlu
+    known = all(part.value is not None for part in parts)
+    return mean_of(parts) if known else Number(None, 0)
 
 
 def intervals(

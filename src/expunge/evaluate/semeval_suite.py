@@ -12,7 +12,7 @@ from expunge.evaluate.choices import macro_number
 from expunge.evaluate.mmlu import HUB, read_mmlu
 from expunge.evaluate.numbers import Measured, Number, mean_of, wilson
 from expunge.evaluate.reader import Reader
-from expunge.evaluate.semeval import HALVES
+from expunge.evaluate.semeval import HALVES, final_of, mia_score_of
 from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
 
 
@@ -102,11 +102,11 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
     mia, mmlu = scored["mia"], scored["mmlu"]
     if mia:
         numbers["mia.auc"] = Number(mia["auc"], mia["n"], mia["low"], mia["high"])
-        numbers["mia.score"] = Number(mia["score"], mia["n"])
+        numbers["mia.score"] = mia_score_of(numbers["mia.auc"])
     if mmlu:
         numbers |= _of_mmlu(mmlu)
     if scored["final"] is not None:
-        numbers["final"] = Number(scored["final"], total)
+        numbers["final"] = final_of(*(numbers[n] for n in ("task_aggregate", "mia.score", "mmlu")))
     return numbers
 
 

@@ -177,7 +177,8 @@ def eval_results(results: ModelResults) -> Iterator[EvalResult]:
         yield result("members-nonmembers", "membership", name, mia.auc, interval, mia.n)
     mmlu = scores.mmlu
     if mmlu is not None and mmlu.accuracy is not None:
-        yield result("cais/mmlu", "mmlu", ("accuracy", "accuracy"), mmlu.accuracy, None, mmlu.n)
+        interval, name = scores.interval("mmlu"), ("accuracy", "accuracy")
+        yield result("cais/mmlu", "mmlu", name, mmlu.accuracy, interval, mmlu.n)
     if results.collapse.collapsed:
         return
     official = ("llmunlearningsemeval2025", "SemEval-2025 Task 4")
@@ -186,7 +187,8 @@ def eval_results(results: ModelResults) -> Iterator[EvalResult]:
         name = ("task_aggregate", "task aggregate")
         yield result(official[0], official[1], name, scores.task_aggregate, interval)
     if scores.final is not None:
-        yield result(official[0], official[1], ("final_score", "final score"), scores.final)
+        name = ("final_score", "final score")
+        yield result(official[0], official[1], name, scores.final, scores.interval("final"))
 
 
 def plain(text: str) -> str:
@@ -283,8 +285,9 @@ def _rows(now: ModelResults, before: ModelResults) -> Iterator[tuple[str, ...]]:
     if scores.mmlu is not None:
         n = str(scores.mmlu.n or "") + (" (sample)" if scores.mmlu.sampled else "")
         known = number(was.mmlu and was.mmlu.accuracy)
-        yield "MMLU ↑", known, number(scores.mmlu.accuracy), "", n
-    yield "final ↑", final_cell(before), final_cell(now), "", ""
+        yield "MMLU ↑", known, number(scores.mmlu.accuracy), _shown(scores.interval("mmlu")), n
+    interval = "" if now.collapse.collapsed else _shown(scores.interval("final"))
+    yield "final ↑", final_cell(before), final_cell(now), interval, ""
     yield "collapsed", _said(before), _said(now), "", ""
 
 

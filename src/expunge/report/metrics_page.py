@@ -21,6 +21,8 @@ has the count of its items and a 95 % interval; FOLDER/items.jsonl holds a row f
 A share of hits and misses has Wilson's interval (Wilson 1927; Brown, Cai and DasGupta 2001), which
 is not 0 wide where all items are alike; other numbers have the bootstrap's, and of one item none.
 So has an AUC; where it is 0 or 1, which every resample is too, it has Newcombe's (2006).
+A MIA score reaches as far as it does on its AUC's interval, a final score as far as its three parts
+let it (Zou and Donner 2008).
 
 Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
 for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops

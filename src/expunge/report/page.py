@@ -142,11 +142,12 @@ def cards(material: Material) -> Iterator[Card]:
         yield Card("membership AUC", _both(aucs), "; ".join(notes))
     known = [None if m.semeval.mmlu is None else m.semeval.mmlu.accuracy for m in (before, after)]
     if known[1] is not None:
-        yield Card("MMLU", _both(known), _questions(before.semeval.mmlu, after.semeval.mmlu))
+        asked = _questions(before.semeval.mmlu, after.semeval.mmlu)
+        notes = [*_after(after.semeval.interval("mmlu")), *([asked] if asked else [])]
+        yield Card("MMLU", _both(known), "; ".join(notes))
     if after.semeval.final is not None:
         was, now = (final_cell(model) for model in (before, after))
-        aggregate = after.semeval.intervals.get("task_aggregate")
-        notes = [f"task aggregate {part}" for part in _after(aggregate)]
+        notes = [] if destroyed else _after(after.semeval.interval("final"))
         yield Card("final score", f"{was} → {now}", "; ".join(notes), destroyed)
 
 

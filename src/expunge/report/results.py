@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.evaluate.numbers import Number, wilson
+from expunge.evaluate.semeval import final_of, mia_score_of
 
 FORMAT = 1
 """Grows by one when a reader of the old form would misread the new one."""
@@ -109,6 +111,29 @@ class Semeval(Section):
 
     final: Share | None = None
     """Mean of the task aggregate, the MIA score and the MMLU accuracy."""
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """`mmlu`, `mia_score`, `final`; their intervals follow from those of the parts."""
+        mia, mmlu, bounds = self.mia, self.mmlu, self.intervals.get("task_aggregate")
+        known = auc = Number(None, 0)
+        if mia is not None:
+            auc = Number(mia.auc, mia.n or 0, mia.low, mia.high)
+        if mmlu is not None and mmlu.accuracy is not None:
+            ends = wilson(mmlu.accuracy * mmlu.n, mmlu.n) if mmlu.n else ()
+            known = Number(mmlu.accuracy, mmlu.n or 0, *ends)
+        ends = () if bounds is None else (bounds.low, bounds.high)
+        task = Number(self.task_aggregate, sum(n or 0 for n in self.counts.values()), *ends)
+        score = mia_score_of(auc)
+        return {"mmlu": known, "mia_score": score, "final": final_of(task, score, known)}
+
+    def interval(self, name: str) -> Interval | None:
+        """Of a term, of `task_aggregate`, or of one of `numbers`."""
+        if name not in self.numbers:
+            return self.intervals.get(name)
+        found = self.numbers[name]
+        known = found.low is not None and found.high is not None
+        return Interval(low=found.low, high=found.high) if known else None  # pyright: ignore
 
 
 class Collapse(Section):

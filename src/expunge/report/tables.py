@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from expunge.report.results import TERMS, ModelResults, Results
+from expunge.report.results import TERMS, Interval, ModelResults, Results
 
 NOT_MEASURED = "–"
 COLLAPSED = "COLLAPSED"
@@ -57,7 +57,9 @@ def lines(results: Results) -> list[Line]:
         line("MIA AUC interval", _mia_interval),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
         line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
+        line("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),
         line("final ↑", final_cell),
+        line("final interval", _final_interval),
         *(
             line(label, lambda model, pick=pick: number(pick(model)), position == 0)
             for position, (label, pick) in enumerate(_side_measures(results))
@@ -173,6 +175,14 @@ def _mia_interval(model: ModelResults) -> str:
     if mia is None or mia.low is None or mia.high is None:
         return NOT_MEASURED
     return f"{mia.low:.2f}–{mia.high:.2f}"
+
+
+def _final_interval(model: ModelResults) -> str:
+    return NOT_MEASURED if model.collapse.collapsed else _ends(model.semeval.interval("final"))
+
+
+def _ends(interval: Interval | None) -> str:
+    return NOT_MEASURED if interval is None else f"{interval.low:.2f}–{interval.high:.2f}"
 
 
 def _common_sample(models: list[ModelResults]) -> int | None:
