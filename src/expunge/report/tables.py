@@ -47,6 +47,10 @@ def lines(results: Results) -> list[Line]:
     def line(label: str, cell: Callable[[ModelResults], str], section: bool = False) -> Line:
         return Line(label, tuple(cell(model) for model in models), section)
 
+    def known(label: str, cell: Callable[[ModelResults], str]) -> list[Line]:
+        made = line(label, cell)
+        return [] if {*made.cells} == {NOT_MEASURED} else [made]
+
     return [
         *(
             line(term_label(term), lambda model, term=term: _term(model, term), number == 0)
@@ -57,9 +61,9 @@ def lines(results: Results) -> list[Line]:
         line("MIA AUC interval", _mia_interval),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
         line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
-        line("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),
+        *known("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),
         line("final ↑", final_cell),
-        line("final interval", _final_interval),
+        *known("final interval", _final_interval),
         *(
             line(label, lambda model, pick=pick: number(pick(model)), position == 0)
             for position, (label, pick) in enumerate(_side_measures(results))
