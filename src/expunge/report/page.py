@@ -3,7 +3,7 @@
 report.html needs nothing beside it: no network, no other file, at most 5 MB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,11 @@ def _sides(models: list[str], names: tuple[str, str] | None) -> dict[str, int]:
     }
 
 
+def _place(stage: Mapping[str, Any]) -> object:
+    """What computed: the accelerator, else the processor; an older stage knows its kind alone."""
+    return stage.get("accelerator") or stage.get("processor") or stage.get("machine")
+
+
 def _stages(results: Results) -> Table:
     header = ("stage", "finished", "seconds", "peak GB", "commit", "torch", "machine")
     rows: list[tuple[Cell, ...]] = [
@@ -211,7 +216,7 @@ def _stages(results: Results) -> Table:
             *(_plain(stage.get(name)) for name in ("finished", "wall_seconds")),
             _gigabytes(stage.get("peak_rss_bytes")),
             *(_plain(stage.get(name)) for name in ("commit", "torch")),
-            f"{stage.get('accelerator') or stage.get('machine')}, {stage.get('cpus')} CPUs",
+            f"{_place(stage)}, {stage.get('cpus')} CPUs",
         )
         for stage in results.stages
     ]
