@@ -360,10 +360,10 @@ def _write(cases: list[dict[str, Any]], options: Any) -> None:
     measured = {}
     if RESULTS.is_file():  # cases that were not asked for keep what was measured of them
         before = json.loads(RESULTS.read_text())
-        kept = {name: before[name] for name in ("commit", "machine")}
+        kept = {name: before[name] for name in ("commit", "machine", "command")}
         measured = {case["case"]: {**kept, **case} for case in before["cases"]}
     for case in cases:
-        times = {} if options.same else {"commit": commit, "machine": machine()}
+        times = {} if options.same else {"commit": commit, "machine": machine(), "command": command}
         measured[case["case"]] = {**measured.get(case["case"], {}), **case, **times}
     cases = [measured[name] for name in CASES if name in measured]
     result = {"machine": machine(), "commit": commit, "command": command, "cases": cases}

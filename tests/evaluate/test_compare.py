@@ -10,7 +10,7 @@ from rich.console import Console
 
 import expunge
 from commands import run as command
-from expunge.errors import EvaluationError
+from expunge.errors import EvaluationError, RunError
 from expunge.evaluate import compare as compare_module
 from expunge.evaluate.compare import (
     Comparison,
@@ -258,6 +258,9 @@ def test_places_that_hold_no_results_are_one_line(tmp_path):
     with pytest.raises(EvaluationError, match=r"name one of its folders: a"):
         read_place(str(tmp_path))
     (tmp_path / "a" / "items.jsonl").write_text('{"id": 1}\n{"id"')
+    with pytest.raises(RunError, match=r"items\.jsonl, line 2 is not valid JSON"):
+        read_place(place)
+    (tmp_path / "a" / "items.jsonl").write_text('{"id": 1}\n["id"]\n')
     with pytest.raises(EvaluationError, match=r"items\.jsonl, line 2 is no item"):
         read_place(place)
     (tmp_path / "a" / "results.json").write_text("{}")

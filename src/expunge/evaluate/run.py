@@ -90,14 +90,12 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """The rows of an items.jsonl; a line that is none is an `EvaluationError`."""
-    rows = []
-    with path.open(encoding="utf-8") as lines:  # other line ends may stand within a text
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise EvaluationError(f"{path}, line {number} is no item: {error}") from None
+    """The rows of an items.jsonl; one that is no object is an `EvaluationError`, a broken
+    line a `RunError`."""
+    rows = runs.read_json_lines(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{path}, line {number} is no item")
     return rows
 
 

@@ -129,11 +129,12 @@ class Semeval(Section):
 
     def interval(self, name: str) -> Interval | None:
         """Of a term, of `task_aggregate`, or of one of `numbers`."""
-        if name not in self.numbers:
+        found = self.numbers.get(name)
+        if found is None:
             return self.intervals.get(name)
-        found = self.numbers[name]
-        known = found.low is not None and found.high is not None
-        return Interval(low=found.low, high=found.high) if known else None  # pyright: ignore
+        if found.low is None or found.high is None:
+            return None
+        return Interval(low=found.low, high=found.high)
 
 
 class Collapse(Section):
