@@ -5,6 +5,7 @@ import torch
 
 from expunge import attention
 from expunge.attention import causal_attention
+from expunge.short_attention import ShortAttention
 
 LENGTHS = (1, 7, 12)
 
@@ -46,7 +47,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_torch_is(monkeypatch):
 
 
 def test_gradients_agree_with_finite_differences():
-    attend = lambda q, k, v: attention._ShortAttention.apply(q, k, v, LENGTHS, 0.35)  # noqa: E731
+    attend = lambda q, k, v: ShortAttention.apply(q, k, v, LENGTHS, 0.35)  # noqa: E731
     # The softmax is taken in float32 whatever the type of the heads, hence the loose step.
     assert torch.autograd.gradcheck(attend, tuple(heads(2, 1)), eps=1e-3, atol=2e-3)
 

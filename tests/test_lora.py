@@ -59,7 +59,7 @@ def test_a_frozen_layer_and_its_term_in_one_function_give_the_same():
     found = []
     for frozen in (True, False):  # with a trained base they are two
         made.base.requires_grad_(not frozen)
-        assert made._joins(x) == frozen
+        assert made.joins(x) == frozen
         out = made(x)
         inputs = [x, made.lora_A, made.lora_B]
         found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)])
@@ -72,5 +72,5 @@ def test_dropout_and_autocast_keep_them_apart():
     made, x = layer(torch.bfloat16)
     made.base.requires_grad_(False)
     made.dropout = 0.5
-    assert not made.train()._joins(x)
-    assert made.eval()._joins(x)
+    assert not made.train().joins(x)
+    assert made.eval().joins(x)

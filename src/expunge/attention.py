@@ -1,10 +1,10 @@
-"""Causal attention within each sequence of a pack, with a backward pass for short sequences.
+"""Causal attention within each sequence of a pack.
 
 Dimensions: T tokens of a pack, H query heads, G key-value heads (H a multiple of G), w their width,
 n tokens of one sequence. Queries (1, H, T, w); keys and values (1, G, T, w).
 """
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import ModelError
+from expunge.short_attention import ShortAttention
 
 PACKED_ATTENTION = "expunge_packed"
 """The attention that models are loaded with; without `lengths` it is plain SDPA."""
@@ -38,11 +39,11 @@ def causal_attention(
     Keys beyond the queries are a cached prefix that every sequence sees whole.
     """
     prefix = key.shape[2] - query.shape[2]
-    if not prefix and _keeps_weights(query, lengths):
+    if not prefix and keeps_weights(query, lengths):
         kind = _compute_type(query)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
         factor = query.shape[3] ** -0.5 if scale is None else scale
-        return _ShortAttention.apply(query, key, value, lengths, factor)  # pyright: ignore
+        return ShortAttention.apply(query, key, value, lengths, factor)  # pyright: ignore
     first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
     parts = []
     for q, k, v in zip(
@@ -95,7 +96,7 @@ def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
     return max(lengths) + key.shape[2] - query.shape[2]
 
 
-def _keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
+def keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
     """Whether a gradient is wanted on a CPU, where torch's own passes take 1.1 times (500 tokens)
     to 3.1 times (120 tokens) as long (benchmarks/attention.py)."""
     trained = torch.is_grad_enabled() and query.requires_grad
@@ -105,60 +106,3 @@ def _keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
 def _compute_type(query: Tensor) -> torch.dtype:
     on = torch.is_autocast_enabled(query.device.type)
     return torch.get_autocast_dtype(query.device.type) if on else query.dtype
-
-
-class _ShortAttention(torch.autograd.Function):
-    """P = softmax(scale · Q Kᵀ + mask) is kept, so backward is four products for each sequence.
-
-        ∂V = Pᵀ ∂O,   S = P ∘ (∂O Vᵀ - rowsum(P ∘ ∂O Vᵀ)),   ∂Q = scale · S K,   ∂K = scale · Sᵀ Q
-
-    The H/G query heads that share a key-value head are laid under one another: (G, H/G · n, w).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
-    ) -> Tensor:
-        query = query * scale
-        out, kept = torch.empty_like(query), []
-        for span in _spans(lengths):
-            q, k, v = _grouped(query, key, span), key[0, :, span], value[0, :, span]
-            logits = torch.bmm(q, k.transpose(1, 2)).float()
-            weights = (logits + _mask(k.shape[1], len(q[0]) // k.shape[1])).softmax(-1).to(q.dtype)
-            out[0, :, span] = torch.bmm(weights, v).view_as(out[0, :, span])
-            kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.lengths, ctx.scale = lengths, scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        grad = gradients[0]
-        to_query, to_key, to_value = (torch.empty_like(t) for t in (query, key, value))
-        for span, weights in zip(_spans(ctx.lengths), kept, strict=True):
-            q, k, v = _grouped(query, key, span), key[0, :, span], value[0, :, span]
-            g = _grouped(grad, key, span)
-            to_value[0, :, span] = torch.bmm(weights.transpose(1, 2), g)
-            inner = torch.bmm(g, v.transpose(1, 2))
-            slope = torch.ops.aten._softmax_backward_data(inner, weights, -1, weights.dtype)
-            to_query[0, :, span] = torch.bmm(slope, k).view_as(to_query[0, :, span])
-            to_key[0, :, span] = torch.bmm(slope.transpose(1, 2), q)
-        return to_query.mul_(ctx.scale), to_key, to_value, None, None
-
-
-def _grouped(heads: Tensor, key: Tensor, span: slice) -> Tensor:
-    """One sequence's (1, H, T, w) as (G, H/G · n, w)."""
-    return heads[0, :, span].reshape(key.shape[1], -1, heads.shape[3])
-
-
-def _spans(lengths: tuple[int, ...]) -> list[slice]:
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    return [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
-
-
-@lru_cache(maxsize=256)
-def _mask(n: int, groups: int) -> Tensor:
-    """-inf above the diagonal, for `groups` query heads under one another: (groups · n, n)."""
-    with torch.inference_mode(False):
-        return torch.full((n, n), float("-inf")).triu(1).repeat(groups, 1)

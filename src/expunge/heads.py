@@ -128,9 +128,9 @@ class _Block:
 
     def entropy(self) -> Tensor:
         """H = -Σ p log p: (n,) float32."""
-        found = -self.log_top
+        found, top = -self.log_top, self.top.to(self.logits.dtype)  # exact: it is one of them
         for rows in in_cache(self.logits):
-            below = self.logits[rows].sub_(self.top[rows, None])
+            below = self.logits[rows].sub_(top[rows, None])
             found[rows] -= below.mul_(self.p[rows]).sum(-1, dtype=torch.float32)
         return found
 
@@ -138,7 +138,8 @@ class _Block:
         """p - 1_y in place of p: (n, V)."""
         chosen = self.p.gather(1, targets[:, None])
         others = (self.total[:, None] - chosen.float()).to(self.p.dtype)
-        return self.p.scatter_(1, targets[:, None], -others)
+        self.p[torch.arange(len(targets), device=targets.device), targets] = -others.squeeze(1)
+        return self.p  # scatter_ would copy all of it twice
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -157,23 +158,25 @@ class _TokenLogps(torch.autograd.Function):
             logps[block] = here.logps(targets[block])
             if slope is not None:
                 slope[block] = -product_back(here.residual(targets[block]), weight)
-        ctx.save_for_backward(slope, states if ctx.needs_input_grad[1] else None, head, targets)
+        trained = (states, weight) if ctx.needs_input_grad[1] else (None, None)
+        ctx.save_for_backward(slope, *trained, targets)
+        ctx.kind = head.dtype
         return logps
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        slope, states, head, targets = ctx.saved_tensors
+        slope, states, weight, targets = ctx.saved_tensors
         grad = gradients[0]
         to_states = None if slope is None else slope * grad[:, None].to(slope.dtype)
         if states is None:
             return to_states, None, None
-        weight = head.to(states.dtype)
-        to_head = torch.zeros_like(head, dtype=torch.float32)
+        to_head = None
         for block in blocks(len(states)):
             residual = _Block.of(states[block], weight).residual(targets[block])
             residual.mul_(-grad[block, None].to(residual.dtype))
-            to_head += product(residual.T, states[block].T).float()
-        return to_states, to_head.to(head.dtype), None
+            part = product(residual.T, states[block].T).float()
+            to_head = part if to_head is None else to_head.add_(part)
+        return to_states, None if to_head is None else to_head.to(ctx.kind), None
 
 
 class _TokenLogpsAndKL(torch.autograd.Function):

@@ -76,14 +76,14 @@ class LoraLinear(nn.Module):
         """W x + b, plus the low-rank term: (..., in) to (..., out)."""
         if not self.enabled:
             return self.base(x)
-        if self._joins(x):
+        if self.joins(x):
             given = self.base.weight, self.base.bias, self.lora_A, self.lora_B
             return adapted(x, *given, self.scale)
         y = self.base(x)
         x = F.dropout(x, self.dropout, self.training).to(y.dtype)
         return with_term(x, y, self.lora_A, self.lora_B, self.scale)
 
-    def _joins(self, x: Tensor) -> bool:
+    def joins(self, x: Tensor) -> bool:
         """Whether the frozen layer and the low-rank term are one function here.
 
         They read the same numbers then, and the layer's own way of being called does nothing more

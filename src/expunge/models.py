@@ -92,6 +92,7 @@ def load_model(
     `shard` it over the ranks if `accelerate launch` asks for FSDP2; `quantize` its linear layers.
     """
     from expunge.attention import PACKED_ATTENTION, register_attention
+    from expunge.fused import fuse
     from expunge.packs import check_packing
     from expunge.products import speed_up
 
@@ -112,6 +113,7 @@ def load_model(
         )  # its layers have attention of their own, or none
     model.eval()
     speed_up(model)
+    fuse(model)
     quantized.settle(model)
     shard = shard and sharding.wanted()
     if not shard and quantize is None:

@@ -15,6 +15,7 @@ from expunge.errors import ModelError
 from expunge.heads import BLOCK
 from expunge.models import Dtype
 from expunge.quantized import BYTES_A_WEIGHT
+from expunge.short_attention import places
 from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask
 from expunge.unlearn.passes import filled
 from expunge.unlearn.trainer import Optimizer
@@ -199,7 +200,7 @@ def layer_bytes(shape: Shape, demand: Demand) -> float:
     """
     w, d, k, m = _product(demand), shape.width, shape.keys, shape.between
     norms = 2 * 4 * d
-    attention = w * (d + 2 * k + shape.heads * demand.longest)
+    attention = w * (d + 2 * k + shape.heads * places(demand.longest))
     gates = 3 * m * w
     inputs = w * (3 * d + m)
     if demand.rank is None:
