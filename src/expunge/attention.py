@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import ModelError
-from expunge.short_attention import ShortAttention
+from expunge.short_attention import short_attention
 
 PACKED_ATTENTION = "expunge_packed"
 """The attention that models are loaded with; without `lengths` it is plain SDPA."""
@@ -43,7 +43,7 @@ def causal_attention(
         kind = _compute_type(query)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
         factor = query.shape[3] ** -0.5 if scale is None else scale
-        return ShortAttention.apply(query, key, value, lengths, factor)  # pyright: ignore
+        return short_attention(query, key, value, lengths, factor)
     first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
     parts = []
     for q, k, v in zip(

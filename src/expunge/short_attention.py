@@ -23,11 +23,18 @@ PLACES = 1024
 """That are worked on at once: what is not kept of them is as large as what is."""
 
 
-class ShortAttention(torch.autograd.Function):
+def short_attention(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
+) -> Tensor:
+    """softmax(scale · Q Kᵀ + causal mask) V for each of the packed sequences: (1, H, T, w)."""
+    return _ShortAttention.apply(query, key, value, lengths, scale)  # pyright: ignore
+
+
+class _ShortAttention(torch.autograd.Function):
     """`attended` of heads that stand before tokens: (1, H, T, w)."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
     ) -> Tensor:
         q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
@@ -37,9 +44,7 @@ class ShortAttention(torch.autograd.Function):
         return out.transpose(0, 1)[None]
 
     @staticmethod
-    def backward(  # noqa: D102
-        ctx: Any, *gradients: Any
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
         grad = gradients[0][0].transpose(0, 1)
         found = attended_back(grad, list(ctx.saved_tensors), ctx.lengths, ctx.scale)
         query, key, value = (one.transpose(0, 1)[None] for one in found)
