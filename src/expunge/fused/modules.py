@@ -67,33 +67,34 @@ def _form(block: Any, x: Tensor, options: dict[str, Any]) -> Form | None:
         or (block.training and attention.attention_dropout)
     ):
         return None
-    layers = _linear(block)
-    kind = _factors_alone(block, layers, x) or _every_weight(block, layers, x)
-    if kind is None or any(_watched(part) for part in block.modules() if part is not block):
+    layers, norms = _linear(block), (block.input_layernorm, block.post_attention_layernorm)
+    bases = [getattr(layer, "base", layer) for layer in layers]
+    weights = [norm.weight for norm in norms]
+    weights += [part for base in bases for part in (base.weight, base.bias) if part is not None]
+    kind = _factors_alone(layers, weights, x) or _every_weight(layers, weights, x)
+    parts = (attention, block.mlp, block.mlp.act_fn, *norms, *layers, *bases)
+    if kind is None or not all(map(_is_plain, bases)) or any(map(_watched, parts)):
         return None
-    norms = block.input_layernorm, block.post_attention_layernorm
     scales = tuple(getattr(layer, "scale", 1.0) for layer in layers)
     eps = (norms[0].variance_epsilon, norms[1].variance_epsilon)
     return Form(lengths, attention.head_dim, attention.scaling, eps, scales, kind)
 
 
-def _factors_alone(block: Any, layers: list[Any], x: Tensor) -> torch.dtype | None:
+def _factors_alone(layers: list[Any], weights: list[Tensor], x: Tensor) -> torch.dtype | None:
     """The type of products where low-rank factors are trained and nothing else is."""
-    wanted = [name for name, part in block.named_parameters() if part.requires_grad]
     adapted = [layer for layer in layers if hasattr(layer, "lora_A")]
-    plain = all(_is_plain(layer) for layer in layers if layer not in adapted)
-    narrow = x.dtype == torch.bfloat16 and all(layer.joins(x) for layer in adapted)
-    factors = all(name.endswith((".lora_A", ".lora_B")) for name in wanted)
-    return x.dtype if wanted and factors and narrow and plain else None
+    learns = any(layer.lora_A.requires_grad or layer.lora_B.requires_grad for layer in adapted)
+    alone = learns and not any(part.requires_grad for part in weights)
+    return x.dtype if alone and all(layer.joins(x) for layer in adapted) else None
 
 
-def _every_weight(block: Any, layers: list[Any], x: Tensor) -> torch.dtype | None:
+def _every_weight(layers: list[Any], weights: list[Tensor], x: Tensor) -> torch.dtype | None:
     """The type of products where every weight is trained under autocast."""
-    parts = (x, *block.parameters())
-    wide = all(part.dtype == torch.float32 and part.requires_grad for part in parts)
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    narrow = kind == torch.bfloat16 and all(map(_is_plain, layers))
-    return kind if wide and narrow else None
+    if any(hasattr(layer, "lora_A") for layer in layers) or not torch.is_autocast_enabled("cpu"):
+        return None
+    wide = all(part.dtype == torch.float32 and part.requires_grad for part in (x, *weights))
+    kind = torch.get_autocast_dtype("cpu")
+    return kind if wide and kind == torch.bfloat16 else None
 
 
 def _is_plain(layer: nn.Module) -> bool:
