@@ -227,10 +227,10 @@ def test_what_cannot_be_is_refused(fields, reason):
 
 @pytest.mark.parametrize("watch", [{"every": 7}, {"every": 1, "at": [7]}])
 def test_what_a_branch_would_never_come_to_is_refused(watch):
-    with pytest.raises(TrainingError, match="watch names step 7, and the branch has 6"):
-        Watch.model_validate(watch).check(6)
-    Watch.model_validate(watch).check(7)  # control
-    Watch.model_validate({"every": 7, "until": {}}).check(6)  # a guard looks at the end
+    with pytest.raises(TrainingError, match="b: watch names step 7, and the branch has 6"):
+        Watch.model_validate(watch).check(6, "b")
+    Watch.model_validate(watch).check(7, "b")  # control
+    Watch.model_validate({"every": 7, "until": {}}).check(6, "b")  # a guard looks at the end
 
 
 def damaged(folder, name, content):

@@ -84,12 +84,12 @@ def train_branch(
             say(f"{label}: its forget loss falls without end, and no watch.until stops it")
         steps, others = sum(span.steps for span in made.spans), list[AtSteps]()
         if config.watch is not None:
-            config.watch.check(steps)
+            config.watch.check(steps, label)
         watched = config.watch and Watcher(
             config.watch, evaluated, made.parameters, folder, f"{label} watch"
         )
         if config.keep is not None:
-            others.append(Keeper(config.keep, write, made.ends, folder, steps=steps))
+            others.append(Keeper(config.keep, write, made.ends, folder, steps=steps, label=label))
         if halves.relevel is not None:
             assert config.levels is not None and halves.levels is not None
             given = config.levels.every, halves.levels, relevelled, folder

@@ -57,12 +57,13 @@ class Keeper:
         folder: Path,
         *,
         steps: int,
+        label: str,
     ) -> None:
         """`write` puts the weights as they are now into a folder, whole or not at all. What a
-        branch of so many `steps` would never come to is refused."""
+        branch `label` of so many `steps` would never come to is refused."""
         last = max(config.every, *config.at, 0)
         if last > steps:
-            raise TrainingError(f"keep names step {last}, and the branch has {steps}")
+            raise TrainingError(f"{label}: keep names step {last}, and the branch has {steps}")
         self.config, self.write, self.ends = config, write, ends
         self.folder = folder
 

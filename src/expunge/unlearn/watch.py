@@ -110,11 +110,11 @@ class Watch(Section):
             )
         return self
 
-    def check(self, steps: int) -> None:
+    def check(self, steps: int, label: str) -> None:
         """Refuse what a branch of so many steps would never come to; a guard looks at its end."""
         last = max(self.every if self.until is None else 0, *self.at, 0)
         if last > steps:
-            raise TrainingError(f"watch names step {last}, and the branch has {steps}")
+            raise TrainingError(f"{label}: watch names step {last}, and the branch has {steps}")
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step, counted from 1."""
