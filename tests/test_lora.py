@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from expunge.lora import Lora, LoraLinear
+from expunge.low_rank import keep_mask
 
 
 def layer(dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, torch.Tensor]:
@@ -68,9 +69,37 @@ def test_a_frozen_layer_and_its_term_in_one_function_give_the_same():
         assert float((ours - right).norm() / right.norm()) < 0.01
 
 
-def test_dropout_and_autocast_keep_them_apart():
-    made, x = layer(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.999])
+def test_a_share_of_inputs_is_dropped(dtype, share):
+    x = torch.empty(300, 1001, dtype=dtype)
+    torch.manual_seed(0)
+    mask, other = keep_mask(x, share), keep_mask(x, share)
+    torch.manual_seed(0)
+    assert torch.equal(keep_mask(x, share), mask)
+    assert mask.dtype == dtype and mask.shape == x.shape
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    spread = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(float(mask.double().mean()) - (1 - share)) < 5 * spread + 2**-16
+    both = float((mask.double() * other.double()).mean())  # independent
+    assert abs(both - (1 - share) ** 2) < 10 * spread + 2**-15
+    rows = mask.double().mean(1)  # no row, no column fares otherwise
+    assert float((rows - rows.mean()).abs().max()) < 6 * (share * (1 - share) / 1001) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_is_of_the_inputs_of_a_and_the_kept_make_up_for_it(dtype):
+    made, x = layer(dtype)
     made.base.requires_grad_(False)
     made.dropout = 0.5
-    assert not made.train().joins(x)
-    assert made.eval().joins(x)
+    torch.manual_seed(3)
+    out = made.train()(x)
+    torch.manual_seed(3)
+    a, b = made.lora_A.to(dtype), made.lora_B.to(dtype)
+    right = made.base(x) + 4 * F.linear(F.linear(x * keep_mask(x, 0.5), a), b)
+    weights = torch.randn_like(out)
+    inputs = [x, made.lora_A, made.lora_B]
+    one, two = (torch.autograd.grad((y * weights).sum(), inputs) for y in (out, right))
+    for ours, theirs in zip((out.detach(), *one), (right.detach(), *two), strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+    assert not torch.equal(out, made.eval()(x))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from expunge.adapter_files import (
 )
 from expunge.config import Section
 from expunge.errors import ModelError
-from expunge.low_rank import adapted, with_term
+from expunge.low_rank import adapted, keep_mask, with_term
 from expunge.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -76,23 +75,33 @@ class LoraLinear(nn.Module):
         """W x + b, plus the low-rank term: (..., in) to (..., out)."""
         if not self.enabled:
             return self.base(x)
-        if self.joins(x):
+        if not self.dropping and self.joins(x):
             given = self.base.weight, self.base.bias, self.lora_A, self.lora_B
             return adapted(x, *given, self.scale)
         y = self.base(x)
-        x = F.dropout(x, self.dropout, self.training).to(y.dtype)
-        return with_term(x, y, self.lora_A, self.lora_B, self.scale)
+        if self.dropping:
+            x = x * keep_mask(x, self.dropping)
+        return with_term(x.to(y.dtype), y, self.lora_A, self.lora_B, self.kept_scale)
+
+    @property
+    def dropping(self) -> float:
+        """The share of the inputs of A that is dropped now."""
+        return self.dropout if self.training else 0.0
+
+    @property
+    def kept_scale(self) -> float:
+        """The scale of a term whose dropped inputs the others make up for."""
+        return self.scale / (1 - self.dropping)
 
     def joins(self, x: Tensor) -> bool:
-        """Whether the frozen layer and the low-rank term are one function here.
+        """Whether the frozen layer and the low-rank term may be one function here.
 
-        They read the same numbers then, and the layer's own way of being called does nothing more
-        than its product.
+        They read numbers of one type then, and the layer's own way of being called does nothing
+        more than its product.
         """
         weight = self.base.weight
         return (
-            not (self.training and self.dropout)
-            and x.dtype == weight.dtype == torch.bfloat16
+            x.dtype == weight.dtype == torch.bfloat16
             and not weight.requires_grad
             and not torch.is_autocast_enabled(x.device.type)
             and not hasattr(weight, "ds_id")  # DeepSpeed gathers it when the layer is called

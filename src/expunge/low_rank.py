@@ -5,9 +5,27 @@ Dimensions: r rank, (out, in) the shape of the layer. ΔW = scale · B A, A (r, 
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def keep_mask(x: Tensor, share: float) -> Tensor:
+    """1 where an input is kept, 0 where it is dropped, a `share` of them: shaped as x, of its type.
+
+    torch draws such masks on a CPU by one thread and a number each, which takes as long as the rest
+    of a layer. Here four numbers of 15 bits come of one of 64 bits, so a share is met to 2⁻¹⁶.
+    """
+    if x.device.type != "cpu":
+        return torch.empty_like(x).bernoulli_(1 - share)
+    seed = int(torch.randint(2**62, (1,)))
+    drawn = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+    bits = torch.from_numpy(drawn).view(x.shape).bitwise_and_(0x7FFF)
+    bits = bits.neg_().add_(round(share * 2**15) - 1).bitwise_right_shift_(15)  # -1 where kept
+    if x.dtype == torch.bfloat16:
+        return bits.bitwise_and_(0x3F80).view(torch.bfloat16)  # 1.0, or 0
+    return bits.neg_().to(x.dtype)
 
 
 def adapted(

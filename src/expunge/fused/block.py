@@ -28,6 +28,7 @@ from expunge.fused.parts import (
     rotated,
     rotated_back,
 )
+from expunge.low_rank import keep_mask
 from expunge.short_attention import attended, attended_back
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,7 +45,9 @@ class Form:
     scaling: float
     eps: tuple[float, float]
     scales: tuple[float, ...]
-    """Of the low-rank terms of LAYERS."""
+    """Of the low-rank terms of LAYERS, that make up for dropped inputs too."""
+    dropping: tuple[float, ...]
+    """The shares of their inputs that are dropped."""
     kind: torch.dtype
     """That products are formed in; x has its own."""
 
@@ -75,7 +78,13 @@ class _Block(torch.autograd.Function):
             assert first is not None and second is not None
             narrow = [None if part is None else part.to(form.kind) for part in weights[2:]]
             cos, sin = cos.to(form.kind), sin.to(form.kind)
-            layers = _layers(narrow, form.scales)
+            masks = [
+                keep_mask(x.new_empty(len(x), a.shape[1], dtype=form.kind), share)
+                if share and a is not None
+                else None
+                for a, share in zip(narrow[2::4], form.dropping, strict=True)
+            ]
+            layers = _layers(narrow, masks, form.scales)
             n, r1 = normed(x, first, form.eps[0])
             n = n.to(form.kind)
             (q, k, v), low_n = products(n, layers[_QKV])
@@ -91,17 +100,18 @@ class _Block(torch.autograd.Function):
             (y,), low_inner = products(opened * up, layers[_OUT])
         lows = [low_n, low_heads, low_m, low_inner]
         own = [x, cos, sin, first, second, n, r1, heads, h, m, r2, gate, up, opened]
-        ctx.form, ctx.counts = form, (len(own), len(lows), len(narrow))
-        ctx.save_for_backward(*own, *lows, *narrow, *kept)
+        ctx.form, ctx.counts = form, (len(own), len(lows), len(narrow), len(masks))
+        ctx.save_for_backward(*own, *lows, *narrow, *masks, *kept)
         return y.add_(h) if y.dtype == h.dtype else h + y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         form, saved = ctx.form, iter(ctx.saved_tensors)
-        own, lows, narrow = (list(islice(saved, count)) for count in ctx.counts)
+        own, lows, narrow, masks = (list(islice(saved, count)) for count in ctx.counts)
         x, cos, sin, first, second, n, r1, heads, h, m, r2, gate, up, opened = own
         low_n, low_heads, low_m, low_inner = lows
-        layers, (to_first, to_second, to_weights) = _layers(narrow, form.scales), _wanted(ctx)
+        layers = _layers(narrow, masks, form.scales)
+        to_first, to_second, to_weights = ctx.needs_input_grad[4:7]
         g: Tensor = gradients[0]
 
         outer = [g.to(form.kind)]
@@ -127,15 +137,12 @@ class _Block(torch.autograd.Function):
         return to_x, None, None, None, of_first, of_second, *_flat(found)
 
 
-def _wanted(ctx: Any) -> tuple[bool, bool, bool]:
-    """Whether gradients to the norms and to the weights are asked for."""
-    return ctx.needs_input_grad[4], ctx.needs_input_grad[5], ctx.needs_input_grad[6]
-
-
-def _layers(flat: Sequence[Any], scales: tuple[float, ...]) -> list[Layer]:
+def _layers(
+    flat: Sequence[Any], masks: Sequence[Tensor | None], scales: tuple[float, ...]
+) -> list[Layer]:
     """The layers of (W, b, A, B) one after another."""
-    parts = [flat[start : start + 4] for start in range(0, len(flat), 4)]
-    return [Layer(w, bias, a, b, s) for (w, bias, a, b), s in zip(parts, scales, strict=True)]
+    parts = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], scales, masks, strict=True)
+    return [Layer(*part) for part in parts]
 
 
 def _flat(found: list[Gradients]) -> list[Tensor | None]:

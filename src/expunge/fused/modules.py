@@ -75,9 +75,10 @@ def _form(block: Any, x: Tensor, options: dict[str, Any]) -> Form | None:
     parts = (attention, block.mlp, block.mlp.act_fn, *norms, *layers, *bases)
     if kind is None or not all(map(_is_plain, bases)) or any(map(_watched, parts)):
         return None
-    scales = tuple(getattr(layer, "scale", 1.0) for layer in layers)
+    scales = tuple(getattr(layer, "kept_scale", 1.0) for layer in layers)
+    dropping = tuple(getattr(layer, "dropping", 0.0) for layer in layers)
     eps = (norms[0].variance_epsilon, norms[1].variance_epsilon)
-    return Form(lengths, attention.head_dim, attention.scaling, eps, scales, kind)
+    return Form(lengths, attention.head_dim, attention.scaling, eps, scales, dropping, kind)
 
 
 def _factors_alone(layers: list[Any], weights: list[Tensor], x: Tensor) -> torch.dtype | None:

@@ -62,6 +62,12 @@ class Layer:
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 1.0
+    mask: Tensor | None = None
+    """Of the inputs of A, as `low_rank.keep_mask` gives it; None where all are kept."""
+
+    def kept(self, x: Tensor) -> Tensor:
+        """The inputs of A: (T, in)."""
+        return x if self.mask is None else x * self.mask
 
 
 @dataclass
@@ -77,10 +83,14 @@ class Gradients:
 def products(x: Tensor, layers: Sequence[Layer]) -> tuple[list[Tensor], Tensor | None]:
     """What layers of one input give, each (T, out), and x Aᵀ of all their A's: (T, Σ r).
 
-    One product serves the A's of all of them.
+    One product serves the A's of all of them, unless each drops inputs of its own.
     """
-    stacked = _stacked(layers)
-    low = None if stacked is None else x @ stacked.T
+    adapted = [layer for layer in layers if layer.a is not None]
+    low = None
+    if any(layer.mask is not None for layer in adapted):
+        low = torch.cat([layer.kept(x) @ layer.a.T for layer in adapted if layer.a is not None], 1)
+    elif adapted:
+        low = x @ _stacked(adapted).T
     outputs = [F.linear(x, layer.weight, layer.bias) for layer in layers]
     for y, layer, columns in zip(outputs, layers, _columns(layers), strict=True):
         if low is not None and layer.b is not None:
@@ -110,32 +120,32 @@ def products_back(
         for g, layer, one in zip(outer, layers, found, strict=True):
             one.weight = (g.T @ x).float()
             one.bias = None if layer.bias is None else g.sum(0, dtype=torch.float32)
-    stacked = _stacked(layers)
-    if stacked is None or low is None:
+    adapted = [(g, layer) for g, layer in zip(outer, layers, strict=True) if layer.a is not None]
+    if low is None or not adapted:
         return given, found
-    z = torch.cat(
-        [
-            (g @ at.b).mul_(at.scale)
-            for g, at in zip(outer, layers, strict=True)
-            if at.b is not None
-        ],
-        dim=1,
-    )
-    given.addmm_(z, stacked)
-    to_a = (z.T @ x).float()
-    for g, layer, one, rows in zip(outer, layers, found, _columns(layers), strict=True):
+    parts = [(g @ layer.b).mul_(layer.scale) for g, layer in adapted if layer.b is not None]
+    to_a = []
+    if any(layer.mask is not None for _, layer in adapted):
+        for z, (_, layer) in zip(parts, adapted, strict=True):
+            assert layer.a is not None
+            to_x = z @ layer.a
+            given.add_(to_x if layer.mask is None else to_x.mul_(layer.mask))
+            to_a.append((z.T @ layer.kept(x)).float())
+    else:
+        z = torch.cat(parts, dim=1)
+        given.addmm_(z, _stacked([layer for _, layer in adapted]))
+        to_a = list((z.T @ x).float().split([part.shape[1] for part in parts]))
+    for g, layer, one, columns in zip(outer, layers, found, _columns(layers), strict=True):
         if layer.b is not None:
-            one.a = to_a[rows]
-            one.b = (g.T @ low[:, rows]).float().mul_(layer.scale)
+            one.a = to_a.pop(0)
+            one.b = (g.T @ low[:, columns]).float().mul_(layer.scale)
     return given, found
 
 
-def _stacked(layers: Sequence[Layer]) -> Tensor | None:
+def _stacked(layers: Sequence[Layer]) -> Tensor:
     """The A's under one another: (Σ r, in)."""
     there = [layer.a for layer in layers if layer.a is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    return torch.cat(there)
+    return there[0] if len(there) == 1 else torch.cat(there)
 
 
 def _columns(layers: Sequence[Layer]) -> list[slice]:
