@@ -97,8 +97,8 @@ def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
 
 
 def keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
-    """Whether a gradient is wanted on a CPU, where torch's own passes take 1.1 times (500 tokens)
-    to 3.1 times (120 tokens) as long (benchmarks/attention.py)."""
+    """Whether a gradient is wanted on a CPU, where torch's own passes take 1.3 times (500 tokens)
+    to 2.6 times (15 tokens) as long (benchmarks/attention.py)."""
     trained = torch.is_grad_enabled() and query.requires_grad
     return trained and query.device.type == "cpu" and max(lengths) <= SHORT
 
