@@ -39,7 +39,7 @@ def causal_attention(
     Keys beyond the queries are a cached prefix that every sequence sees whole.
     """
     prefix = key.shape[2] - query.shape[2]
-    if not prefix and keeps_weights(query, lengths):
+    if not prefix and _keeps_weights(query, lengths):
         kind = _compute_type(query)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
         factor = query.shape[3] ** -0.5 if scale is None else scale
@@ -96,7 +96,7 @@ def _longest(key: Tensor, query: Tensor, lengths: tuple[int, ...]) -> int:
     return max(lengths) + key.shape[2] - query.shape[2]
 
 
-def keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
+def _keeps_weights(query: Tensor, lengths: tuple[int, ...]) -> bool:
     """Whether a gradient is wanted on a CPU, where torch's own passes take 1.3 times (500 tokens)
     to 2.6 times (15 tokens) as long (benchmarks/attention.py)."""
     trained = torch.is_grad_enabled() and query.requires_grad
