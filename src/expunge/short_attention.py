@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -162,14 +163,16 @@ def _layout(lengths: tuple[int, ...]) -> _Layout:
     """The longest first, each into the first bin that has room for it."""
     least = min(NARROWEST, _whole(sum(lengths)))
     bins: list[tuple[int, list[int]]] = []
+    room: list[int] = []  # of each bin
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        room = (held for width, held in bins if width >= lengths[number] + _filled(held, lengths))
-        held = next(room, None)
-        if held is None:
-            held = []
-            bins.append((max(least, _whole(lengths[number])), held))
-        held.append(number)
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        length = lengths[number]
+        place = next((i for i, left in enumerate(room) if left >= length), len(bins))
+        if place == len(bins):
+            room.append(max(least, _whole(length)))
+            bins.append((room[place], []))
+        bins[place][1].append(number)
+        room[place] -= length
+    starts = list(accumulate(lengths, initial=0))
     with torch.inference_mode(False):
         shelves, tokens = [], []
         for width, rows in _shelved(bins):
@@ -198,10 +201,6 @@ def _shelved(bins: list[tuple[int, list[int]]]) -> Iterator[tuple[int, list[list
 def places(longest: int) -> int:
     """Places of a bin that holds a sequence of `longest` tokens, where there are others too."""
     return max(NARROWEST, _whole(longest))
-
-
-def _filled(held: list[int], lengths: tuple[int, ...]) -> int:
-    return sum(lengths[i] for i in held)
 
 
 def _whole(length: int) -> int:

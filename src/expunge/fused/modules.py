@@ -69,11 +69,13 @@ def _form(block: Any, x: Tensor, options: dict[str, Any]) -> Form | None:
         return None
     layers, norms = _linear(block), (block.input_layernorm, block.post_attention_layernorm)
     bases = [getattr(layer, "base", layer) for layer in layers]
+    if not all(map(_is_plain, bases)):
+        return None
     weights = [norm.weight for norm in norms]
     weights += [part for base in bases for part in (base.weight, base.bias) if part is not None]
     kind = _factors_alone(layers, weights, x) or _every_weight(layers, weights, x)
     parts = (attention, block.mlp, block.mlp.act_fn, *norms, *layers, *bases)
-    if kind is None or not all(map(_is_plain, bases)) or any(map(_watched, parts)):
+    if kind is None or any(map(_watched, parts)):
         return None
     scales = tuple(getattr(layer, "kept_scale", 1.0) for layer in layers)
     dropping = tuple(getattr(layer, "dropping", 0.0) for layer in layers)
