@@ -239,13 +239,11 @@ class Calibrating(Training, ABC):
         count = self.folds.cross
         fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
         documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
+        side = self._with_tasks(side, config, "calibration")
+        shown = {"per_term": config.per_term, "by_task": config.by_task}
         return Given(
-            read(
-                self._with_tasks(side, config, "calibration"),
-                per_term=config.per_term,
-                documents=config.documents,
-                by_task=config.by_task,
-            ),
+            read(side, documents=config.documents, **shown),
+            read(side, **shown),
             read(
                 self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test"),
                 by_task=config.by_task,

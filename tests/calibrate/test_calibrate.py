@@ -159,6 +159,17 @@ def test_a_picked_adapter_says_what_its_point_said(found, run, tmp_path):
     assert shown.neutral == pytest.approx(told["neutral_nll"], abs=2e-2)
 
 
+def test_a_search_on_a_sample_ends_with_a_finalist_that_all_documents_balance(found, run):
+    """Four non-members place the line; the winner stands within the tolerance for all of them."""
+    done = calibrate(run, *SEARCH, "-o", "documents=4", "-o", "finalists=1", "--json")
+    sampled = json.loads(done.stdout)
+    assert sampled["documents"] == found["documents"]  # which all of them chose by
+    assert sampled["documents"]["calibration"]["nonmembers"] > 4
+    winner = sampled["points"][sampled["chosen"]]
+    assert winner["balanced"]
+    assert abs(winner["calibration"]["auc"] - 0.5) <= sampled["settings"]["tolerance"]
+
+
 def test_floors_that_nothing_meets_show_the_nearest_and_end_with_2(run):
     done = calibrate(run, *SEARCH, "--floors", "neutral=1")
     assert done.returncode == 2

@@ -8,12 +8,12 @@ from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
 from expunge.calibrate.floors import said, shortfalls
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.outcome import candidate_of, front
-from expunge.calibrate.reading import Reading
+from expunge.calibrate.reading import Material, Reading
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.search import Point, Search
 from expunge.calibrate.section import Calibrate, Floors
 from expunge.config import parse_section
-from expunge.data.batches import encode_document
+from expunge.data.batches import TokenSequence, encode_document
 from expunge.data.examples import Document
 from expunge.errors import CalibrationError, RecipeError
 from expunge.models import load_tokenizer
@@ -132,6 +132,7 @@ def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():
     """The line of the first ended short of 1/2; its aggregate is the greater all the same."""
     search = Search.__new__(Search)
     search.config, search.value = Calibrate(finalists=2), OBJECTIVES["aggregate"].fn
+    search.whole = search.given = Material([], [], [], [], None)
     line = Candidate(over=DEEP, under=NONE, t=0.5)
     told = [(reading(auc=0.9), False), (reading(retain=0.95), True)]
     search.points = [Point(alone(NONE), "target", reading(), {})]
@@ -141,6 +142,35 @@ def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():
     assert search.finals(lambda reader: entry) == 2
     search.points[2] = replace(search.points[2], short={"neutral NLL": 1.0})
     assert search.finals(lambda reader: entry) == 1  # the control: it is better than nothing
+
+
+def test_a_finalist_is_balanced_by_all_documents_where_a_sample_chose_its_line():
+    """The sample has the balance at 0.3, all documents at 0.6; no trial but the finalist moves."""
+    search = Search.__new__(Search)
+    search.config, search.value = Calibrate(finalists=1), OBJECTIVES["aggregate"].fn
+    text = ("a", TokenSequence(tokens=(1, 2), answer_start=1, id="a"))
+    search.given, search.whole = (Material([], [text] * n, [], [], None) for n in (1, 2))
+    line, asked = Candidate(over=DEEP, under=NONE, t=0.3), []
+    search.points = [Point(alone(NONE), "target", reading(auc=1.0), {})]
+    search.points += [Point(alone(DEEP), "end", reading(auc=0.2), {})]
+    search.points += [Point(line, "trial", reading(forget=f), {}) for f in (0.1, 0.2)]
+
+    def membership(candidate, given):
+        zero = 0.3 if given is search.given else 0.6
+        asked.append(candidate.t)
+        return reading(auc=min(1.0, max(0.0, 0.5 + candidate.t - zero)))
+
+    def screened(candidate, role, target, given):
+        return Point(candidate, role, membership(candidate, given), {})
+
+    entry = {"collapse": {"collapsed": False}, "semeval": {"mmlu": None}}
+    search._membership, search._screened = membership, screened  # pyright: ignore
+    search._official = lambda candidate, now, judge: (now, entry)  # pyright: ignore
+    assert search.finals(lambda reader: entry) == 2
+    assert asked[0] == 0.3  # begins where the sample had it
+    assert abs(search.points[2].reading.auc - 0.5) <= search.config.tolerance
+    assert abs(search.points[2].candidate.t - 0.6) <= search.config.tolerance
+    assert search.points[3].candidate.t == 0.3
 
 
 def test_a_repair_by_other_texts_is_another_candidate(tiny_folder, tmp_path):

@@ -40,6 +40,13 @@ def test_a_good_guess_of_the_ends_needs_one_step():
     assert seen == [pytest.approx(0.3)]
 
 
+def test_it_begins_where_it_is_told_to():
+    seen: list[float] = []
+    found = solve_balance(line(0.3, 10, seen), ends=(-3, 7), tolerance=0.02, steps=9, start=0.04)
+    assert seen[0] == 0.04
+    assert abs(found.auc - 0.5) <= 0.02
+
+
 def test_a_line_that_never_comes_to_the_balance_says_so_and_gives_its_nearest():
     found = solve_balance(line(-0.5, 2, []), tolerance=0.02, steps=5)
     assert not found.bracketed

@@ -26,8 +26,11 @@ ADAPTER = "adapter"
 class Given:
     """The documents of a calibration."""
 
+    sample: Material
+    """What the search reads: a sample of `calibration` where that is much."""
+
     calibration: Material
-    """What the search may read; a sample where there is much."""
+    """What chooses: all documents on its side, and the items of the sample."""
 
     test: Material
     """What only judges."""
@@ -56,7 +59,7 @@ def calibrate(
 
     Ends that do not bracket the balance are a `CalibrationError`.
     """
-    search = Search(resident, given.calibration, config, ends)
+    search = Search(resident, given.sample, given.calibration, config, ends)
     search.run(folder, name)
     screening = {
         "candidates": resident.screened + search.elsewhere[0],

@@ -12,7 +12,7 @@ from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.reading import Material, Reading, documents_of, officially, screen
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.section import Calibrate
-from expunge.calibrate.solve import solve_balance
+from expunge.calibrate.solve import Solved, solve_balance
 from expunge.calibrate.study import finished, open_study
 from expunge.errors import CalibrationError
 from expunge.evaluate.balance import balance
@@ -56,10 +56,16 @@ class Search:
     """One search over the lines between some ends, on the calibration fold."""
 
     def __init__(
-        self, resident: Resident, given: Material, config: Calibrate, ends: Sequence[End]
+        self,
+        resident: Resident,
+        given: Material,
+        whole: Material,
+        config: Calibrate,
+        ends: Sequence[End],
     ) -> None:
-        """`ends` are the branches first, in order, then their snapshots."""
-        self.resident, self.given, self.config = resident, given, config
+        """`ends` are the branches first, in order, then their snapshots; `whole` has all documents,
+        of which `given` may be a sample."""
+        self.resident, self.given, self.whole, self.config = resident, given, whole, config
         self.ends = [*ends, End(branch=TARGET)]
         self.value = OBJECTIVES[config.objective].fn
         target = self._screened(alone(End(branch=TARGET)), "target", None)
@@ -101,7 +107,8 @@ class Search:
         return key_of(self.resident.key, self.resident.dtype, ends, shown, [t.id for t in texts])
 
     def finals(self, judge: Judge) -> int | None:
-        """The number of the best trial, once the best few were generated from and scored.
+        """The number of the best trial, once the best few were balanced on all documents, where
+        the search read a sample, generated from and scored.
 
         One whose line was not bracketed comes after all that were, whatever is maximised. Where
         those fail then, as many again are judged twice over; None where all do.
@@ -116,7 +123,9 @@ class Search:
         for place, number in enumerate(able[: 3 * config.finalists]):
             if best is not None and place >= config.finalists:
                 break
-            point = self.points[number]
+            point = self.points[number] = self._settled(self.points[number])
+            if point.short:
+                continue
             official = self._official(point.candidate, point.reading, judge)
             refused = _refusal(official, before, self.config)
             self.points[number] = replace(point, official=official[0], refused=refused)
@@ -138,9 +147,33 @@ class Search:
         lacks = point.refused or said(point.reading, self.target, self.config.floors)
         return number, lacks or "what its official scores, which were not taken, may show"
 
-    def _screened(self, candidate: Candidate, role: str, target: Reading | None) -> Point:
+    def _settled(self, point: Point) -> Point:
+        """A trial whose line is balanced by all documents, beginning where a sample had it."""
+        if self.whole == self.given:
+            return point
+        solved = self._solved(point.candidate, self.whole, start=point.candidate.t)
+        candidate = point.candidate.at(solved.t)
+        found = self._screened(candidate, point.role, self.target, self.whole)
+        return replace(found, balanced=solved.bracketed)
+
+    def _solved(self, line: Candidate, given: Material, start: float | None = None) -> Solved:
+        return solve_balance(
+            lambda t: self._membership(line.at(t), given),
+            ends=(self._gap(line.over), self._gap(line.under)),
+            tolerance=self.config.tolerance,
+            steps=self.config.steps,
+            start=start,
+        )
+
+    def _screened(
+        self,
+        candidate: Candidate,
+        role: str,
+        target: Reading | None,
+        given: Material | None = None,
+    ) -> Point:
         with self.resident.reader(candidate) as reader:
-            reading = screen(reader, self.given, self.config.attacks)
+            reading = screen(reader, given or self.given, self.config.attacks)
         lacks = {} if target is None else shortfalls(reading, target, self.config.floors)
         return Point(candidate, role, reading, lacks)
 
@@ -160,7 +193,7 @@ class Search:
                 continue
             end, auc = point.candidate.over, point.reading.auc
             if auc > balanced and most > 1:
-                further = self._membership(alone(end, most)).auc
+                further = self._membership(alone(end, most), self.given).auc
                 tried.append(f"{end.label} {auc:.2f}, at scale {most:g} {further:.2f}")
                 (over if further <= balanced else under).append(end)
             else:
@@ -190,12 +223,7 @@ class Search:
         while len(found) < config.trials:
             trial = study.ask()
             line = _suggested(trial, config, over, under)
-            solved = solve_balance(
-                lambda t, line=line: self._membership(line.at(t)),
-                ends=(self._gap(line.over), self._gap(line.under)),
-                tolerance=config.tolerance,
-                steps=config.steps,
-            )
+            solved = self._solved(line, self.given)
             candidate = line.at(solved.t)
             point = self._screened(candidate, "trial", self.target)
             trial.set_user_attr("candidate", candidate.model_dump(mode="json"))
@@ -219,10 +247,10 @@ class Search:
         known = {p.candidate.over.label: p for p in self.points if p.role in ("end", "target")}
         return known[end.label].reading.gap
 
-    def _membership(self, candidate: Candidate) -> Reading:
+    def _membership(self, candidate: Candidate, given: Material) -> Reading:
         """Only what the attacks say of a candidate."""
         with self.resident.reader(candidate) as reader:
-            scored = documents_of(reader, self.given, self.config.attacks)
+            scored = documents_of(reader, given, self.config.attacks)
         return Reading({}, balance(scored), 0.0)
 
 

@@ -79,10 +79,12 @@ class Calibrate(Section):
     """Items of each term that are screened, at most."""
 
     documents: int = Field(default=48, ge=4)
-    """Members, and non-members, that are screened, at most; with by_task of each task."""
+    """Members, and non-members, that the search reads, at most; with by_task of each task. The
+    finalists are balanced on all."""
 
     finalists: int = Field(default=2, ge=1)
-    """Candidates that are generated from and scored officially on the calibration fold."""
+    """Candidates that are balanced on all documents of the calibration fold, generated from and
+    scored officially there."""
 
     sampler: str = Field(default="tpe", pattern="^(tpe|cmaes)$")
     """Optuna's sampler of what is not solved for."""

@@ -35,24 +35,27 @@ def solve_balance(
     ends: tuple[float | None, float | None] = (None, None),
     tolerance: float,
     steps: int,
+    start: float | None = None,
 ) -> Solved:
     """The t in [0, 1] where the AUC is 1/2, by false position within a bracket.
 
         t = a - g_a (b - a) / (g_b - g_a),   kept a tenth of the bracket off its ends
 
-    `ends` are the gaps at 0 and 1 as far as they are known: they place the first step, and are not
-    taken for seen. The side of a point is that of its AUC; the gap only says how far it is, for an
-    AUC of 0 or 1 says nothing. A side that stays twice has its gap halved (Illinois).
+    `ends` are the gaps at 0 and 1 as far as they are known: they place the first step, where
+    `start` does not, and are not taken for seen. The side of a point is that of its AUC; the gap
+    only says how far it is, for an AUC of 0 or 1 says nothing. A side that stays twice has its gap
+    halved (Illinois).
     """
     low, high = 0.0, 1.0
     below, above = -abs(ends[0] or 1.0), abs(ends[1] or 1.0)
     seen_below = seen_above = False
     best: tuple[float, float] | None = None
     last = 0
-    for _ in range(steps):
+    for step in range(steps):
         width = high - low
         t = low - below * width / (above - below)
         t = min(max(t, low + 0.1 * width), high - 0.1 * width)
+        t = start if start is not None and step == 0 else t
         found = read(t)
         off = found.auc - 0.5
         if best is None or abs(off) < abs(best[1] - 0.5):

@@ -27,8 +27,12 @@ def calibrating(
     ends = len(branches) + config.snapshots * len(kept)
     always = 1 + ends + (len(branches) > 1)  # the target, the ends and the paper's merge
     further = ends * (config.scale[1] > 1) + config.trials * config.steps
-    read = (always + further) * _documents(given.calibration)
-    read += (always + config.trials) * _items(given.calibration)
+    read = (always + further) * _documents(given.sample)
+    read += (always + config.trials) * _items(given.sample)
+    if given.sample != given.calibration:
+        read += config.finalists * (
+            config.steps * _documents(given.calibration) + _items(given.calibration)
+        )
     read += (always + 1) * (_documents(given.test) + _items(given.test))
     read += len(around(0.5)) * _documents(given.everything)
     judged = [reading("target", pipeline, data, tokenizer, side)]

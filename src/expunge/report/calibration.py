@@ -60,8 +60,8 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
         each = spent["seconds"] / spent["candidates"]
         said.append(
             f"{spent['candidates']} candidates were screened in {spent['seconds']:.0f} s "
-            f"({each:.1f} s each; what was known cost nothing), and the finalists generated from "
-            f"in {spent['official_seconds']:.0f} s."
+            f"({each:.1f} s each; what was known cost nothing), and the finalists balanced on all "
+            f"documents and generated from in {spent['official_seconds']:.0f} s."
         )
     return said
 
