@@ -27,7 +27,7 @@ check: $(READY)
 	$(BIN)/expunge docs --check
 
 bench: $(READY)
-	@set -e; for script in $(filter-out %_peers.py %_ours.py %_olmo.py %standins.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out %_peers.py %_ours.py %_inputs.py %_items.py %_olmo.py %standins.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
 
 bench-merge: $(READY)
 	$(BIN)/python benchmarks/merge.py

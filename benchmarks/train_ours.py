@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train import sequences
+from train_items import sequences
 
 from expunge import lora, models
 from expunge.unlearn.objective import Objective, Term
