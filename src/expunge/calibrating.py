@@ -248,7 +248,7 @@ class Calibrating(Training, ABC):
                 self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test"),
                 by_task=config.by_task,
             ),
-            read(documents),
+            read(documents, by_task=config.by_task),
             fold.__getitem__,
             count,
         )

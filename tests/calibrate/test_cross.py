@@ -17,8 +17,7 @@ def rising(offsets, others) -> Line:
 
 def test_the_balance_lies_where_members_pass_the_others():
     line = rising([0.0, 0.0], [3.0, 3.0])
-    everyone = np.array([True, True])
-    assert balanced_at(line, everyone, everyone) == pytest.approx(0.3, abs=1e-6)
+    assert balanced_at(line) == pytest.approx(0.3, abs=1e-6)
 
 
 def test_no_place_on_a_line_is_better_for_the_worst_attack_than_the_balance():
@@ -30,7 +29,7 @@ def test_no_place_on_a_line_is_better_for_the_worst_attack_than_the_balance():
             np.array([members + 8 * t - 4 + ahead for t in POINTS]),
             np.array([others] * len(POINTS)),
         )
-    line, everyone = Line(POINTS, scores), np.full(300, fill_value=True)
+    line = Line(POINTS, scores)
 
     def aucs(t: float) -> np.ndarray:
         return np.array([auc(m.tolist(), n.tolist()) for m, n in line.at(t).values()])
@@ -39,7 +38,7 @@ def test_no_place_on_a_line_is_better_for_the_worst_attack_than_the_balance():
         return float(np.abs(aucs(t) - 0.5).max())
 
     places = np.linspace(0, 1, 101)
-    balanced = worst(balanced_at(line, everyone, everyone))
+    balanced = worst(balanced_at(line))
     assert balanced == pytest.approx(min(map(worst, places)), abs=0.01)
     mean = min(places, key=lambda t: abs(aucs(t).mean() - 0.5))  # two of three outvote the third
     assert worst(mean) > balanced + 0.05
@@ -77,10 +76,25 @@ def test_a_fold_without_a_side_is_left_out():
     assert [f["fold"] for f in found["folds"]] == [0, 1]
 
 
+def test_tasks_that_are_balanced_apart_are_so_in_every_fold():
+    """One task of members passes at 0.1, the other at 0.5: the worst of both is least midway."""
+    line = rising([0.0, 4.0] * 4, [5.0, 5.1] * 4)
+    folds = [0, 0, 0, 0, 1, 1, 1, 1]
+    apart = Line(line.points, line.scores, (["a", "b"] * 4, ["a", "b"] * 4))
+    found = cross_calibrated(apart, folds, folds, folds=2)
+    assert {*found["folds"][0]["membership"]} == {"loss", "loss of a", "loss of b"}
+    for fold in found["folds"]:
+        aucs = [fold["membership"][f"loss of {task}"]["auc"] for task in "ab"]
+        assert sum(aucs) / 2 == pytest.approx(0.5)
+    with_one = Line(line.points, line.scores, (["a", "a"] * 4, ["a", "b"] * 4))
+    assert cross_calibrated(with_one, folds, folds, folds=2)["folds"]  # control
+    short = Line(line.points, line.scores, (["a", "b", "a", "a"] * 2, ["a", "b"] * 4))
+    assert not cross_calibrated(short, folds, folds, folds=2)["folds"]  # one member of b a fold
+
+
 def test_a_line_on_one_side_gives_its_nearer_end():
-    everyone = np.array([True, True])
-    assert balanced_at(rising([9.0, 9.0], [1.0, 1.0]), everyone, everyone) == 0.0
-    assert balanced_at(rising([-90.0, -90.0], [1.0, 1.0]), everyone, everyone) == 1.0
+    assert balanced_at(rising([9.0, 9.0], [1.0, 1.0])) == 0.0
+    assert balanced_at(rising([-90.0, -90.0], [1.0, 1.0])) == 1.0
 
 
 def test_the_points_about_a_place_stay_within_the_line():

@@ -14,7 +14,7 @@ from expunge.evaluate.balance import balance, midway
 from expunge.evaluate.membership import auc
 
 Sides = tuple[np.ndarray, np.ndarray]
-"""Scores of members and of non-members: (G, M), (G, N)."""
+"""Of members and of non-members: scores (G, M), (G, N), or masks (M,), (N,)."""
 
 STEPS = 40
 """Halvings of the bracket on interpolated scores, which cost nothing."""
@@ -30,9 +30,21 @@ class Line:
     scores: Mapping[str, Sides]
     """By attack."""
 
-    def at(self, t: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """The scores at t, each document's between those of the points beside it."""
-        return {name: (self._at(m, t), self._at(n, t)) for name, (m, n) in self.scores.items()}
+    tasks: tuple[Sequence[str], Sequence[str]] | None = None
+    """The task of each member and of each non-member, where tasks are balanced apart."""
+
+    def at(self, t: float, kept: Sides | None = None) -> dict[str, Sides]:
+        """The scores at t, each document's between those of the points beside it, (M,) and (N,),
+        and those of each task where these are balanced apart; `kept` are masks of either side."""
+        found: dict[str, Sides] = {}
+        for name, (members, others) in self.scores.items():
+            m, n = self._at(members, t), self._at(others, t)
+            one, two = kept or (np.full(len(m), fill_value=True), np.full(len(n), fill_value=True))
+            found[name] = m[one], n[two]
+            for task in sorted({*self.tasks[0]}) if self.tasks else ():
+                mine, theirs = (np.asarray(whose) == task for whose in self.tasks or ())
+                found[f"{name} of {task}"] = m[one & mine], n[two & theirs]
+        return found
 
     def _at(self, values: np.ndarray, t: float) -> np.ndarray:
         return np.array([np.interp(t, self.points, column) for column in values.T])
@@ -59,22 +71,21 @@ def cross_calibrated(
     """For each fold: the t that the other folds balance, and what this one shows there.
 
     `members` and `nonmembers` are the fold of each document. Returns `folds` (each with `t` and the
-    numbers of `balance` by attack), and of the held-out AUC, midway over the attacks, `auc_mean`
-    and `auc_deviation` over the folds, beside `t_deviation`. A fold that lacks a side is left out.
+    numbers of `balance` by attack and task), and of the held-out AUC, midway over these, `auc_mean`
+    and `auc_deviation` over the folds, beside `t_deviation`. A fold that lacks a side, of a task
+    too, is left out.
     `beyond` counts those that balance at no place between the line's ends, so that `t_deviation`
     is less than it would be.
     """
     m, n = np.asarray(members), np.asarray(nonmembers)
     found = []
     for fold in range(folds):
-        sides = [
-            side for whose in (m, n) for side in ((whose == fold).sum(), (whose != fold).sum())
-        ]
-        if min(sides) < 2:
+        held, others = (m == fold, n == fold), (m != fold, n != fold)
+        given = [*line.at(0.0, held).values(), *line.at(0.0, others).values()]
+        if min(len(side) for sides in given for side in sides) < 2:
             continue
-        t = balanced_at(line, m != fold, n != fold)
-        kept = {a: (x[m == fold], y[n == fold]) for a, (x, y) in line.at(t).items()}
-        each = balance({a: (x.tolist(), y.tolist()) for a, (x, y) in kept.items()})
+        t = balanced_at(line, others)
+        each = balance({a: (x.tolist(), y.tolist()) for a, (x, y) in line.at(t, held).items()})
         between = midway(one["auc"] for one in each.values())
         found.append({"fold": fold, "t": t, "auc": between, "membership": each})
     aucs, places = [one["auc"] for one in found], [one["t"] for one in found]
@@ -87,12 +98,11 @@ def cross_calibrated(
     }
 
 
-def balanced_at(line: Line, members: np.ndarray, nonmembers: np.ndarray) -> float:
+def balanced_at(line: Line, kept: Sides | None = None) -> float:
     """Where the AUC of some documents, midway, is 1/2; an end of the line where it is nowhere."""
 
     def off(t: float) -> float:
-        scores = line.at(t).values()
-        return midway(auc(m[members].tolist(), n[nonmembers].tolist()) for m, n in scores) - 0.5
+        return midway(auc(m.tolist(), n.tolist()) for m, n in line.at(t, kept).values()) - 0.5
 
     low, high = line.points[0], line.points[-1]
     if off(low) >= 0:

@@ -149,7 +149,7 @@ def _line(resident: Resident, candidate: Candidate, given: Material, config: Cal
         )
         for attack in config.attacks
     }
-    return Line(points, scores)
+    return Line(points, scores, given.tasks)
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
