@@ -152,8 +152,11 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
         ("branches.weak", "takes path=value,value"),
         ("branches.weak.optimizer.rl=1", r"--sweep .*rl=1: .*Did you mean 'lr'"),
         ("branches.weak.optimizer.lr=[1,", r"--sweep .*lr: '\[1,' are no values as in YAML"),
-        ("branches.weak.terms.7.weight=1", "there is no '7' in the recipe"),
-        ("name.first=1", "there is no 'first' in the recipe"),
+        (
+            "branches.weak.terms.7.weight=1",
+            "--sweep branches.weak.terms.7.weight: there is no '7' there",
+        ),
+        ("name.first=1", "there is no 'first' there"),
     ],
 )
 def test_a_sweep_of_nothing_is_refused(fields, sweep, message):

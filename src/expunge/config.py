@@ -2,6 +2,7 @@
 
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -58,6 +59,46 @@ def parse_section(fields: Any, section: type[AnySection], *, origin: str) -> Any
         return section.model_validate(fields)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_explain(error, section)}") from None
+
+
+def read_options(texts: Sequence[str], flag: str) -> dict[str, Any]:
+    """Fields as options of the command line set them: `path=value`, values as in YAML.
+
+    `flag` is named in the `RecipeError` that a text ends in which is not of this form.
+    """
+    fields: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not (path.strip() and equals):
+            raise RecipeError(f"{flag} takes name=value; '{text}' is not that")
+        try:
+            given = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"{flag} {text}: the value is not valid YAML") from None
+        put_field(fields, path.strip(), given, origin=flag)
+    return fields
+
+
+def put_field(fields: Any, path: str, value: Any, *, origin: str) -> None:
+    """Set a field within nested fields and lists by its path, `branches.strong.optimizer.lr`.
+
+    One that leads nowhere is a `RecipeError` that names `origin`.
+    """
+    *above, last = path.split(".")
+    here = fields
+    for part in above:
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+        elif isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+            here = here[int(part)]
+        else:
+            raise RecipeError(f"{origin} {path}: there is no '{part}' there")
+    if isinstance(here, list) and last.isdecimal() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError(f"{origin} {path}: there is no '{last}' there")
 
 
 def _explain(error: ValidationError, section: type[Section]) -> str:

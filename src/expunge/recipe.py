@@ -12,7 +12,7 @@ from expunge.config import Section, SeedNumber, parse_section, read_yaml
 from expunge.data.folds import Folds
 from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
-from expunge.errors import RecipeError, RunError
+from expunge.errors import RunError
 from expunge.evaluate.suite import Evaluate
 from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
@@ -275,25 +275,3 @@ def with_model(recipe: Recipe, path: str) -> Recipe:
     """The same recipe, started from another model."""
     model = parse_section({**recipe.model.model_dump(), "path": path}, Model, origin="--model")
     return recipe.model_copy(update={"model": model})
-
-
-def put_field(fields: Any, path: str, value: Any, *, origin: str) -> None:
-    """Set a field within nested fields and lists by its path, `branches.strong.optimizer.lr`.
-
-    One that leads nowhere is a `RecipeError` that names `origin`.
-    """
-    *above, last = path.split(".")
-    here = fields
-    for part in above:
-        if isinstance(here, dict):
-            here = here.setdefault(part, {})
-        elif isinstance(here, list) and part.isdecimal() and int(part) < len(here):
-            here = here[int(part)]
-        else:
-            raise RecipeError(f"{origin} {path}: there is no '{part}' in the recipe")
-    if isinstance(here, list) and last.isdecimal() and int(last) < len(here):
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        raise RecipeError(f"{origin} {path}: there is no '{last}' in the recipe")

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from expunge.cells import Cell, Workers, do_here
-from expunge.config import parse_section
+from expunge.config import parse_section, put_field
 from expunge.errors import RecipeError, RunError
 from expunge.on_ray import do_on_ray
 from expunge.pipeline import Pipeline, RecipeLike
-from expunge.recipe import Recipe, load_recipe, put_field
+from expunge.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,12 @@ def test_a_collapsed_model_passes_no_gate_that_does_not_say_so():
     ("names", "options", "message"),
     [
         (["nope"], [], "no suite is called 'nope'"),
-        (["semeval"], ["semeval"], "is not of the form suite.field=value"),
-        (["semeval"], ["other.x=1"], "is for a suite that is not asked for"),
-        (["semeval"], ["semeval.x={"], "is not YAML"),
+        (["semeval"], ["semeval"], "takes name=value; 'semeval' is not that"),
+        (["semeval"], ["other.x=1"], "--option other: no suite of that name is asked for"),
+        (["semeval"], ["semeval.x={"], "the value is not valid YAML"),
         (["semeval"], ["semeval.nope=1"], "nope"),
+        (["semeval"], ["semeval=1"], "--option semeval takes semeval.field=value"),
+        (["semeval"], ["semeval.mmlu=1", "semeval.mmlu.x=1"], "there is no 'x' there"),
     ],
 )
 def test_wrong_options_are_one_line(names, options, message):

@@ -158,7 +158,7 @@ def test_what_is_no_guard_is_refused(tmp_path, tiny, tokenizer):
         guard_of_files("prefx", "x", tmp_path)
     with pytest.raises(RecipeError, match=r"unknown field .*items.* Known here: kind, of"):
         guard_of_files("prefix", "x", tmp_path, options=["items=3"])
-    with pytest.raises(RecipeError, match="not of the form field=value"):
+    with pytest.raises(RecipeError, match="takes name=value; 'text' is not that"):
         guard_of_files("prefix", "x", tmp_path, options=["text"])
 
 

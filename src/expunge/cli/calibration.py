@@ -46,6 +46,7 @@ def calibrate(
 ) -> None:
     """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
     from expunge.choosing import calibrate_run, changed
+    from expunge.config import read_options
     from expunge.pipeline import Pipeline
     from expunge.report.calibration import calibration_rows, calibration_sentences
     from expunge.report.terminal import console, print_rows
@@ -55,9 +56,9 @@ def calibrate(
     lists = {"of": of, "methods": methods, "attacks": attacks}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     changes |= {k: tuple(names_of(v)) for k, v in lists.items() if v is not None}
-    changes |= _values(option or [], "--option")
+    changes |= read_options(option or [], "--option")
     if floors is not None:
-        changes["floors"] = _values(floors.split(","), "--floors")
+        changes["floors"] = read_options(floors.split(","), "--floors")
     config = changed(pipeline.recipe, name, changes)
     failed = []
     for number in (seed,) if seed is not None else pipeline.recipe.seeds:
@@ -95,19 +96,3 @@ def pick(
     number = pipeline.recipe.seeds[0] if seed is None else seed
     label = pick_point(pipeline, name, number, point, out, output=form)
     print_facts({form: str(out), "point": point, "merge": label}, as_json)
-
-
-def _values(given: list[str], option: str) -> dict[str, Any]:
-    """name=value pairs, values as in YAML."""
-    import yaml
-
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not name.strip() or not equals:
-            raise RecipeError(f"{option} takes name=value; '{text}' is not that")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"{option} {text}: the value is not valid YAML") from None
-    return found

@@ -114,9 +114,10 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Edit MODEL without training: negate, repair, prune, move tokens down."""
-    from expunge.edit.run import edit_model, parse_options
+    from expunge.config import read_options
+    from expunge.edit.run import edit_model
 
-    told = {"options": parse_options(option or []), "others": other or [], "seed": seed}
+    told = {"options": read_options(option or [], "--set"), "others": other or [], "seed": seed}
     sets = {"forget": forget, "retain": retain}
     print_facts(edit_model(method, model, out, adapter=adapter, base=base, **sets, **told), as_json)
 

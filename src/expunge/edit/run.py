@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from expunge import models, parallel, provenance, runs
 from expunge.config import parse_section
 from expunge.data.batches import encode_all
@@ -51,20 +49,6 @@ def do_edit(
     }
     runs.write_json(note, said)
     return said
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`option=value` for each option, values as in YAML."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise EditError(f"--set takes option=value; '{text}' is not that")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise EditError(f"--set {text}: the value is not valid YAML") from None
-    return found
 
 
 def edit_model(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.config import Section, parse_section
+from expunge.config import Section, parse_section, read_options
 from expunge.errors import EvaluationError
 from expunge.evaluate import (
     collapse_suite,
@@ -44,36 +44,23 @@ class Suite:
 
 def parse_suites(names: Sequence[str], options: Sequence[str]) -> dict[str, Section]:
     """The sections of the suites asked for; options are `suite.field=value`, values in YAML."""
-    fields: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for option in options:
-        path, found, value = option.partition("=")
-        suite, *keys = path.split(".")
-        if not found or not keys:
-            raise EvaluationError(f"option {option!r} is not of the form suite.field=value")
-        if suite not in fields:
-            raise EvaluationError(f"option {option!r} is for a suite that is not asked for")
-        _put(fields[suite], keys, value)
+    fields = read_options(options, "--option")
+    for suite, given in fields.items():
+        if suite not in names:
+            raise EvaluationError(f"--option {suite}: no suite of that name is asked for")
+        if not isinstance(given, dict):
+            raise EvaluationError(f"--option {suite} takes {suite}.field=value")
     return {
-        name: parse_section(given, lookup(SUITES, name, "suite").section, origin=name)
-        for name, given in fields.items()
+        name: parse_section(
+            fields.get(name, {}), lookup(SUITES, name, "suite").section, origin=name
+        )
+        for name in names
     }
 
 
 def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measured]:
     """Run suites on one model; what they share is read once."""
     return {name: SUITES[name].fn(reader, section) for name, section in sections.items()}
-
-
-def _put(fields: dict[str, Any], keys: Sequence[str], value: str) -> None:
-    import yaml
-
-    for key in keys[:-1]:
-        fields = fields.setdefault(key, {})
-    try:
-        fields[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EvaluationError(f"{'.'.join(keys)}={value} is not YAML: {reason}") from None
 
 
 SUITES: dict[str, Suite] = {

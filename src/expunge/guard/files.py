@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
+from typing import cast
 
 from expunge import models
-from expunge.config import Section, parse_section
+from expunge.config import Section, parse_section, read_options
 from expunge.data.examples import check_disjoint
 from expunge.data.sources import Source, read_examples
 from expunge.errors import ModelError, RecipeError
@@ -46,9 +44,7 @@ def guard_of_files(
         raise RecipeError(f"{out} exists and is not empty; choose another folder")
     if dtype not in models.DTYPES:
         raise RecipeError(f"dtype {dtype!r} is none of {', '.join(models.DTYPES)}")
-    fields: dict[str, Any] = {"kind": kind}
-    for text in options:
-        _put(fields, text)
+    fields = {"kind": kind} | read_options(options, "--option")
     section = parse_section({"guard": fields}, OneGuard, origin="guard").guard
     if "of" in section.model_fields_set:
         raise RecipeError("of belongs to a recipe; here the model is MODEL")
@@ -78,16 +74,3 @@ def source_of(path: Path, base: Path) -> HelperSource:
     if (path / "config.json").is_file():
         return HelperSource(path)
     raise ModelError(f"{path} holds neither an adapter nor a model; name a helper's folder")
-
-
-def _put(fields: dict[str, Any], text: str) -> None:
-    path, equals, value = text.partition("=")
-    *above, last = path.split(".")
-    if not (equals and last):
-        raise RecipeError(f"option {text!r} is not of the form field=value")
-    for name in above:
-        fields = fields.setdefault(name, {})
-    try:
-        fields[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}={value} is not YAML: {' '.join(str(error).split())}") from None

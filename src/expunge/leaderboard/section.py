@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field, JsonValue, model_validator
 
-from expunge.config import Section, parse_section, read_yaml
+from expunge.config import Section, parse_section, put_field, read_yaml
 from expunge.errors import RecipeError
-from expunge.recipe import Recipe, put_field
+from expunge.recipe import Recipe
 
 MAKERS = ("branches", "merges", "edits", "guards")
 _SHARED = ("model", "data", "tune", "evaluate")
