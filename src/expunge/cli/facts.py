@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.options import Json, Seed, names_of
+from expunge.cli.options import FailIf, Json, Seed, gates_of, names_of
 from expunge.report.commands import print_facts
 
 telling = typer.Typer()
@@ -31,14 +31,18 @@ def print_report(
     rows: Annotated[
         Path | None, typer.Option(help="Add a row for each model to this docs/results.json.")
     ] = None,
+    fail_if: FailIf = None,
     as_json: Json = False,
 ) -> None:
     """Print the results of a run, finished or as far as it got, and write its page."""
+    from expunge.evaluate.gates import check_runs
     from expunge.report.board import add_rows, rows_of
     from expunge.report.terminal import print_found
     from expunge.reporting import write_reports
 
-    for material, page in write_reports(run, out):
+    gates = gates_of(fail_if)
+    written = write_reports(run, out)
+    for material, page in written:
         if rows is not None:
             add_rows(rows, rows_of(material.results))
         if as_json:
@@ -47,6 +51,8 @@ def print_report(
             print_found(material.results, page, missing=material.missing)
         if show:
             webbrowser.open(page.absolute().as_uri())
+    found = {str(page.parent): material.results for material, page in written}
+    check_runs(gates, {name: one.model_dump()["models"] for name, one in found.items()})
 
 
 @telling.command()

@@ -14,13 +14,16 @@ import typer
 
 from expunge.cli.options import (
     Cpus,
+    FailIf,
     Json,
     ModelPath,
     Ray,
     Seed,
+    gates_of,
     given,
     pipeline_of,
-    print_reports,
+    print_gated,
+    recipe_of,
     workers_of,
 )
 from expunge.errors import RecipeError
@@ -152,22 +155,21 @@ def evaluate(
     ] = "torch",
     guard: Annotated[Path | None, typer.Option(help="Ask through this guard's folder.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
-    fail_if: Annotated[
-        list[str] | None, typer.Option(help="'mia.auc > 0.6': exit with 3 if so, or if collapsed.")
-    ] = None,
+    fail_if: FailIf = None,
     model: ModelPath = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model by suites, or score every model of a recipe and write the report."""
     if Path(target).suffix in (".yaml", ".yml"):
-        if suite or option or adapter or guard or fail_if:
-            raise RecipeError("--suite, --option, --adapter, --guard, --fail-if belong to a model")
+        if suite or option or adapter or guard:
+            raise RecipeError("--suite, --option, --adapter, --guard belong to a model")
         from expunge.runner import run_pipelines
 
         run_folder = given(out, "--out")
+        gates = gates_of(fail_if, recipe_of(Path(target), model, seed))
         (folders,) = run_pipelines([pipeline_of(Path(target), run_folder, model, seed)]).values()
-        return print_reports(list(folders.values()), as_json)
+        return print_gated(list(folders.values()), gates, as_json)
     from expunge.evaluate.gates import check_gates, gated, parse_gates
     from expunge.evaluate.run import evaluate_model
     from expunge.evaluate.suites import parse_suites

@@ -15,6 +15,7 @@ from expunge.cells import Workers
 from expunge.errors import RecipeError
 
 if TYPE_CHECKING:
+    from expunge.evaluate.gates import Gate
     from expunge.pipeline import Pipeline
     from expunge.recipe import Recipe
 
@@ -42,6 +43,12 @@ Track = Annotated[
     typer.Option("--track", help="Tell these while it goes: tensorboard, mlflow, wandb, by comma."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="'mia.auc > 0.6', of a run 'merged.mia.auc > 0.6': exit with 3 if so, or if collapsed."
+    ),
+]
 
 
 def recipe_of(path: Path, model: str | None, seed: int | None) -> Recipe:
@@ -97,6 +104,25 @@ def print_reports(folders: list[Path], as_json: bool) -> None:
         else:
             print_results(folder)
     return None
+
+
+def gates_of(fail_if: list[str] | None, *recipes: Recipe) -> list[Gate]:
+    """The conditions of --fail-if, each of which begins with a model of every recipe."""
+    from expunge.evaluate.gates import parse_gates, refuse_unmade
+
+    gates = parse_gates(fail_if or [])
+    for recipe in recipes if gates else ():
+        refuse_unmade(gates, [name for name in recipe.models if name not in recipe.unscored])
+    return gates
+
+
+def print_gated(folders: list[Path], gates: list[Gate], as_json: bool) -> None:
+    """`print_reports`, and then the gates that failed, as a `GateError`."""
+    from expunge.evaluate.gates import check_runs
+    from expunge.runs import read_json
+
+    print_reports(folders, as_json)
+    check_runs(gates, {one.name: read_json(one / "results.json")["models"] for one in folders})
 
 
 def names_of(text: str | None) -> list[str]:

@@ -13,6 +13,7 @@ import typer
 
 from expunge.cli.options import (
     Cpus,
+    FailIf,
     Json,
     ModelPath,
     OutDir,
@@ -20,10 +21,11 @@ from expunge.cli.options import (
     RecipePath,
     Seed,
     Track,
+    gates_of,
     names_of,
     numbers_of,
     pipeline_of,
-    print_reports,
+    print_gated,
     recipe_of,
     tracking,
     workers_of,
@@ -52,6 +54,7 @@ def run(
     ray: Ray = None,
     cpus_per_cell: Cpus = None,
     budget: Budget = None,
+    fail_if: FailIf = None,
     track: Track = None,
     as_json: Json = False,
 ) -> None:
@@ -66,12 +69,13 @@ def run(
     read = [recipe_of(path, model, seed) for path in recipes]
     if sweep:
         read = [one for recipe in read for one in swept(recipe, parse_sweep(sweep), say=say)]
+    gates = gates_of(fail_if, *read)
     planned = len(read) == 1 and workers is None and (out / "plan.json").exists()
     if budget is None and not planned:
         with tracking(track, read[0], out):
             made = run_recipes(read, out, workers=workers)
         folders = [folder for seeds in made.values() for folder in seeds.values()]
-        return print_reports(folders, as_json)
+        return print_gated(folders, gates, as_json)
     if len(read) > 1 or workers is not None:
         raise RecipeError("--budget is for one recipe, run here: leave out --sweep and --ray")
     from expunge.plan.budget import parse_budget
@@ -80,12 +84,11 @@ def run(
     seconds = None if budget is None else parse_budget(budget)
     with tracking(track, read[0], out):
         folders, errors = run_as_planned(read[0], out, seconds, start)
-    print_reports(list(folders.values()), as_json)
     if errors and not as_json:
         from expunge.report.terminal import print_rows
 
         print_rows(errors, as_json=False)
-    return None
+    return print_gated(list(folders.values()), gates, as_json)
 
 
 @running.command()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.errors import EvaluationError, GateError
+from expunge.evaluate.numbers import Number
 from expunge.evaluate.run import numbers_of
+from expunge.evaluate.semeval_suite import entry_numbers
 from expunge.registry import did_you_mean
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -55,6 +57,35 @@ def gated(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return numbers
 
 
+def gated_models(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What gates may name of a run's models, `MODEL.` before each: the official numbers,
+    `collapsed`, and of a side of the documents its own, as in `merged.test.mia.auc`, and its
+    attacks', as in `merged.test.loss.two_sided`."""
+    found: dict[str, dict[str, Any]] = {}
+    for model, entry in models.items():
+        if not entry["semeval"]["terms"]:
+            continue
+        numbers = _values("", entry_numbers(entry))
+        if entry["collapse"]["collapsed"] is not None:
+            numbers["collapsed"] = float(entry["collapse"]["collapsed"])
+        for side, fold in entry["folds"].items():
+            numbers |= _values(f"{side}.", entry_numbers(fold))
+            for attack, read in fold["membership"].items():
+                numbers |= {f"{side}.{attack}.{key}": read[key] for key in read}
+        found |= {f"{model}.{n}": {"value": v, "model": model} for n, v in numbers.items()}
+    return found
+
+
+def refuse_unmade(gates: Sequence[Gate], models: Sequence[str]) -> None:
+    """Before hours of work: a gate that begins with none of the models that will be measured."""
+    for gate in gates:
+        if not any(gate.name.startswith(f"{model}.") for model in models):
+            raise EvaluationError(
+                f"--fail-if {gate.name} begins with no measured model of the recipe, as "
+                f"{models[-1]}.{gate.name} would. Known: {', '.join(models)}"
+            )
+
+
 def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> None:
     """A `GateError` that names every gate that failed; a number that is not there is an error.
 
@@ -62,6 +93,27 @@ def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]])
     and would pass most gates, so with any gate a suite that calls it collapsed fails too, unless a
     gate names that suite's `collapsed` itself.
     """
+    if failed := _failures(gates, numbers):
+        raise GateError("; ".join(failed))
+
+
+def check_runs(gates: Sequence[Gate], runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """`check_gates` of the models of some results, by what they are called.
+
+    Only of the models that a gate names: that another one collapsed fails nothing.
+    """
+    failed = []
+    for name, models in runs.items() if gates else ():
+        numbers = gated_models(models)
+        asked = {numbers[_full_name(gate.name, numbers)]["model"] for gate in gates}
+        own = {name: number for name, number in numbers.items() if number["model"] in asked}
+        where = f"{name}: " if len(runs) > 1 else ""
+        failed += [where + failure for failure in _failures(gates, own)]
+    if failed:
+        raise GateError("; ".join(failed))
+
+
+def _failures(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     failed, asked = [], [(_full_name(gate.name, numbers), gate) for gate in gates]
     named = {name for name, _ in asked}
     for name, number in numbers.items():
@@ -73,8 +125,11 @@ def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]])
             raise EvaluationError(f"--fail-if: {name} was not measured")
         if _COMPARISONS[gate.sign](value, gate.limit):
             failed.append(f"{name} is {value:.4g}, and must not be {gate.sign} {gate.limit:g}")
-    if failed:
-        raise GateError("; ".join(failed))
+    return failed
+
+
+def _values(prefix: str, numbers: Mapping[str, Number]) -> dict[str, float | None]:
+    return {f"{prefix}{name}": number.value for name, number in numbers.items()}
 
 
 def _full_name(name: str, numbers: Mapping[str, Any]) -> str:

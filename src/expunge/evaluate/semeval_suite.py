@@ -89,19 +89,19 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
     numbers: dict[str, Number] = {}
     for term, value in scored["terms"].items():
         numbers[term.replace("/", ".")] = _number(
-            value, scored["counts"][term], scored["intervals"][term]
+            value, scored["counts"].get(term) or 0, scored["intervals"].get(term)
         )
     for half in HALVES:
         for kind, name in (("qa", "knowledge"), ("sc", "regurgitation")):
             own = [n for t, n in numbers.items() if t.startswith(f"{half}.") and t.endswith(kind)]
             if own:
                 numbers[f"{half}.{name}"] = mean_of(own)
-    total = sum(scored["counts"].values())
-    interval = scored["intervals"]["task_aggregate"]
+    total = sum(count or 0 for count in scored["counts"].values())
+    interval = scored["intervals"].get("task_aggregate")
     numbers["task_aggregate"] = _number(scored["task_aggregate"], total, interval)
     mia, mmlu = scored["mia"], scored["mmlu"]
     if mia:
-        numbers["mia.auc"] = Number(mia["auc"], mia["n"], mia["low"], mia["high"])
+        numbers["mia.auc"] = Number(mia["auc"], mia["n"] or 0, mia["low"], mia["high"])
         numbers["mia.score"] = mia_score_of(numbers["mia.auc"])
     if mmlu:
         numbers |= _of_mmlu(mmlu)

@@ -42,7 +42,9 @@ marked partial: no published number compares to it.
 For automation, `--fail-if 'forget.knowledge > 0.05'` ends with exit code 3 where that holds of the
 number of that name (its suite may be left out where one suite has it). A destroyed model has
 forgotten everything, so with any such condition a model that a suite calls collapsed fails too,
-unless a condition names `SUITE.collapsed`, which is 0 or 1, itself.
+unless a condition names `SUITE.collapsed`, which is 0 or 1, itself. Of a recipe's run (`run`,
+`evaluate RECIPE`, `report RUN`) a name begins with the model, `merged.forget.knowledge`, and may go
+on with a side of the documents, `merged.test.mia.auc`, `merged.test.min_k_plus_plus.two_sided`.
 """
 
 
