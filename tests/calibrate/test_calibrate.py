@@ -20,6 +20,7 @@ from expunge.calibrate.section import Calibrate, Floors
 from expunge.cli import calibration
 from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
 from expunge.pipeline import Pipeline
+from expunge.report.calibration import calibration_rows
 from expunge.report.results import read_results
 
 OPTIMIZER = {"lr": 3e-3, "compute": "float32", "checkpoint_seconds": 0}
@@ -165,6 +166,13 @@ def test_a_search_on_a_sample_ends_with_a_finalist_that_all_documents_balance(fo
     sampled = json.loads(done.stdout)
     assert sampled["documents"] == found["documents"]  # which all of them chose by
     assert sampled["documents"]["calibration"]["nonmembers"] > 4
+    read = [point["calibration"]["documents"] for point in sampled["points"]]
+    drawn = sampled["documents"]["calibration"]["members"] + 4
+    whole = sum(sampled["documents"]["calibration"].values())
+    assert (read[sampled["chosen"]], read[0]) == (whole, drawn)
+    rows = calibration_rows(sampled)
+    judged = sum(sampled["documents"]["test"].values())
+    assert rows[0]["documents"] == f"{drawn} / {judged}"
     winner = sampled["points"][sampled["chosen"]]
     assert winner["balanced"]
     assert abs(winner["calibration"]["auc"] - 0.5) <= sampled["settings"]["tolerance"]

@@ -60,6 +60,9 @@ class Reading:
     generated: bool = False
     """Whether the terms were generated and scored officially."""
 
+    documents: int | None = None
+    """Members and non-members that the attacks read."""
+
     @property
     def aggregate(self) -> float:
         """The harmonic mean of the terms that there are."""
@@ -121,6 +124,7 @@ class Reading:
             "ks": self.ks,
             "balance": self.membership_balance,
             "neutral_nll": self.neutral,
+            "documents": self.documents,
             "generated": self.generated,
             "terms": dict(self.terms),
             "membership": {name: dict(found) for name, found in self.membership.items()},
@@ -200,7 +204,8 @@ def screen(
         by_term.setdefault(term, []).append(recalled(term, sequence, found, given.end))
     neutral = fmean(found.nll for found in reader.scores(list(given.neutral), label="screen"))
     terms = {term: fmean(values) for term, values in by_term.items()}
-    return Reading(terms, membership, neutral)
+    count = len(given.members) + len(given.nonmembers)
+    return Reading(terms, membership, neutral, documents=count)
 
 
 def recalled(term: str, sequence: TokenSequence, scores: TokenScores, end: int | None) -> float:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = ("task", "AUC", "two-sided", "KS", "retain", "neutral")
-"""What is said of each side: the screened task aggregate, the AUC midway, the worst two-sided AUC
-and KS distance over the attacks, the least retain term, the NLL of neutral texts."""
+COLUMNS = ("documents", "task", "AUC", "two-sided", "KS", "retain", "neutral")
+"""What is said of each side: the documents that attacks read, the screened task aggregate, the AUC
+midway, the worst two-sided AUC and KS distance over the attacks, the least retain term, the NLL of
+neutral texts."""
 
 
 def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[dict[str, Any]]:
@@ -115,6 +116,7 @@ def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
         v for t, v in side["terms"].items() if t.startswith("retain/") and v is not None
     ]
     return {
+        "documents": side.get("documents"),
         "task": side["aggregate"],
         "AUC": side["auc"],
         "two-sided": side["two_sided"],
@@ -125,4 +127,6 @@ def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
 
 
 def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
