@@ -206,7 +206,7 @@ def _alone(model: Any, tokenizer: Any, item: Example) -> tuple[float, float]:
         labels[:, : sequence.answer_start] = -100
         loss = float(model(input_ids=tokens, labels=labels).loss)
     text = tokenizer.decode(written, skip_special_tokens=True)
-    return semeval.item_score(item, text), loss
+    return semeval.SCORES[item.kind](item.answer, text), loss
 
 
 def _items(half: str, count: int) -> list[Example]:
