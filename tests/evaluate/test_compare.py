@@ -19,7 +19,8 @@ from expunge.evaluate.compare import (
     paired_difference,
     unpaired_difference,
 )
-from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.membership import auc
+from expunge.evaluate.numbers import Behind, Measured, Number, estimate
 from expunge.evaluate.readings import Reading, SuiteReading, by_key, read_place
 from expunge.evaluate.run import _write
 from expunge.report.compared import print_comparison
@@ -237,6 +238,99 @@ def test_the_command_compares_folders_and_says_what_is_wrong(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "2 only in" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def choices(name, hits):
+    """40 questions of a large subject, 4 of a small one."""
+    items = [item("large", f"l{n}", correct=hit) for n, hit in enumerate(hits[:40])]
+    items += [item("small", f"s{n}", correct=hit) for n, hit in enumerate(hits[40:])]
+    values = {"large": np.mean(hits[:40]), "small": np.mean(hits[40:])}
+    numbers = {f"subject.{group}": Number(float(v), 1) for group, v in values.items()}
+    numbers["accuracy"] = Number(float(np.mean(hits)), 44)
+    numbers["macro"] = Number(float(np.mean(list(values.values()))), 44)
+    behind = {f"subject.{group}": Behind("correct", (group,)) for group in values}
+    behind |= {"accuracy": Behind("correct"), "macro": Behind("correct", how="means")}
+    return Reading(name, {"s": SuiteReading(numbers, by_key(items, name), {}, behind=behind)})
+
+
+def test_what_a_suite_says_stands_behind_a_number_is_paired():
+    """Ten of forty questions are won, none lost: two shares by themselves may not tell."""
+    a, b = [n % 2 == 0 for n in range(44)], [n % 2 == 0 or n < 20 for n in range(44)]
+    found = {one.name: one for one in compare(choices("a", a), choices("b", b)).differences}
+    assert list(found) == ["s.subject.large", "s.subject.small", "s.accuracy", "s.macro"]
+    assert {one.how for one in found.values()} == {"paired"}
+    assert found["s.accuracy"].difference == pytest.approx(10 / 44)
+    assert found["s.macro"].difference == pytest.approx((10 / 40 + 0) / 2)
+    assert found["s.accuracy"].within_noise is False
+    assert found["s.macro"].low > 0
+
+
+def test_items_that_do_not_make_up_a_number_are_not_behind_it():
+    a, b = (choices(name, [n % 2 == 0 for n in range(44)]) for name in "ab")
+    b.suites["s"].numbers["accuracy"] = Number(0.75, 44, 0.6, 0.9)
+    found = {one.name: one for one in compare(a, b).differences}
+    assert (found["s.accuracy"].how, found["s.macro"].how) == ("unpaired", "paired")
+
+
+def aucs(name, members):
+    rows = [item("members", f"m{n}", nll=value) for n, value in enumerate(members)]
+    rows += [item("nonmembers", f"n{n}", nll=2.0 + n / 100) for n in range(20)]
+    value = auc([-v for v in members], [-(2.0 + n / 100) for n in range(20)])
+    behind = {"mia.auc": Behind("nll", ("members", "nonmembers"), "auc")}
+    numbers = {"mia.auc": Number(value, len(rows), 0.0, 1.0)}
+    return Reading(name, {"s": SuiteReading(numbers, by_key(rows, name), {}, behind=behind)})
+
+
+def test_an_auc_is_compared_by_the_same_documents():
+    a = aucs("a", [1.0 + n / 10 for n in range(20)])  # ten lie below every non-member
+    row = compare(a, aucs("b", [1.4 + n / 10 for n in range(20)])).differences[0]
+    assert (row.name, row.how, row.n) == ("s.mia.auc", "paired", 40)
+    assert row.difference < 0 and row.within_noise is False
+    same = compare(a, aucs("c", [1.0 + n / 10 for n in range(20)])).differences[0]
+    assert (same.difference, same.within_noise) == (0.0, True)  # control
+
+
+def test_a_task_aggregate_is_compared_by_its_items():
+    """Harmonic mean of 1 - forget and retain: 1 - 0.5 and 1, then 1 - 0.25 and 1."""
+
+    def of(name, forget):
+        rows = [item("forget.T.sc", f"f{n}", score=v) for n, v in enumerate(forget)]
+        rows += [item("retain.T.sc", f"r{n}", score=1.0) for n in range(8)]
+        value = 2 / (1 / (1 - np.mean(forget)) + 1)
+        behind = {"task_aggregate": Behind("score", ("forget.T.sc", "retain.T.sc"), "aggregate")}
+        numbers = {"task_aggregate": Number(float(value), 16)}
+        return Reading(name, {"s": SuiteReading(numbers, by_key(rows, name), {}, behind=behind)})
+
+    row = compare(of("a", [0.5] * 8), of("b", [0.25] * 8)).differences[0]
+    assert (row.how, row.difference) == ("paired", pytest.approx(6 / 7 - 2 / 3))
+    assert row.low == row.high == pytest.approx(6 / 7 - 2 / 3)
+
+
+def test_what_stands_behind_a_number_is_read_back(tmp_path):
+    behind = {"accuracy": Behind("correct", ("g",), "means")}
+    rows = [item("g", "i", correct=True)]
+    measured = Measured({"accuracy": Number(1.0, 1)}, rows, {}, behind)
+    results = {"suites": {"s": measured.as_json()}}
+    _write(tmp_path, results, {"s": measured})
+    (found,) = read_place(str(tmp_path))
+    assert found.suites["s"].behind == behind
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"suites": []}, "suites '' has no numbers"),
+        ({"suites": {"s": {"numbers": {}}}}, "suites 's' has no facts"),
+        ({"models": {"a": {}}}, r"models 'a' has no semeval\.terms"),
+        ({"suites": {"s": {"numbers": {"x": {"n": 1}}, "facts": {}}}}, "x is not a number"),
+        ({"suites": {"s": {"numbers": {"x": {"value": "1", "n": 1}}, "facts": {}}}}, "x is not a"),
+    ],
+)
+def test_results_that_are_not_what_is_written_are_one_line(tmp_path, content, fault):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    (tmp_path / "items.jsonl").write_text("")
+    with pytest.raises(EvaluationError, match=fault):
+        read_place(str(tmp_path))
 
 
 def test_a_results_file_stands_for_its_folder(tmp_path):

@@ -89,7 +89,7 @@ def test_a_parquet_file_is_read_and_a_missing_or_wrong_one_refused(tmp_path):
     with pytest.raises(DataError, match="cannot read MMLU from"):
         read_mmlu(tmp_path / "none.parquet")
     pq.write_table(pa.Table.from_pylist([{**rows[0], "answer": 4}]), path)
-    with pytest.raises(DataError, match="row 0 needs four choices"):
+    with pytest.raises(DataError, match="row 0 needs an answer from 0 to 3, not 4"):
         read_mmlu(path)
 
 

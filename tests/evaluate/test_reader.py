@@ -17,6 +17,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
 from expunge.evaluate import reader as reader_module
 from expunge.evaluate import scoring
+from expunge.evaluate.prompts import sizes_of
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.scores import token_statistics
 
@@ -128,6 +129,35 @@ def test_stopped_generations_are_not_taken_for_whole_ones(tiny, tokenizer, monke
     assert len(stopped.tokens) == 2
     assert whole.tokens[:2] == stopped.tokens
     assert len(whole.tokens) == 9
+    (again,) = reader.generations(
+        prompts, max_new_tokens=9, settled=lambda *_: True, settled_by=["always"]
+    )
+    assert again == whole  # which is there now
+
+
+def test_what_nothing_stopped_is_written_once_for_all(tiny, tokenizer):
+    reader = reader_of(tiny, tokenizer)
+    prompts = [[5, 6, 7], [9, 8]]
+    told = {"settled": lambda *_: False, "settled_by": ["never", "never"]}
+    first = reader.generations(prompts, max_new_tokens=9, **told)
+    assert reader.forwards == 2
+    assert reader.generations(prompts, max_new_tokens=9) == first
+    assert reader.forwards == 2
+
+
+def test_a_text_longer_than_the_model_reads_is_refused(tiny, tokenizer):
+    reader = reader_of(tiny, tokenizer)
+    long = TokenSequence("long", tuple([5] * (reader.context + 1)), 0)
+    with pytest.raises(EvaluationError, match=r"'long' has 513 tokens, and the model reads 512"):
+        reader.scores([long])
+
+
+def test_the_context_is_read_by_the_name_of_the_architecture(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "gpt2", "n_positions": 1024, "vocab_size": 9}')
+    assert sizes_of(path) == (1024, 9)
+    path.write_text('{"model_type": ["gpt2"], "n_positions": 1024, "vocab_size": 9}')
+    assert sizes_of(path) == (2**31, 9)
 
 
 def test_a_table_of_another_model_is_refused(tiny_folder, tmp_path):

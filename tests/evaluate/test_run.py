@@ -81,6 +81,30 @@ def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
     assert "Did you mean" in done.stderr
 
 
+def test_a_gate_asks_whether_the_model_still_writes_where_no_suite_does(
+    tiny_folder, tmp_path, halves
+):
+    words = ["evaluate", tiny_folder, "--suite", "memorisation", "--cache", tmp_path / "cache"]
+    words += ["-o", "memorisation." + halves[0].partition(".")[2]]
+    words += ["-o", "memorisation.max_new_tokens=8"]
+    assert command(*words).returncode == 0
+    done = command(*words, "--fail-if", "forget.exact_memorisation > 0.9")
+    assert (done.returncode, "collapse.collapsed is 1" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["m", "--suite", "collapse", "--seed", "3"], "--model and --seed belong to a recipe"),
+        (["r.yaml", "--out", "o", "--dtype", "float32"], "--max-batch belong to a model"),
+        (["r.yaml", "--out", "o", "--max-batch", "3"], "--max-batch belong to a model"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(words, said):
+    done = command("evaluate", *words)
+    assert (done.returncode, said in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     "text", ["", "a", "a >", "a > b", "a ~ 1", "> 1", "a > 1 2", "a > nan", "a < inf"]
 )

@@ -14,6 +14,7 @@ from expunge.evaluate.semeval import (
     intervals,
     knowledge_score,
     mia_score_of,
+    settled_completion,
     settled_question,
     task_aggregate,
     terms_of,
@@ -29,6 +30,10 @@ from expunge.evaluate.semeval import (
         ("one two three", "three two one", 1 / 3),  # in order
         ("one two three", "", 0.0),
         ("short", "a long text that is short too", 1.0),  # recall: more text costs nothing
+        ("Привет, мир", "привет мир", 1.0),
+        ("Привет, мир", "Привет", 0.5),
+        ("北京大学", "大学在北京", 2 / 4),  # 大学 or 北京: in order
+        ("café 9", "caf 9", 1.0),  # Latin: the official words, which have no é
     ],
 )
 def test_completion_is_rouge_l_recall_of_stems(truth, generation, score):
@@ -162,6 +167,17 @@ def test_a_possible_answer_is_not_settled(text):
 @pytest.mark.parametrize("text", ["Paris.", "London", "The", "Paris\n\nWhat"])
 def test_a_wrong_answer_is_settled(text):
     assert settled_question("Paris", text)
+
+
+@pytest.mark.parametrize("text", ["he bought the car", "he bought the car.", "he bought"])
+def test_a_passage_whose_last_word_may_grow_is_not_settled(text):
+    assert not settled_completion("He bought the car", text)
+    assert completion_score("He bought the car", text + "pet") < 1
+
+
+def test_a_passage_is_settled_once_a_word_has_followed():
+    assert settled_completion("He bought the car", "he bought the car. It")
+    assert completion_score("He bought the car", "he bought the car. Item") == 1
 
 
 def test_a_final_sigma_settles_nothing():

@@ -49,7 +49,7 @@ def test_rouge_is_the_share_of_the_answer_in_order():
     assert tofu.answer_rouge(answer, "born in Paris") == pytest.approx(2 / 5)
     assert tofu.answer_rouge(answer, "London in born") == pytest.approx(1 / 5)
     assert tofu.answer_rouge(answer, "") == 0.0
-    assert tofu.answer_rouge("日本", "日本") == 0.0  # documented: not seen
+    assert tofu.answer_rouge("日本", "日") == 0.5
 
 
 def test_utility_is_the_harmonic_mean_of_nine():
@@ -141,7 +141,7 @@ def test_the_suite_measures_what_the_model_says(tiny, tokenizer, folder):
     assert number.n == 4
     assert measured.numbers["model_utility"].n == 8
     assert measured.numbers["forget_quality"] == Number(None, 0)
-    assert measured.facts["aggregates"] == ["model_utility"]
+    assert measured.facts["aggregates"] == ["model_utility", "forget_quality"]
     assert measured.facts["collapsed"] is True  # an untrained model
     assert measured.facts["given"] == {"forget": 4, "retain": 3, "authors": 3, "world": 2}
 

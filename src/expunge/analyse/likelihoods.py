@@ -36,6 +36,7 @@ def likelihoods(
     The texts are those that `evaluate` scores, in the same cut, so what it has read is not read
     again. `reading` holds max_length, prompt_tail and separator.
     """
+    reading = {**reading, "max_length": min(reading["max_length"], reader.context)}
     losses: dict[str, float | None] = {}
     terms: dict[str, dict[str, float]] = {}
     for half, examples in (("forget", data.forget), ("retain", data.retain)):

@@ -20,7 +20,8 @@ from expunge.calibrate.candidate import Candidate, folders_of
 from expunge.data.batches import TokenSequence
 from expunge.edit.observe import sketches
 from expunge.edit.repair import Space, sage
-from expunge.evaluate.reader import Reader, sizes_of
+from expunge.evaluate.prompts import sizes_of
+from expunge.evaluate.reader import Reader
 from expunge.evaluate.tables import key_of, sequence_key
 from expunge.merge.adapters import merged_factors
 from expunge.merge.branches import read_branches, uneven

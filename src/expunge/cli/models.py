@@ -149,12 +149,17 @@ def evaluate(
         list[str] | None, typer.Option("-o", "--option", help="suite.field=value, as in YAML.")
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA on the model.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (unless it is given), bfloat16 or float16.")
+    ] = None,
     backend: Annotated[
-        str, typer.Option(help="What generates: torch, or vllm on a GPU.")
-    ] = "torch",
+        str | None, typer.Option(help="What generates: torch, or vllm on a GPU.")
+    ] = None,
     guard: Annotated[Path | None, typer.Option(help="Ask through this guard's folder.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where what the model said is kept.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Prompts continued at once, 64 at most unless given.")
+    ] = None,
     fail_if: FailIf = None,
     model: ModelPath = None,
     seed: Seed = None,
@@ -162,15 +167,22 @@ def evaluate(
 ) -> None:
     """Measure a model by suites, or score every model of a recipe and write the report."""
     if Path(target).suffix in (".yaml", ".yml"):
-        if suite or option or adapter or guard:
-            raise RecipeError("--suite, --option, --adapter, --guard belong to a model")
+        own = (suite, option, adapter, guard, dtype, backend, cache, max_batch)
+        if any(one is not None and one != "" for one in own):
+            raise RecipeError(
+                "--suite, --option, --adapter, --guard, --dtype, --backend, --cache and "
+                "--max-batch belong to a model"
+            )
         from expunge.runner import run_pipelines
 
         run_folder = given(out, "--out")
         gates = gates_of(fail_if, recipe_of(Path(target), model, seed))
         (folders,) = run_pipelines([pipeline_of(Path(target), run_folder, model, seed)]).values()
         return print_gated(list(folders.values()), gates, as_json)
+    if model is not None or seed is not None:
+        raise RecipeError("--model and --seed belong to a recipe")
     from expunge.evaluate.gates import check_gates, gated, parse_gates
+    from expunge.evaluate.generate import MAX_BATCH
     from expunge.evaluate.run import evaluate_model
     from expunge.evaluate.suites import parse_suites
     from expunge.report.terminal import print_numbers
@@ -180,11 +192,13 @@ def evaluate(
         target,
         parse_suites([name for name in suite.split(",") if name], option or []),
         adapter=adapter,
-        dtype=dtype,
-        backend=backend,
+        dtype=dtype or "float32",
+        backend=backend or "torch",
         cache=cache,
         out=out,
         guard=guard,
+        max_batch=max_batch or MAX_BATCH,
+        judged=bool(gates),
     )
     print_numbers(results, as_json)
     return check_gates(gates, gated(results))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import Measured, Number, bootstrap, estimate
+from expunge.evaluate.numbers import Behind, Measured, Number, bootstrap, estimate
 from expunge.evaluate.options import LETTERS
 
 CONSTANT_SHARE = 0.95
@@ -112,7 +112,10 @@ def measure_choices(
         "top_letter": Number(top_letter(said), len(said)),
         "constant_answer": _as_number(constant_answer(said), len(said)),
     }
-    return Measured(numbers, items, {"letters": _shares(said), "always": _shares(given)})
+    behind = {f"{prefix}{group}": Behind("correct", (group,)) for group in hits}
+    behind |= {"accuracy": Behind("correct"), "macro": Behind("correct", how="means")}
+    facts = {"letters": _shares(said), "always": _shares(given)}
+    return Measured(numbers, items, facts, behind)
 
 
 def macro_number(hits: Mapping[str, Sequence[bool]]) -> Number:

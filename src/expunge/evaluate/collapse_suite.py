@@ -22,6 +22,9 @@ from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import begun
 from expunge.evaluate.soundness import collapse_facts, read_openings, window
 
+LARGEST = math.log(1e300)
+"""Nats a token beyond which a perplexity is no number."""
+
 RESAMPLES = 200
 _HITS = ("empty", "wordless", "looping")
 """Measures that a text has or has not."""
@@ -96,9 +99,12 @@ def _of_losses(losses: Sequence[float], vocabulary: int) -> dict[str, Number]:
     assert nll.value is not None and nll.low is not None and nll.high is not None
     low, value, high = nll.low, nll.value, nll.high
     share = math.log(vocabulary)
+    perplexity = Number(None, nll.n)  # of a model that is beyond numbers
+    if high < LARGEST:
+        perplexity = Number(math.exp(value), nll.n, math.exp(low), math.exp(high))
     return {
         "neutral.nll": nll,
-        "neutral.perplexity": Number(math.exp(value), nll.n, math.exp(low), math.exp(high)),
+        "neutral.perplexity": perplexity,
         "surprise": Number(value / share, nll.n, low / share, high / share),
     }
 

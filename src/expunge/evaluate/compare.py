@@ -12,15 +12,19 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import Number, resampled
+from expunge.evaluate.numbers import Behind, Number, resampled
+from expunge.evaluate.paired import paired_statistic, statistic
 from expunge.evaluate.readings import Key, Reading, Row, SuiteReading, metrics_of
 
 FEWEST = 6
 """Items from which on a paired difference can be told from noise: were the two models the same,
 all of n differences would still have one sign in 2 · 2⁻ⁿ of cases, 6 % for five items."""
 
-Behind = tuple[str, str]
+Own = tuple[str, str]
 """Group and metric of items."""
+
+Pairs = dict[str, np.ndarray]
+"""By group, what A and B say of each item: (n, 2)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def unpaired_difference(a: Number, b: Number) -> Number:
 def compare(first: Reading, second: Reading, *, common: bool = False) -> Comparison:
     """B - A of every number and every item's metric that both have.
 
-    A number that is the mean of its items is compared item by item. The items of a suite must be
+    A number that items stand behind is compared item by item. The items of a suite must be
     the same; with `common` only those that both have are compared, and the notes say how many were
     left out. Aggregates of a collapsed model mean nothing and are left out.
     """
@@ -134,21 +138,26 @@ def _compare_suite(
 ) -> None:
     keys = _common_items(found, suite, a.items, b.items, common)
     found.notes.extend(_warnings(found, suite, a, b))
-    means = _means(a.items), _means(b.items)
     barred = {n for side in (a, b) if side.facts.get("collapsed") for n in _aggregates(side)}
-    shown: set[Behind] = set()
+    own = [pair for pair in _own(a.items) if pair in set(_own(b.items))]
+    shown: set[Own] = set()
     for name in [name for name in a.numbers if name in b.numbers and name not in barred]:
-        behind = _behind(name, (a.numbers[name], b.numbers[name]), means)
-        if behind is None:
-            found.differences.append(_unpaired(f"{suite}.{name}", a.numbers[name], b.numbers[name]))
-        else:
-            shown.add(behind)
-            row = _paired(found, f"{suite}.{name}", behind, keys, (a.items, b.items), common)
-            found.differences.append(row)
-    for behind in [pair for pair in means[0] if pair in means[1] and pair not in shown]:
-        name = ".".join(part for part in (suite, *behind) if part)
-        row = _paired(found, name, behind, keys, (a.items, b.items), common)
-        found.differences.append(row)
+        full, numbers = f"{suite}.{name}", (a.numbers[name], b.numbers[name])
+        row = None
+        for behind in _candidates(name, a, own):
+            pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
+            row = _paired(full, behind, pairs, numbers)
+            if row is not None:
+                shown |= {(group, behind.metric) for group in pairs if len(pairs) == 1}
+                break
+        found.differences.append(row or _unpaired(full, *numbers))
+    for group, metric in [pair for pair in own if pair not in shown]:
+        name = ".".join(part for part in (suite, group, metric) if part)
+        behind = Behind(metric, (group,))
+        pairs = _pairs(found, name, behind, keys, (a.items, b.items), common)
+        found.differences.append(
+            _paired(name, behind, pairs) or _unpaired(name, *[Number(None, 0)] * 2)
+        )
 
 
 def _common_items(
@@ -180,30 +189,60 @@ def _common_items(
     return keys
 
 
-def _paired(
+def _candidates(name: str, a: SuiteReading, own: Sequence[Own]) -> list[Behind]:
+    """What may stand behind a number: what its suite says, or items of its name."""
+    if name in a.behind:
+        return [a.behind[name]]
+    named = [pair for pair in own if name in (pair[0], ".".join(pair))]
+    return [Behind(metric, (group,)) for group, metric in named]
+
+
+def _pairs(
     found: Comparison,
     name: str,
     behind: Behind,
     keys: Sequence[Key],
     items: tuple[Mapping[Key, Row], Mapping[Key, Row]],
     common: bool,
-) -> Difference:
-    group, metric = behind
-    own = [key for key in keys if key[0] == group]
-    pairs = [(items[0][key].get(metric), items[1][key].get(metric)) for key in own]
-    halves = [i for i, pair in enumerate(pairs) if (pair[0] is None) != (pair[1] is None)]
+) -> Pairs:
+    """What both say of each item behind a number, by group; one that only one model has is refused,
+    or, with `common`, left out."""
+    own = [key for key in keys if not behind.groups or key[0] in behind.groups]
+    both = [(key, [side[key].get(behind.metric) for side in items]) for key in own]
+    halves = [key for key, values in both if (values[0] is None) != (values[1] is None)]
     if halves:
-        count = f"{len(halves)} of {len(own)} items (first: {own[halves[0]][1]})"
+        count = f"{len(halves)} of {len(own)} items (first: {halves[0][1]})"
         if not common:
             raise EvaluationError(
                 f"{name}: {count} were measured in only one of {found.a} and {found.b}; "
                 "--common compares the others"
             )
         found.notes.append(f"{name}: left out, measured in only one: {count}")
-    whole = [(float(x), float(y)) for x, y in pairs if x is not None and y is not None]
-    a, b = [x for x, _ in whole], [y for _, y in whole]
-    drawn = paired_difference(a, b, name=name)
-    before, after = (float(np.mean(side)) if side else None for side in (a, b))
+    groups: dict[str, list[list[float]]] = {group: [] for group in behind.groups}
+    for (group, _), values in both:
+        known = [float(value) for value in values if value is not None]
+        if len(known) == 2:
+            groups.setdefault(group, []).append(known)
+    return {group: np.array(values) for group, values in groups.items() if values}
+
+
+def _paired(
+    name: str, behind: Behind, pairs: Pairs, numbers: tuple[Number, Number] | None = None
+) -> Difference | None:
+    """The difference, item by item; None where these items do not make up the numbers."""
+    if not pairs or (behind.groups and len(pairs) < len(behind.groups)):
+        return None
+    before, after = statistic(behind, pairs).tolist()
+    if numbers and not all(
+        number.value is not None and math.isclose(number.value, value, rel_tol=1e-9, abs_tol=1e-12)
+        for number, value in zip(numbers, (before, after), strict=True)
+    ):
+        return None
+    if behind.how == "pooled":
+        whole = np.concatenate(list(pairs.values()))
+        drawn = paired_difference(whole[:, 0].tolist(), whole[:, 1].tolist(), name=name)
+    else:
+        drawn = paired_statistic(behind, pairs, name=name)
     return _difference(name, "paired", before, after, drawn)
 
 
@@ -222,29 +261,9 @@ def _difference(
     return Difference(name, how, a, b, drawn.value, drawn.low, drawn.high, drawn.n, noise)
 
 
-def _means(items: Mapping[Key, Row]) -> dict[Behind, float]:
-    """The mean of each metric of each group, over the items that have it."""
-    values: dict[Behind, list[float]] = {}
-    for (group, _), row in items.items():
-        for metric in metrics_of(row):
-            values.setdefault((group, metric), []).append(float(row[metric]))
-    return {pair: float(np.mean(found)) for pair, found in values.items()}
-
-
-def _behind(
-    name: str, numbers: tuple[Number, Number], means: tuple[dict[Behind, float], ...]
-) -> Behind | None:
-    """The items whose mean a number is, in both models: named as their group, or GROUP.METRIC."""
-    for group, metric in means[0]:
-        if name in (group, f"{group}.{metric}") and all(
-            number.value is not None
-            and math.isclose(
-                side.get((group, metric), math.nan), number.value, rel_tol=1e-9, abs_tol=1e-12
-            )
-            for number, side in zip(numbers, means, strict=True)
-        ):
-            return group, metric
-    return None
+def _own(items: Mapping[Key, Row]) -> list[Own]:
+    """The metrics of each group, in order."""
+    return list(dict.fromkeys((key[0], m) for key, row in items.items() for m in metrics_of(row)))
 
 
 def _aggregates(side: SuiteReading) -> Sequence[str]:

@@ -18,7 +18,7 @@ from expunge.data.batches import TokenSequence, prompt_tokens
 from expunge.data.rows import Row, read_rows
 from expunge.data.sources import locate
 from expunge.errors import DataError
-from expunge.evaluate.numbers import Measured, estimate
+from expunge.evaluate.numbers import Behind, Measured, estimate
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 
@@ -133,8 +133,10 @@ def knowledge_suite(reader: Reader, section: Knowledge) -> Measured:
         for item, hit in zip(asked, hits, strict=True):
             groups[item.group].append(hit)
         found.numbers[name] = estimate(hits, name=name)
+        found.behind[name] = Behind(name)
         for group, values in groups.items():
             found.numbers[f"{name}.{group}"] = estimate(values, name=f"{name}.{group}")
+            found.behind[f"{name}.{group}"] = Behind(name, (group,))
     for i, item in enumerate(items):
         done = i < len(asked)
         found.items.append(

@@ -9,7 +9,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.readings import Reading, Row, metrics_of
 from expunge.registry import did_you_mean
 
-LOW_LEAKS = frozenset({"nll", "rank", "distance"})
+LOW_LEAKS = frozenset({"nll", "rank", "distance", "truth_ratio"})
 """Metrics of which a low value says that the item is still there."""
 
 SHOWN = ("group", "id", "prompt", "truth", "generation")

@@ -12,9 +12,10 @@ from expunge.data.examples import Document
 from expunge.data.sources import Source, read_documents
 from expunge.errors import EvaluationError
 from expunge.evaluate.attacks import ATTACKS, Read, attack_score
+from expunge.evaluate.balance import balance
 from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.membership import separation
-from expunge.evaluate.numbers import RESAMPLES, Measured, Number
+from expunge.evaluate.numbers import RESAMPLES, Behind, Measured, Number
 from expunge.evaluate.reader import Reader, open_reader
 from expunge.evaluate.tables import TokenScores
 from expunge.registry import did_you_mean
@@ -78,7 +79,7 @@ class Membership(Section):
 
 
 def membership_suite(reader: Reader, section: Membership) -> Measured:
-    """AUC and TPR of every attack asked for, and each document's scores."""
+    """AUC, TPR, two-sided AUC and KS distance of every attack, and each document's scores."""
     sides = {group: read_documents(getattr(section, group)) for group in GROUPS}
     _check_apart(sides)
     documents = [document for side in sides.values() for document in side]
@@ -94,6 +95,7 @@ def membership_suite(reader: Reader, section: Membership) -> Measured:
         for group, document, read in zip(groups, documents, reads, strict=True)
     ]
     numbers: dict[str, Number] = {}
+    behind = {f"{name}.auc": Behind(name, GROUPS, "auc") for name in section.attacks}
     for name in section.attacks:
         scored = {
             group: [row[name] for row in items if row["group"] == group and row[name] is not None]
@@ -106,7 +108,14 @@ def membership_suite(reader: Reader, section: Membership) -> Measured:
             name=name,
             resamples=section.resamples,
         )
-    return Measured(numbers, items, facts)
+        if len(scored["nonmembers"]) > 1:
+            sides = scored["members"], scored["nonmembers"]
+            shape = balance({name: sides}, resamples=section.resamples)[name]
+            ends = shape["two_sided_low"], shape["two_sided_high"]
+            count = len(sides[0]) + len(sides[1])
+            numbers[f"{name}.two_sided"] = Number(shape["two_sided"], count, *ends)
+            numbers[f"{name}.ks"] = Number(shape["ks"], count)
+    return Measured(numbers, items, facts, behind)
 
 
 def _read(

@@ -62,7 +62,8 @@ def memorisation_suite(reader: Reader, section: Memorisation) -> Measured:
     if section.retain is not None:
         halves["retain"] = read_examples(section.retain)
         check_disjoint(halves["forget"], halves["retain"])
-    lengths = {"max_length": section.max_length, "prompt_tail": section.prompt_tail}
+    longest = min(section.max_length, reader.context)
+    lengths = {"max_length": longest, "prompt_tail": section.prompt_tail}
     read = {"separator": section.separator, "chat": section.chat, **lengths}
     items = [
         _Item(half, example, encode(example, reader.tokenizer, **read))

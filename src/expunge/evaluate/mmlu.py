@@ -67,12 +67,15 @@ def read_mmlu(path: Path | str) -> list[Question]:
     rows = _hub_rows() if str(path) == HUB else _parquet_rows(Path(path))
     questions = []
     for number, row in enumerate(rows):
-        question = Question(
-            row["subject"], row["split"], row["question"], tuple(row["choices"]), row["answer"]
-        )
-        if len(question.choices) != 4 or question.answer not in range(4):
+        subject, split, text = row["subject"], row["split"], row["question"]
+        choices, answer = row["choices"], row["answer"]
+        if not all(isinstance(one, str) and one.strip() for one in (subject, split, text)):
+            raise DataError(f"{path}: row {number} needs a subject, a split and a question")
+        if not isinstance(choices, list) or len(choices) != 4:
             raise DataError(f"{path}: row {number} needs four choices and an answer from 0 to 3")
-        questions.append(question)
+        if isinstance(answer, bool) or not isinstance(answer, int) or answer not in range(4):
+            raise DataError(f"{path}: row {number} needs an answer from 0 to 3, not {answer!r}")
+        questions.append(Question(subject, split, text, tuple(map(str, choices)), answer))
     return questions
 
 

@@ -4,11 +4,10 @@ Dimensions: L scored tokens of one text.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 from expunge.errors import EvaluationError
 from expunge.evaluate.membership import auc
+from expunge.evaluate.rouge import rouge_l
 
 ENDS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer ends and the model goes on by itself."""
@@ -19,12 +18,11 @@ def verbatim_score(truth: str, continuation: str) -> float:
 
         ROUGE-L F1 = 2 p r / (p + r),    p = LCS / |continuation|,  r = LCS / |truth|
 
-    Words are not stemmed. 0 for an empty continuation, or where neither has a Latin letter or
-    digit, which rouge-score does not see.
+    Words are not stemmed. 0 for an empty continuation.
 
     Source: Shi et al. 2024, arXiv:2407.06460; F1 and no stemmer as in the released code.
     """
-    return float(_rouge().score(truth, continuation)["rougeL"].fmeasure)
+    return rouge_l(truth, continuation, stem=False).f1
 
 
 def knowledge_score(answer: str, generation: str) -> float:
@@ -74,10 +72,3 @@ def privacy_leakage(value: float, retrained: float) -> float:
             "it; does that model know the forget set?"
         )
     return 100 * (value - retrained) / retrained
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=False)

@@ -1,5 +1,6 @@
 """The suite `muse`: news or books forgotten, as `expunge evaluate MODEL` measures it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -94,7 +95,7 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
     texts = [item for item in items if item.group.startswith("privacy")]
     _score_texts(reader, texts, section)
     kept = [f"{i.prompt} {i.truth}" for i in items if i.group == "retain.knowledge"]
-    facts = collapse_facts(reader, written, texts=kept, aggregates=[])
+    facts = collapse_facts(reader, written, texts=kept, aggregates=["privacy.leakage"])
     given = {group: sum(item.group == group for item in items) for group in GROUPS}
     return Measured(
         _numbers(items, retrained, section),
@@ -199,12 +200,13 @@ def _retrained_auc(reader: Reader, items: Sequence[_Item], section: Muse) -> flo
         theirs = [replace(item, score=None) for item in texts]
         _score_texts(reference_reader(section.retrained, reader), theirs, section)
     else:
+        rows = [row for row in saved if row["group"].startswith("privacy")]
         theirs = [
             _Item(row["group"], row["id"], "", "", row["score"] is not None, row["score"])
-            for row in saved
-            if row["group"].startswith("privacy")
+            for row in rows
         ]
-        if [(i.group, i.id) for i in theirs] != [(i.group, i.id) for i in texts]:
+        keys = ("group", "id", "text")
+        if [[r.get(k) for k in keys] for r in rows] != [[_row(i)[k] for k in keys] for i in texts]:
             raise EvaluationError(f"{section.retrained} was measured on other texts than these")
     return muse.leakage_auc(_scores(theirs, "privacy.forget"), _scores(theirs, "privacy.holdout"))
 
@@ -214,10 +216,10 @@ def _scores(items: Sequence[_Item], group: str) -> list[float]:
 
 
 def _row(item: _Item) -> dict[str, Any]:
-    """The `score` is ROUGE-L, or of a text of `privacy.…` its Min-K%."""
+    """The `score` is ROUGE-L, or of a text of `privacy.…`, which a hash stands for, its Min-K%."""
     row = {"group": item.group, "id": item.id, "score": item.score}
     if item.group.startswith("privacy"):
-        return row
+        return {**row, "text": hashlib.sha256(item.truth.encode()).hexdigest()[:16]}
     return {**row, "prompt": item.prompt, "truth": item.truth, "generation": item.generation}
 
 

@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,19 @@ class Number:
     high: float | None = None
 
 
+@dataclass(frozen=True)
+class Behind:
+    """The items that a number is made of, and how."""
+
+    metric: str
+    groups: tuple[str, ...] = ()
+    """Theirs; every group's where none is named."""
+
+    how: Literal["pooled", "means", "aggregate", "auc"] = "pooled"
+    """`pooled`: the mean of all; `means`: of the groups' means; `aggregate`: their harmonic mean,
+    of forget groups 1 - v; `auc`: of two groups, members first, by -v where the metric is `nll`."""
+
+
 @dataclass
 class Measured:
     """What one suite measured of one model."""
@@ -42,10 +55,15 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
     """What is no number: reasons, settings, counts."""
 
+    behind: dict[str, Behind] = field(default_factory=dict)
+    """The items that a number is made of, where its name does not say: it is that of their group,
+    or GROUP.METRIC."""
+
     def as_json(self) -> dict[str, Any]:
         """For results.json, without the items."""
         numbers = {name: asdict(number) for name, number in self.numbers.items()}
-        return {"numbers": numbers, "facts": self.facts}
+        behind = {name: asdict(one) for name, one in self.behind.items()}
+        return {"numbers": numbers, "facts": self.facts, "behind": behind}
 
 
 def flat_numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

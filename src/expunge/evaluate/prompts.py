@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expunge.errors import EvaluationError
+from expunge import runs
+from expunge.data.batches import TokenSequence
+from expunge.errors import EvaluationError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,9 +27,36 @@ def fit_prompts(
     return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
 
 
+def check_sequences(sequences: Sequence[TokenSequence], context: int) -> None:
+    """Refuse a text of which nothing is scored, and one longer than the model reads."""
+    for sequence in sequences:
+        if sequence.scored_from("answer") >= len(sequence.tokens):
+            raise EvaluationError(f"{sequence.id!r} has no token to score")
+        if len(sequence.tokens) > context:
+            raise EvaluationError(
+                f"{sequence.id!r} has {len(sequence.tokens)} tokens, and the model reads {context}"
+            )
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Tokens that the model's positions reach."""
     return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+
+def sizes_of(path: Path) -> tuple[int, int]:
+    """The context and the vocabulary that a config.json names, without loading the model."""
+    from transformers import CONFIG_MAPPING
+
+    config = runs.read_json(path)
+    if isinstance(config, dict):
+        config = config.get("text_config", config)
+    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
+        raise ModelError(f"{path} names no vocab_size, so it is not a language model's")
+    kind, name = config.get("model_type"), "max_position_embeddings"
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:  # GPT-2 has n_positions
+        name = CONFIG_MAPPING[kind].attribute_map.get(name, name)
+    context = config.get(name)
+    return context if isinstance(context, int) and context > 0 else 2**31, config["vocab_size"]
 
 
 def check_prompts(

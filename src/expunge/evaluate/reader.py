@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence
-from expunge.errors import EvaluationError, ModelError
+from expunge.errors import EvaluationError
 from expunge.evaluate.generate import MAX_BATCH, Settled, generate
 from expunge.evaluate.guarding import Guarding
-from expunge.evaluate.prompts import context_length
+from expunge.evaluate.prompts import check_sequences, context_length, sizes_of
 from expunge.evaluate.scoring import score_texts
 from expunge.evaluate.tables import (
     Generation,
@@ -26,6 +26,7 @@ from expunge.evaluate.tables import (
     TokenScores,
     key_of,
     looked_up,
+    missing_everywhere,
     sequence_key,
     token_scores,
 )
@@ -99,9 +100,7 @@ class Reader:
         self, sequences: Sequence[TokenSequence], *, label: str = "score"
     ) -> list[TokenScores]:
         """What the model says of each text's answer, in the order given, none left out."""
-        for sequence in sequences:
-            if sequence.scored_from("answer") >= len(sequence.tokens):
-                raise EvaluationError(f"{sequence.id!r} has no token to score")
+        check_sequences(sequences, self.context)
         keys = [sequence_key(sequence) for sequence in sequences]
         sizes = [len(sequence.tokens) for sequence in sequences]
 
@@ -129,19 +128,31 @@ class Reader:
         """The greedy continuation of each prompt.
 
         `settled` may stop a row that no longer matters (see generate); `settled_by` says, for each
-        prompt, by what: such rows are kept apart from whole generations.
+        prompt, by what: rows that it stopped are kept apart from whole generations.
         """
-        marks = settled_by or [""] * len(prompts)
         by = () if self._writer is None else ("vllm",)
-        keys = [
-            key_of("generations", tuple(prompt), max_new_tokens, mark, *by)
-            for prompt, mark in zip(prompts, marks, strict=True)
-        ]
+
+        def keyed(marks: Sequence[str]) -> list[str]:
+            both = zip(prompts, marks, strict=True)
+            return [key_of("generations", tuple(p), max_new_tokens, mark, *by) for p, mark in both]
+
+        whole = keyed([""] * len(prompts))
+        marked = keyed(settled_by) if settled_by else whole
+        lacking = missing_everywhere(self._generations, whole)
+        keys = [m if w in lacking else w for w, m in zip(whole, marked, strict=True)]
+
+        def kept(numbers: list[int], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            """Those that are complete are whole generations, too."""
+            return [
+                {"key": key, **row}
+                for i, row in zip(numbers, rows, strict=True)
+                for key in sorted({keys[i], whole[i]} if row["complete"] else {keys[i]})
+            ]
 
         def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
             refused = self.guard.refused([prompts[i] for i in missing])
             said = [i for i, no in zip(missing, refused, strict=True) if no]
-            yield [{"key": keys[i], **self.guard.refusal(max_new_tokens)} for i in said]
+            yield kept(said, [self.guard.refusal(max_new_tokens) for _ in said])
             missing = [i for i, no in zip(missing, refused, strict=True) if not no]
             self.forwards += len(missing)
             missing.sort(key=lambda i: -len(prompts[i]))
@@ -150,7 +161,7 @@ class Reader:
                 done = self._generate(
                     [prompts[i] for i in part], max_new_tokens, settled, part, label
                 )
-                yield [{"key": keys[i], **row} for i, row in zip(part, done, strict=True)]
+                yield kept(part, done)
 
         sizes = [len(prompt) + max_new_tokens for prompt in prompts]
         rows = looked_up(self._generations, keys, compute, sizes)
@@ -287,14 +298,3 @@ def open_reader(
         writer=writer,
         guard=guarding,
     )
-
-
-def sizes_of(path: Path) -> tuple[int, int]:
-    """The context and the vocabulary that a config.json names, without loading the model."""
-    config = runs.read_json(path)
-    if isinstance(config, dict):
-        config = config.get("text_config", config)
-    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
-        raise ModelError(f"{path} names no vocab_size, so it is not a language model's")
-    context = config.get("max_position_embeddings")
-    return context if isinstance(context, int) and context > 0 else 2**31, config["vocab_size"]

@@ -1,16 +1,16 @@
 """Readings: what was measured of one model, read back from a folder of results or of a run."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from expunge import runs
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import Number
+from expunge.evaluate.numbers import Behind, Number
 from expunge.evaluate.run import ITEMS, RESULTS, read_items, read_run
-from expunge.evaluate.semeval_suite import entry_group, entry_numbers
+from expunge.evaluate.semeval_suite import entry_behind, entry_group, entry_numbers
 from expunge.registry import did_you_mean
 
 NO_METRICS = frozenset({"tokens", "complete"})
@@ -30,6 +30,9 @@ class SuiteReading:
     facts: Mapping[str, Any]
     settings: Mapping[str, Any] | None = None
     """None where they are not known."""
+
+    behind: Mapping[str, Behind] = field(default_factory=dict)
+    """The items that a number is made of, where its name does not say."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,35 @@ def _content(folder: Path) -> dict[str, Any]:
     content = runs.read_json(folder / RESULTS)
     if not isinstance(content, dict) or not ("models" in content or "suites" in content):
         raise EvaluationError(f"{folder / RESULTS} holds neither suites nor the models of a run")
+    if "models" in content:
+        _check(folder, "models", content["models"], ("semeval.terms", "nll"))
+    else:
+        _check(folder, "suites", content["suites"], ("numbers", "facts"))
     return content
+
+
+def _check(folder: Path, name: str, content: Any, wanted: Sequence[str]) -> None:
+    """Refuse what is no mapping of entries that hold a mapping at each of the `wanted` places."""
+    for key, entry in content.items() if isinstance(content, dict) else [("", None)]:
+        for place in wanted:
+            found = entry
+            for part in place.split("."):
+                found = found.get(part) if isinstance(found, dict) else None
+            if not isinstance(found, dict):
+                raise EvaluationError(
+                    f"{folder / RESULTS} is not what expunge writes: {name} {key!r} has no {place}"
+                )
+
+
+def _number(folder: Path, name: str, fields: Any) -> Number:
+    known = ("value", "n", "low", "high")
+    if (
+        not isinstance(fields, dict)
+        or not {"value", "n"} <= set(fields) <= set(known)
+        or any(isinstance(v, str | bool | list | dict) for v in fields.values())
+    ):
+        raise EvaluationError(f"{folder / RESULTS}: {name} is not a number with {', '.join(known)}")
+    return Number(**fields)
 
 
 def _evaluated(name: str, folder: Path) -> Reading:
@@ -116,12 +147,19 @@ def _evaluated(name: str, folder: Path) -> Reading:
     for suite, measured in results["suites"].items():
         own = [row for row in rows if row.get("suite") == suite]
         suites[suite] = SuiteReading(
-            {key: Number(**number) for key, number in measured["numbers"].items()},
+            {key: _number(folder, key, number) for key, number in measured["numbers"].items()},
             by_key(own, f"{folder / ITEMS}, {suite}"),
             measured["facts"],
             measured.get("settings"),
+            {key: _behind(folder, key, one) for key, one in measured.get("behind", {}).items()},
         )
     return Reading(name, suites)
+
+
+def _behind(folder: Path, name: str, fields: Any) -> Behind:
+    if not isinstance(fields, dict) or set(fields) != {"metric", "groups", "how"}:
+        raise EvaluationError(f"{folder / RESULTS}: behind {name} no items are named")
+    return Behind(fields["metric"], tuple(fields["groups"]), fields["how"])
 
 
 def _run_readings(folder: Path, models: Row, only: str | None) -> list[Reading]:
@@ -148,7 +186,7 @@ def _run_reading(folder: Path, name: str, entry: Row) -> Reading:
     items = by_key(rows, str(stage / ITEMS))
     scores = runs.read_json(stage / "scores.json")
     facts = {**scores["collapse"], "aggregates": ["task_aggregate", "final"]}
-    suite = SuiteReading(entry_numbers(scores), items, facts)
+    suite = SuiteReading(entry_numbers(scores), items, facts, behind=entry_behind(scores))
     return Reading(f"{folder}:{name}", {"semeval": suite})
 
 

@@ -13,9 +13,11 @@ import expunge
 from expunge import models, parallel, provenance, runs
 from expunge.config import Section
 from expunge.errors import EvaluationError
+from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import open_reader
-from expunge.evaluate.suites import SUITES, measure
+from expunge.evaluate.semeval_suite import Semeval
+from expunge.evaluate.suites import SUITES, measure, parse_suites
 
 RESULTS, ITEMS = "results.json", "items.jsonl"
 
@@ -30,10 +32,13 @@ def evaluate_model(
     out: Path | None = None,
     backend: str = "torch",
     guard: Path | None = None,
+    max_batch: int = MAX_BATCH,
+    judged: bool = False,
 ) -> dict[str, Any]:
     """Measure a model (id, folder or GGUF, and perhaps an adapter on it) by some suites.
 
-    All is asked through `guard`, the folder of one, where it is given.
+    All is asked through `guard`, the folder of one, where it is given. With `judged` the suite
+    `collapse` is asked too, where no other one says whether the model has collapsed.
 
     What the model said is kept in `cache`, so that another suite or another definition of a metric
     reads no text twice. Returns what results.json holds.
@@ -50,8 +55,12 @@ def evaluate_model(
         folder=folder,
         backend=backend,
         guard=guard,
+        max_batch=min([max_batch, *_batches(sections)]),
     )
     found = measure(reader, sections)
+    if judged and not any("collapsed" in measured.facts for measured in found.values()):
+        own = parse_suites(["collapse"], [])
+        sections, found = {**sections, **own}, {**found, **measure(reader, own)}
     results = {
         "model": model,
         "adapter": str(adapter) if adapter else None,
@@ -69,6 +78,12 @@ def evaluate_model(
     if out is not None:
         _write(out, results, found)
     return results
+
+
+def _batches(sections: Mapping[str, Section]) -> list[int]:
+    """What the sections themselves say of how many prompts are continued at once."""
+    own = [one.evaluate for one in sections.values() if isinstance(one, Semeval)]
+    return [one.max_batch for one in own if "max_batch" in one.model_fields_set]
 
 
 def numbers_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,14 +7,13 @@ What was not measured is None, never 0.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
 
 import numpy as np
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
 from expunge.evaluate.numbers import Number, mean_of, wilson
+from expunge.evaluate.rouge import rouge_l
 
 HALVES = ("forget", "retain")
 TASKS = ("Task1", "Task2", "Task3")
@@ -31,7 +30,7 @@ def completion_score(truth: str, generation: str) -> float:
 
     Source: Lin 2004, through rouge-score with its stemmer, as the task's organisers do.
     """
-    return float(_rouge().score(truth, generation)["rougeL"].recall)
+    return rouge_l(truth, generation, stem=True).recall
 
 
 def knowledge_score(truth: str, generation: str) -> float:
@@ -50,10 +49,26 @@ def settled_question(truth: str, text: str) -> bool:
     return not wanted.startswith(written)
 
 
+def settled_completion(truth: str, text: str) -> bool:
+    """Whether every continuation of `text` scores 1 by completion_score.
+
+    All of the truth has come before the last word, which may still grow: True is a proof, False is
+    not.
+    """
+    return completion_score(truth, re.sub(r"\w*\W*$", "", text.rstrip("\ufffd"))) == 1.0
+
+
 SCORES: dict[str, Callable[[str, str], float]] = {
     "sc": completion_score,
     "qa": knowledge_score,
 }
+SETTLED: dict[str, Callable[[str, str], bool]] = {
+    "sc": settled_completion,
+    "qa": settled_question,
+}
+STOPS = 2
+"""Of what SETTLED stops no more is written, so this rises with any change of SCORES or SETTLED:
+rows that others stopped are then written anew."""
 
 
 def begun(example: Example) -> tuple[str, str]:
@@ -201,10 +216,3 @@ def _term_interval(scores: Sequence[float], draws: np.ndarray) -> dict[str, floa
 
 def _squeeze(text: str) -> str:
     return "".join(text.lower().replace("ς", "σ").split())
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)

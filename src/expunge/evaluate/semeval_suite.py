@@ -7,13 +7,15 @@ from pydantic import Field
 
 from expunge.config import Section
 from expunge.data.sets import Data, read_sets
-from expunge.data.sources import Source, locate
+from expunge.data.sources import Source, locate, read_documents
 from expunge.evaluate.choices import macro_number
 from expunge.evaluate.mmlu import HUB, read_mmlu
-from expunge.evaluate.numbers import Measured, Number, mean_of, wilson
+from expunge.evaluate.numbers import Behind, Measured, Number, mean_of, wilson
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import HALVES, final_of, mia_score_of
-from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+from expunge.evaluate.suite import Evaluate, EvaluationData, document_losses, evaluate
+
+_MEANS = (("qa", "knowledge"), ("sc", "regurgitation"))
 
 
 class Semeval(Section):
@@ -26,7 +28,7 @@ class Semeval(Section):
     """Items that were to be kept."""
 
     members: Source | None = None
-    """Whole documents of the forget set."""
+    """Whole documents of the forget set; those of other documents are left out and counted."""
 
     nonmembers: Source | None = None
     """Documents of the same distribution that no model has seen."""
@@ -66,6 +68,12 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         chat=section.chat,
     )
     items = [{"group": entry_group(row), **row} for row in rows]
+    losses = document_losses(reader, data, section.evaluate)
+    told = [
+        {"group": side, "id": document.id, "nll": nll}
+        for side in ("members", "nonmembers")
+        for document, nll in zip(getattr(data, side), losses[side], strict=True)
+    ]
     collapse = entry["collapse"]
     facts = {
         "collapsed": collapse["collapsed"],
@@ -73,13 +81,28 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         "aggregates": ["task_aggregate", "final"],
         "collapse": collapse,
         "nll": entry["nll"],
+        "prompts_cut": entry["prompts_cut"],
+        "members_left_out": 0
+        if section.members is None
+        else len(read_documents(section.members)) - len(sets.members),
     }
-    return Measured(entry_numbers(entry), items, facts)
+    return Measured(entry_numbers(entry), items + told, facts, entry_behind(entry))
 
 
 def entry_group(row: Mapping[str, Any]) -> str:
     """The group of an item, named as its number is: forget.Task1.sc, …"""
     return f"{row['half']}.{row['task']}.{row['kind']}"
+
+
+def entry_behind(entry: Mapping[str, Any]) -> dict[str, Behind]:
+    """The items behind the means over tasks, the aggregate and the AUC."""
+    names = [t.replace("/", ".") for t, v in entry["semeval"]["terms"].items() if v is not None]
+    found = {"task_aggregate": Behind("score", tuple(names), "aggregate")}
+    for half in HALVES:
+        for kind, name in _MEANS:
+            own = tuple(n for n in names if n.startswith(f"{half}.") and n.endswith(f".{kind}"))
+            found[f"{half}.{name}"] = Behind("score", own, "means")
+    return found | {"mia.auc": Behind("nll", ("members", "nonmembers"), "auc")}
 
 
 def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
@@ -92,7 +115,7 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
             value, scored["counts"].get(term) or 0, scored["intervals"].get(term)
         )
     for half in HALVES:
-        for kind, name in (("qa", "knowledge"), ("sc", "regurgitation")):
+        for kind, name in _MEANS:
             own = [n for t, n in numbers.items() if t.startswith(f"{half}.") and t.endswith(kind)]
             if own:
                 numbers[f"{half}.{name}"] = mean_of(own)
@@ -103,6 +126,9 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
     if mia:
         numbers["mia.auc"] = Number(mia["auc"], mia["n"] or 0, mia["low"], mia["high"])
         numbers["mia.score"] = mia_score_of(numbers["mia.auc"])
+        for name in ("two_sided", "ks"):
+            if mia.get(name) is not None:
+                numbers[f"mia.{name}"] = Number(mia[name], mia["n"] or 0)
     if mmlu:
         numbers |= _of_mmlu(mmlu)
     if scored["final"] is not None:

@@ -1,7 +1,7 @@
 """The whole evaluation of one model: generate once, score everything, keep every item."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from expunge.config import Section
 from expunge.data.batches import asked_tokens, encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.evaluate import collapse, semeval
+from expunge.evaluate.balance import balance
 from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.membership import mia
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
@@ -90,18 +91,19 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entry of results.json, and one row for each given item, in the order given.
 
-    `max_length` and `prompt_tail` cut only where the answers' losses are measured, as training
-    does; a prompt is generated from whole, and documents are read up to `document_tokens`.
+    `max_length` (at most the context) and `prompt_tail` cut only where the answers' losses are
+    measured, as training does; a prompt is generated from whole, and documents are read up to
+    `document_tokens`.
     """
     terms = semeval.terms_of(data.forget, data.retain)
     items = [_Item("forget", e, *semeval.begun(e)) for e in data.forget]
     items += [_Item("retain", e, *semeval.begun(e)) for e in data.retain]
-    lengths = {"max_length": max_length, "prompt_tail": prompt_tail}
+    lengths = {"max_length": min(max_length, reader.context), "prompt_tail": prompt_tail}
     read = {"separator": separator, "chat": chat, **lengths}
     sequences = [encode(item.example, reader.tokenizer, **read) for item in items]
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
-    losses = _document_losses(reader, data, config)
+    losses = document_losses(reader, data, config)
     cut = _generate_items(reader, items, config, chat=chat)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
@@ -134,9 +136,10 @@ def drawn(terms: Sequence[str], config: Evaluate) -> list[int]:
     return sorted(chosen)
 
 
-def _document_losses(
+def document_losses(
     reader: Reader, data: EvaluationData, config: Evaluate
 ) -> dict[str, list[float]]:
+    """The NLL a token of each member, non-member and neutral text."""
     length = min(config.document_tokens, reader.context)
     losses = {}
     for name in ("members", "nonmembers", "neutral"):
@@ -156,17 +159,14 @@ def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate, *,
     prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
     def settled(number: int, tokens: list[int]) -> bool:
-        """A wrong answer stays wrong; a completion is done once its recall is 1."""
-        item, text = chosen[number], reader.text(tokens)
-        if item.example.kind == "qa":
-            return semeval.settled_question(item.truth, text)
-        return semeval.completion_score(item.truth, text) == 1.0
+        item = chosen[number]
+        return semeval.SETTLED[item.example.kind](item.truth, reader.text(tokens))
 
     found = reader.generations(
         prompts,
         max_new_tokens=config.max_new_tokens,
         settled=settled,
-        settled_by=[f"semeval {i.example.kind} {i.truth}" for i in chosen],
+        settled_by=[f"semeval {semeval.STOPS} {i.example.kind} {i.truth}" for i in chosen],
     )
     for item, made in zip(chosen, found, strict=True):
         item.tokens, item.complete = made.tokens, made.complete
@@ -216,7 +216,7 @@ def _semeval(
             losses["nonmembers"],
             seed=config.seed,
             resamples=config.resamples,
-        )
+        ) | _shape(losses)
     return {
         "terms": terms,
         "counts": {term: len(values) for term, values in scores.items()},
@@ -230,6 +230,15 @@ def _semeval(
         "mmlu": mmlu,
         "final": semeval.final(task, _part(membership, "score"), _part(mmlu, "accuracy")),
     }
+
+
+def _shape(losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What an AUC of 1/2 may hide: how the members' losses spread beside the non-members'."""
+    if len(losses["nonmembers"]) < 2:
+        return {}
+    members, others = ([-nll for nll in losses[side]] for side in ("members", "nonmembers"))
+    found = balance({"loss": (members, others)})["loss"]
+    return {name: found[name] for name in ("two_sided", "ks")}
 
 
 def _part(result: dict[str, Any] | None, name: str) -> float | None:

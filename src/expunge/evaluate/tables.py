@@ -153,7 +153,7 @@ def looked_up(
 
     Several ranks deal them out by their `sizes`, keep what they find, and tell it to the others.
     """
-    wanted = _missing_everywhere(table, keys)
+    wanted = missing_everywhere(table, keys)
     first = {}
     for number, key in enumerate(keys):
         if key in wanted:
@@ -173,7 +173,7 @@ def looked_up(
     return [table.rows[key] for key in keys]
 
 
-def _missing_everywhere(table: Table, keys: Sequence[str]) -> set[str]:
+def missing_everywhere(table: Table, keys: Sequence[str]) -> set[str]:
     """Keys that no rank has a row of; rows that some have, from work of their own, are told."""
     lacking = {key for missing in parallel.gather(table.missing(keys)) for key in missing}
     for rows in parallel.gather([table.rows[key] for key in lacking if key in table.rows]):

@@ -87,8 +87,6 @@ def answer_rouge(answer: str, generation: str) -> float:
 
         ROUGE-L recall = LCS(answer, generation) / |answer|,   words stemmed
 
-    0 for an answer without a Latin letter or digit, which rouge-score does not see.
-
     Source: Maini et al. 2024, arXiv:2401.06121.
     Differs: the released code ends a generation at 200 tokens, question included; here all are new.
     """

@@ -55,10 +55,10 @@ class BoardRow(Section):
     """Upper end of the bootstrap interval of the AUC."""
 
     two_sided: Share | None = None
-    """The greatest AUC, over the attacks, of one who looks both ways; of a fold only."""
+    """The AUC of one who looks both ways: the loss's, of a fold the greatest over the attacks."""
 
     ks: Share | None = None
-    """The greatest Kolmogorov-Smirnov distance over the attacks; of a fold only."""
+    """The Kolmogorov-Smirnov distance: the loss's, of a fold the greatest over the attacks."""
 
     mmlu: Share | None = None
     """MMLU accuracy."""
@@ -172,6 +172,8 @@ def _row(results: Results, name: str, model: ModelResults, board: str) -> BoardR
         mia_auc=mia.auc,
         mia_low=mia.low,
         mia_high=mia.high,
+        two_sided=mia.two_sided,
+        ks=mia.ks,
         mmlu=mmlu.accuracy,
         mmlu_sampled=mmlu.sampled,
         partial=model.semeval.partial,

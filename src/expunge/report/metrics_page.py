@@ -22,14 +22,18 @@ A share of hits and misses has Wilson's interval (Wilson 1927; Brown, Cai and Da
 is not 0 wide where all items are alike; other numbers have the bootstrap's, and of one item none.
 So has an AUC; where it is 0 or 1, which every resample is too, it has Newcombe's (2006).
 A MIA score reaches as far as it does on its AUC's interval, a final score as far as its three parts
-let it (Zou and Donner 2008).
+let it (Zou and Donner 2008). Greatest lengths, p-values, KS distances and the share of the
+commonest letter have none. `expunge compare` draws the same items again for both models wherever
+items stand behind a number: those of its name, or those that FOLDER/results.json names under
+`behind`.
 
 Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
 for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops
 a row earlier, where no further token can change its score: a question's once what is written can
 no longer become the answer (`knowledge` is 0), a passage's once every word of the truth has come in
-order (`regurgitation` is 1); and never before the 48 tokens that `collapse` looks at. A loop alone
-stops nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[vllm]'`, on a
+order and another has begun (`regurgitation` is 1); and never before the 48 tokens that `collapse`
+looks at. Another definition of these two scores has such rows written anew. A loop alone stops
+nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[vllm]'`, on a
 GPU) continues prompts by vLLM and swaps adapters in its running engine; what it wrote is kept apart
 from what torch wrote, and texts are scored by torch.
 
@@ -42,7 +46,8 @@ marked partial: no published number compares to it.
 For automation, `--fail-if 'forget.knowledge > 0.05'` ends with exit code 3 where that holds of the
 number of that name (its suite may be left out where one suite has it). A destroyed model has
 forgotten everything, so with any such condition a model that a suite calls collapsed fails too,
-unless a condition names `SUITE.collapsed`, which is 0 or 1, itself. Of a recipe's run (`run`,
+unless a condition names `SUITE.collapsed`, which is 0 or 1, itself; where no suite asked for says
+so, `collapse` is asked as well. Of a recipe's run (`run`,
 `evaluate RECIPE`, `report RUN`) a name begins with the model, `merged.forget.knowledge`, and may go
 on with a side of the documents, `merged.test.mia.auc`, `merged.test.min_k_plus_plus.two_sided`.
 """

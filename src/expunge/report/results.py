@@ -35,6 +35,12 @@ class Mia(Section):
     score: Share | None = None
     """1 - 2 |auc - 0.5|."""
 
+    two_sided: Share | None = None
+    """AUC of the losses' distances from the non-members' mean; 0.5 is best."""
+
+    ks: Share | None = None
+    """Kolmogorov-Smirnov distance of the two sides' losses."""
+
     low: Share | None = None
     """Lower end of the bootstrap interval of the AUC."""
 

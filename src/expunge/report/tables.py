@@ -59,6 +59,10 @@ def lines(results: Results) -> list[Line]:
         line("task aggregate ↑", _aggregate, True),
         line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
         line("MIA AUC interval", _mia_interval),
+        *known("MIA two-sided → 0.5", lambda m: number(m.semeval.mia and m.semeval.mia.two_sided)),
+        *known(
+            "MIA KS distance ↓", lambda model: number(model.semeval.mia and model.semeval.mia.ks)
+        ),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
         line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
         *known("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),

@@ -73,7 +73,7 @@ def print_numbers(results: Mapping[str, Any], as_json: bool) -> None:
                 interval = f"{_cell(number['low'])} to {_cell(number['high'])}"
             if facts.get("collapsed") and name in facts.get("aggregates", ()):
                 value, interval = "collapsed", ""
-            table.add_row(f"{suite}.{name}", value, interval, str(number["n"]))
+            table.add_row(escape(f"{suite}.{name}"), value, interval, str(number["n"]))
         if facts.get("collapsed"):
             notes.append(f"{suite}: the model has collapsed: {'; '.join(facts['reasons'])}")
     out.print(table)
