@@ -91,7 +91,17 @@ def test_balanced_is_the_harmonic_mean():
 
 def test_an_auc_that_two_sided_attacks_see_through_is_no_balance():
     assert reading(two_sided=1.0).membership_balance == 0
-    assert reading(two_sided=0.3).membership_balance == 1
+    assert reading(two_sided=0.0).membership_balance == 0
+
+
+def test_members_that_lie_too_close_together_are_no_balance_either():
+    """The worst of two attacks is the one furthest from 1/2, not the greatest."""
+    close = reading(two_sided=0.2)
+    both = {"zlib": reading(two_sided=0.6).membership["loss"], **close.membership}
+    found = replace(close, membership=both)
+    assert found.two_sided == 0.2
+    assert found.membership_balance == pytest.approx(0.4)
+    assert OBJECTIVES["two_sided"].fn(found) == pytest.approx(0.4)
 
 
 def test_the_front_holds_what_nothing_beats():
