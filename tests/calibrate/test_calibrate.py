@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from commands import Command
 from commands import run as command
 from expunge import choosing, runs
 from expunge.analysing.run import analyse_run
-from expunge.calibrate.section import Calibrate, Floors
+from expunge.calibrate.section import Calibrate, Floors, without_passwords
 from expunge.cli import calibration
 from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
 from expunge.pipeline import Pipeline
@@ -279,7 +280,19 @@ def test_what_other_processes_screened_for_a_search_is_counted(run, tmp_path):
     ("url", "kept"),
     [
         ("postgresql://me:se:cr@t@host/name", "postgresql://me:***@host/name"),
-        ("mysql://me@host:3306/name?at=a:b@c", "mysql://me@host:3306/name?at=a:b@c"),
+        ("postgresql://me:pa/ss@host/name", "postgresql://me:***@host/name"),
+        ("postgresql://me:p@s/s@host/name", "postgresql://me:***@host/name"),
+        ("postgresql://me@host/name?password=word", "postgresql://me@host/name?password=***"),
+        (
+            "postgresql://host/name?user=me&password=word",
+            "postgresql://host/name?password=***&user=me",
+        ),
+        (
+            "mysql://me:word@host/name?a=b&ssl%70assword=word",
+            "mysql://me:***@host/name?a=b&sslpassword=***",
+        ),
+        ("nonsense://me:wo@rd:x@host?passwd=word&a=b", "nonsense://me:***@host?passwd=***&a=b"),
+        ("mysql://me@host:3306/name?at=a%3Ab", "mysql://me@host:3306/name?at=a%3Ab"),
         ("sqlite:////a/study.db", "sqlite:////a/study.db"),
     ],
 )
@@ -288,6 +301,12 @@ def test_a_password_of_a_storage_is_used_and_not_written(url, kept):
     assert config.storage == url
     assert json.loads(config.model_dump_json())["storage"] == kept
     assert Calibrate.model_validate(config.model_dump()).storage == url
+
+
+def test_a_password_is_hidden_without_sqlalchemy_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    url = "postgresql://me:pa/s@s@host/name?sslpassword=word"
+    assert without_passwords(url) == "postgresql://me:***@host/name?sslpassword=***"
 
 
 def test_searches_of_one_storage_share_no_trial_where_they_differ(run, tmp_path):
