@@ -111,6 +111,16 @@ def test_the_papers_merge_stands_beside_and_all_are_judged_on_the_other_document
     assert found["cross"]["folds"]
 
 
+def test_every_candidate_is_counted_once_and_those_that_were_read_whole_apart(found):
+    """The balanced point of a line is read twice: its documents first, then its items."""
+    whole = {json.dumps(point["candidate"], sort_keys=True) for point in found["points"]}
+    spent = found["screening"]
+    assert spent["whole"] == len(whole)
+    most = found["settings"]["trials"] * found["settings"]["steps"]
+    scaled = sum(point["role"] == "end" for point in found["points"])
+    assert spent["whole"] <= spent["candidates"] <= len(whole) + most + scaled
+
+
 def test_the_same_again_costs_nothing(found, run):
     done = calibrate(run, *SEARCH, "--json")
     assert json.loads(done.stdout) == found

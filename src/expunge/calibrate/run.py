@@ -61,13 +61,9 @@ def calibrate(
     """
     search = Search(resident, given.sample, given.calibration, config, ends)
     search.run(folder, name)
-    screening = {
-        "candidates": resident.screened + search.elsewhere[0],
-        "seconds": round(resident.seconds + search.elsewhere[1], 2),
-    }
     start = time.monotonic()
     chosen = search.finals(judge)
-    screening["official_seconds"] = round(time.monotonic() - start, 2)
+    official = round(time.monotonic() - start, 2)
     nearest, lacks = search.nearest()
     shown = nearest if chosen is None else chosen
     tests = {
@@ -97,7 +93,7 @@ def calibrate(
         "points": rows(search.points, tests),
         "line": line.curve(),
         "cross": cross,
-        "screening": screening,
+        "screening": {**search.screening, "official_seconds": official},
     }
     if chosen is not None:
         resident.write(search.points[chosen].candidate, folder / ADAPTER)

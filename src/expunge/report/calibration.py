@@ -61,10 +61,18 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
         each = spent["seconds"] / spent["candidates"]
         said.append(
             f"{spent['candidates']} candidates were screened in {spent['seconds']:.0f} s "
-            f"({each:.1f} s each; what was known cost nothing), and the finalists balanced on all "
-            f"documents and generated from in {spent['official_seconds']:.0f} s."
+            f"({each:.1f} s each{_by_documents(spent)}; what was known cost nothing), and the "
+            "finalists balanced on all documents and generated from in "
+            f"{spent['official_seconds']:.0f} s."
         )
     return said
+
+
+def _by_documents(spent: Mapping[str, Any]) -> str:
+    """How many candidates were read with items too; a calibration of old does not say."""
+    if "whole" not in spent:
+        return ""
+    return f", {spent['whole']} of them with items and the others by documents alone"
 
 
 def _beyond(cross: Mapping[str, Any]) -> str:
