@@ -7,7 +7,6 @@ from abc import ABC
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from expunge.calibrate.resident import Resident
 from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
 from expunge.data.batches import encode_all
-from expunge.data.folds import Folds, dealt, given_ids, part, test_documents
+from expunge.data.folds import dealt, part
 from expunge.data.sets import Sets
 from expunge.data.standins import stand_ins
 from expunge.edit.task import Weights
@@ -44,23 +43,6 @@ REPAIRED = 32
 
 class Calibrating(Training, ABC):
     """The part of a pipeline that chooses merges."""
-
-    @cached_property
-    def folds(self) -> Folds:
-        """How documents are split."""
-        return self.recipe.folds or Folds()
-
-    @property
-    def fold_inputs(self) -> dict[str, str]:
-        """What stands for the folds among the inputs of a stage: how they are drawn, or the ids."""
-        given = given_ids(self.folds)
-        ids = {} if given is None else {"test_ids": runs.hash_file(given)}
-        return {"folds": self.folds.model_dump_json(), **ids}
-
-    @cached_property
-    def judged_by(self) -> frozenset[str]:
-        """The documents that no calibration looks at until it has chosen."""
-        return test_documents(self.sets, self.folds)
 
     def checked(self, base: Path) -> Path:
         """The model's folder; folds that cannot be drawn, and documents that are too few for what
@@ -157,11 +139,6 @@ class Calibrating(Training, ABC):
         limits = {"per_term": config.per_term, "documents": config.documents}
         given = self._material(self.sets, tokenizer, **limits)
         return self._resident(tokenizer, folders, hashes), given, (ends[0], ends[1])
-
-    @property
-    def splits(self) -> bool:
-        """Whether models are scored on each side of the documents, too."""
-        return self.recipe.folds is not None or bool(self.recipe.calibrate)
 
     def fold_scores(self, reader: Reader, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The scores of each side's documents, of a reader that has been evaluated on both; `items`

@@ -365,6 +365,23 @@ def test_stand_ins_take_the_place_of_non_members_while_it_chooses(run):
     assert {document.id for document in given.nonmembers}.isdisjoint(pipeline.judged_by)
 
 
+def test_a_branch_is_not_watched_on_the_documents_that_only_judge(fields, tmp_path):
+    """Which these are is an input of the branch; without folds all documents are read."""
+    watched = {**branch(14.0, 10), "watch": {"every": 2, "read": "evaluation"}}
+    recipe = {**fields, "branches": {"deep": watched}}
+    whole = Pipeline({k: v for k, v in recipe.items() if k != "folds"}, tmp_path / "whole")
+    split = Pipeline(recipe, tmp_path / "split")
+    test = split.judged_by
+    read = split._watched
+    assert test and read.members and read.forget
+    assert test.isdisjoint(d.id for d in (*read.members, *read.nonmembers))
+    assert test.isdisjoint(item.document for item in (*read.forget, *read.retain))
+    assert not test.isdisjoint(document.id for document in whole._watched.members)
+    config = split.recipe.branches["deep"]
+    assert "folds" in split.watch_inputs(config)
+    assert "folds" not in whole.watch_inputs(config)
+
+
 def test_a_landscape_lies_between_the_two_branches(run):
     folder = analyse_run(run, ["landscape"])
     tables = runs.read_json(folder / "landscape.json")["tables"]
