@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -17,9 +18,12 @@ from commands import Command
 from commands import run as command
 from expunge import choosing, runs
 from expunge.analysing.run import analyse_run
+from expunge.calibrate.candidate import Candidate
+from expunge.calibrate.run import ends_of
 from expunge.calibrate.section import Calibrate, Floors, without_passwords
 from expunge.cli import calibration
 from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
+from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
 from expunge.report.calibration import calibration_rows
 from expunge.report.results import read_results
@@ -104,6 +108,9 @@ def test_the_papers_merge_stands_beside_and_all_are_judged_on_the_other_document
     assert {p["role"] for p in judged} >= {"target", "end", "baseline"}
     (baseline,) = (p for p in judged if p["role"] == "baseline")
     assert baseline["candidate"]["weights"] == [1.0, 1.0]
+    finalists = [p for p in found["points"] if p["front"] or p["official"]]
+    assert {p["role"] for p in finalists} >= {"trial"}
+    assert all(p["test"] is not None for p in finalists)
     for point in judged:
         numbers = point["test"]["membership"]["loss"]
         assert numbers["auc_low"] <= numbers["auc"] <= numbers["auc_high"]
@@ -426,6 +433,49 @@ def test_a_recipe_chooses_and_scores_both_sides(fields, run):
         sum(fold.semeval.mia.n for fold in both.values()) == results.models["target"].semeval.mia.n
     )  # pyright: ignore
     yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+def test_the_baseline_is_the_merge_that_the_recipe_makes_as_the_paper_does(fields, run):
+    """Its branches need not be among those that are chosen among; it can be picked all the same."""
+    search = {"trials": 1, "of": ["deep"], "snapshots": 0, "per_term": 4, "tolerance": 0.3}
+    merges = {"other": {"method": "linear"}, "paper": {"of": ["shallow", "deep"]}}
+    pipeline = Pipeline({**fields, "calibrate": {"c": search}, "merges": merges}, run)
+    config = pipeline.recipe.calibrate["c"]
+    found = runs.read_json(pipeline.calibration("c", config, 42) / "calibration.json")
+    (baseline,) = (p for p in found["points"] if p["role"] == "baseline")
+    assert baseline["label"] == "ties shallow–deep (1.0, 1.0)"
+    assert "shallow" not in {p["candidate"]["over"]["branch"] for p in found["points"][1:2]}
+    candidate = Candidate.model_validate(baseline["candidate"])
+    with TemporaryDirectory() as folder:
+        pipeline.write_point(config, 42, candidate, Path(folder) / "out", output="adapter")
+    unfinished = Pipeline(
+        {**fields, "branches": {**fields["branches"], "deep": branch(9.0, 1)}, "merges": merges},
+        run,
+    )
+    assert unfinished._papers_pair(42) is None
+    Pipeline(fields, run)
+
+
+def test_a_target_or_branch_of_other_weights_under_its_name_is_not_taken_for_what_was_read(
+    run, tmp_path
+):
+    """The keys of the tables stand for what the folders hold."""
+    pipeline = Pipeline.of_run(run)
+    branches = pipeline._chosen_among(Calibrate(), 42)
+    copied = {name: Path(shutil.copytree(f, tmp_path / name)) for name, f in branches.items()}
+    config = Calibrate(snapshots=1)
+    before = ends_of(branches, config).hashes
+    assert ends_of(copied, config).hashes == before
+    with (copied["deep"] / "adapter" / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"1")
+    after = ends_of(copied, config).hashes
+    assert {label for label in before if before[label] != after[label]} == {"deep"}
+    tokenizer = load_tokenizer(pipeline.target.base)
+    keys = set()
+    for content in ("a", "a", "b"):
+        pipeline._target_hash = content
+        keys.add(pipeline._resident(tokenizer, ends_of(branches, config)).key)
+    assert len(keys) == 2
 
 
 def test_a_point_is_picked_of_what_a_run_calibrated_and_not_once_the_branches_are_others(

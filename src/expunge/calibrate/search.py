@@ -60,11 +60,13 @@ class Search:
         whole: Material,
         config: Calibrate,
         ends: Sequence[End],
+        *,
+        paper: Sequence[End] = (),
     ) -> None:
-        """`ends` are the branches first, in order, then their snapshots; `whole` has all documents,
-        of which `given` may be a sample."""
+        """`ends` are the branches first, in order, then their snapshots, and the two of `paper` are
+        merged as a baseline; `whole` has all documents, of which `given` may be a sample."""
         self.resident, self.given, self.whole, self.config = resident, given, whole, config
-        self.ends = [*ends, End(branch=TARGET)]
+        self.ends, self.paper = [*ends, End(branch=TARGET)], paper
         self.value = OBJECTIVES[config.objective].fn
         target = self._screened(alone(End(branch=TARGET)), "target", None)
         self.points = [target]
@@ -85,9 +87,8 @@ class Search:
             for end in self.ends[:-1]:
                 self.points.append(self._screened(alone(end), "end", self.target))
                 bar()
-            finals = [end for end in self.ends[:-1] if end.step is None]
-            if len(finals) > 1:
-                paper = plain("ties", finals[0], finals[1], BASELINE_DENSITY)
+            if len(self.paper) > 1:
+                paper = plain("ties", self.paper[0], self.paper[1], BASELINE_DENSITY)
                 if self.resident.can_merge(paper):
                     self.points.append(self._screened(paper, "baseline", self.target))
             over, under = self._sides()
@@ -105,7 +106,7 @@ class Search:
             for side in (given.items, given.members, given.nonmembers)
         ]
         neutral = [sequence_key(sequence) for sequence in given.neutral]
-        ends = sorted(self.resident.hashes.items())
+        ends = sorted((e.label, self.resident.hashes[e.label]) for e in self.ends[:-1])
         made = self.resident.key, self.resident.dtype, ends
         return key_of(made, shown, sides, neutral, given.tasks)
 
