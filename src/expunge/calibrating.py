@@ -21,9 +21,10 @@ from expunge.calibrate.resident import Resident
 from expunge.calibrate.run import ADAPTER, Ends, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
 from expunge.data.batches import encode_all
+from expunge.data.examples import Document
 from expunge.data.folds import dealt, part
 from expunge.data.sets import Sets
-from expunge.data.standins import stand_ins
+from expunge.data.standins import original_id, stand_ins
 from expunge.edit.task import Weights
 from expunge.errors import CalibrationError, UnfinishedError
 from expunge.evaluate.balance import balance
@@ -177,7 +178,7 @@ class Calibrating(Training, ABC):
             )
         if not config.standins:
             return side
-        made, _ = stand_ins(side.members, count=2 * len(side.members), seed=config.seed)
+        made = _stand_ins(side, config)
         if len(made) < self.folds.least:
             raise CalibrationError(
                 f"only {len(made)} stand-ins can be made of {len(side.members)} members, and "
@@ -230,16 +231,18 @@ class Calibrating(Training, ABC):
 
         count = self.folds.cross
         fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
-        documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
+        test = self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test")
         side = self._with_tasks(side, config, "calibration")
+        unseen = self.sets.nonmembers
+        if config.standins:
+            unseen = [*side.nonmembers, *_stand_ins(test, config)]
+            fold |= {document.id: fold[original_id(document.id)] for document in unseen}
+        documents = Sets([], [], self.sets.members, unseen, [])
         shown = {"per_term": config.per_term, "by_task": config.by_task}
         return Given(
             read(side, documents=config.documents, **shown),
             read(side, **shown),
-            read(
-                self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test"),
-                by_task=config.by_task,
-            ),
+            read(test, by_task=config.by_task),
             read(documents, by_task=config.by_task),
             fold.__getitem__,
             count,
@@ -261,3 +264,8 @@ class Calibrating(Training, ABC):
     def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
         longest = self.recipe.evaluate.document_tokens
         return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
+
+
+def _stand_ins(side: Sets, config: Calibrate) -> list[Document]:
+    """Stand-ins for non-members of a side, two for each of its members."""
+    return stand_ins(side.members, count=2 * len(side.members), seed=config.seed)[0]

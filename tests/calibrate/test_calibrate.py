@@ -22,6 +22,7 @@ from expunge.calibrate.candidate import Candidate
 from expunge.calibrate.run import ends_of
 from expunge.calibrate.section import Calibrate, Floors, without_passwords
 from expunge.cli import calibration
+from expunge.data.standins import original_id
 from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
@@ -370,6 +371,22 @@ def test_stand_ins_take_the_place_of_non_members_while_it_chooses(run):
     texts = {document.text for document in pipeline.sets.members + pipeline.sets.nonmembers}
     assert not texts & {document.text for document in made.nonmembers}
     assert {document.id for document in given.nonmembers}.isdisjoint(pipeline.judged_by)
+
+
+def test_a_cross_calibration_reads_stand_ins_where_these_choose(run):
+    """No given non-member, and each stand-in in the fold of the document that it was made of."""
+    pipeline, config = Pipeline.of_run(run), Calibrate(standins=True)
+    side, tokenizer = pipeline.chosen_by(config), load_tokenizer(pipeline.target.base)
+    given = pipeline.documents(side, config, tokenizer)
+    members, others = (
+        [sequence.id for _, sequence in texts]
+        for texts in (given.everything.members, given.everything.nonmembers)
+    )
+    assert len(others) == 2 * len(members) == 2 * len(pipeline.sets.members)
+    assert {original_id(other) for other in others} == {*members}
+    assert all(given.folds(other) == given.folds(original_id(other)) for other in others)
+    real = {document.id for document in pipeline.sets.nonmembers}
+    assert {sequence.id for _, sequence in given.test.nonmembers} <= real  # these only judge
 
 
 def test_a_branch_is_not_watched_on_the_documents_that_only_judge(fields, tmp_path):

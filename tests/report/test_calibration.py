@@ -25,6 +25,7 @@ def found(*, balanced: bool, beyond: int = 0) -> dict[str, Any]:
     cross = {"folds": [{}, {}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.12}
     return {
         "chosen": 0,
+        "settings": {},
         "points": [{"balanced": balanced, "role": "trial", **sides}],
         "cross": {**cross, "beyond": beyond},
         "screening": {"candidates": 0},
@@ -48,6 +49,13 @@ def test_a_baseline_that_is_left_out_is_told():
     assert any("The paper's merge" in line for line in calibration_sentences(without))
     without["points"].append({"role": "baseline"})
     assert not any("The paper's merge" in line for line in calibration_sentences(without))
+
+
+def test_a_calibration_against_stand_ins_says_so():
+    plain = found(balanced=True)
+    made = {**plain, "settings": {"standins": True}}
+    assert any("Stand-ins made of the members" in line for line in calibration_sentences(made))
+    assert not any("Stand-ins" in line for line in calibration_sentences(plain))
 
 
 def test_folds_that_balance_beyond_what_was_read_are_told():

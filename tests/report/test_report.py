@@ -312,6 +312,7 @@ def searched(tmp_path) -> Path:
         "name": "calibrated",
         "stage": "calibrated-0123456789ab",
         "chosen": 1,
+        "settings": {"standins": False},
         "points": points,
         "line": [{"t": t, "auc": t, "two_sided": 0.5, "ks": 0.1} for t in (0.2, 0.5)],
         "cross": {"folds": [{}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.02},

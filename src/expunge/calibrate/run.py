@@ -36,7 +36,8 @@ class Given:
     """What only judges."""
 
     everything: Material
-    """Members and non-members of both sides, for the cross-calibration."""
+    """Members and non-members of both sides, for the cross-calibration; stand-ins of both where
+    these choose."""
 
     folds: Callable[[str], int]
     """The fold of a document of `everything`, by its id."""

@@ -57,6 +57,11 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
             "The paper's merge (TIES 0.8, weights 1 and 1) is no row: it takes two branches of one "
             "rank."
         )
+    if found["settings"].get("standins"):
+        said.append(
+            "Stand-ins made of the members chose: the calibration column, the line and the "
+            "cross-calibration are against these, the test column against the given non-members."
+        )
     cross = found["cross"]
     if cross["auc_mean"] is not None:
         said.append(
