@@ -289,7 +289,7 @@ def test_what_other_processes_screened_for_a_search_is_counted(run, tmp_path):
         json.loads(calibrate(run, *words, "--trials", trials, "--json").stdout)["screening"]
         for trials in ("2", "3")
     ]
-    assert counts[0]["candidates"] >= 4  # two lines, each at a point or more, and that read whole
+    assert counts[0]["candidates"] >= 2  # two lines, each at a point or more
     assert counts[1]["candidates"] > counts[0]["candidates"]
     assert counts[1]["seconds"] > counts[0]["seconds"]
 
