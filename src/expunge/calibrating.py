@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +18,19 @@ from expunge.calibrate.landscape import Landscape
 from expunge.calibrate.outcome import CALIBRATION
 from expunge.calibrate.reading import Material, documents_of, material
 from expunge.calibrate.resident import Resident
-from expunge.calibrate.run import ADAPTER, Given, calibrate, ends_of
+from expunge.calibrate.run import ADAPTER, Ends, Given, calibrate, ends_of
 from expunge.calibrate.section import Calibrate
 from expunge.data.batches import encode_all
-from expunge.data.folds import Folds, dealt, given_ids, part, test_documents
+from expunge.data.examples import Document
+from expunge.data.folds import dealt, part
 from expunge.data.sets import Sets
-from expunge.data.standins import stand_ins
+from expunge.data.standins import original_id, stand_ins
 from expunge.edit.task import Weights
-from expunge.errors import CalibrationError
+from expunge.errors import CalibrationError, UnfinishedError
 from expunge.evaluate.balance import balance
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.suite import EvaluationData, evaluate
+from expunge.finished import Finished
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.section import Merge
 from expunge.training import Training
@@ -44,23 +47,6 @@ REPAIRED = 32
 
 class Calibrating(Training, ABC):
     """The part of a pipeline that chooses merges."""
-
-    @cached_property
-    def folds(self) -> Folds:
-        """How documents are split."""
-        return self.recipe.folds or Folds()
-
-    @property
-    def fold_inputs(self) -> dict[str, str]:
-        """What stands for the folds among the inputs of a stage: how they are drawn, or the ids."""
-        given = given_ids(self.folds)
-        ids = {} if given is None else {"test_ids": runs.hash_file(given)}
-        return {"folds": self.folds.model_dump_json(), **ids}
-
-    @cached_property
-    def judged_by(self) -> frozenset[str]:
-        """The documents that no calibration looks at until it has chosen."""
-        return test_documents(self.sets, self.folds)
 
     def checked(self, base: Path) -> Path:
         """The model's folder; folds that cannot be drawn, and documents that are too few for what
@@ -88,8 +74,8 @@ class Calibrating(Training, ABC):
 
         def build(work: Path) -> None:
             tokenizer = models.load_tokenizer(self.target.base)
-            ends, folders, hashes = ends_of(branches, config)
-            resident = self._resident(tokenizer, folders, hashes)
+            ends = ends_of(branches, config, self._papers_pair(seed))
+            resident = self._resident(tokenizer, ends)
             side = self.chosen_by(config)
 
             def judge(reader: Reader) -> Mapping[str, Any]:
@@ -137,8 +123,8 @@ class Calibrating(Training, ABC):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CalibrationError(f"{out} exists and is not empty; choose another folder")
         tokenizer = models.load_tokenizer(self.target.base)
-        _, folders, hashes = ends_of(self._chosen_among(config, seed), config)
-        resident = self._resident(tokenizer, folders, hashes)
+        ends = ends_of(self._chosen_among(config, seed), config, self._papers_pair(seed))
+        resident = self._resident(tokenizer, ends)
         if output == "adapter":
             return resident.write(candidate, out)
         with tempfile.TemporaryDirectory() as folder:
@@ -153,15 +139,10 @@ class Calibrating(Training, ABC):
         """The target in memory, a sample of all documents, and two branches as ends."""
         tokenizer = models.load_tokenizer(self.target.base)
         branches = self._chosen_among(Calibrate(of=tuple(pair)), seed)
-        ends, folders, hashes = ends_of(branches, Calibrate(snapshots=0))
+        ends = ends_of(branches, Calibrate(snapshots=0))
         limits = {"per_term": config.per_term, "documents": config.documents}
         given = self._material(self.sets, tokenizer, **limits)
-        return self._resident(tokenizer, folders, hashes), given, (ends[0], ends[1])
-
-    @property
-    def splits(self) -> bool:
-        """Whether models are scored on each side of the documents, too."""
-        return self.recipe.folds is not None or bool(self.recipe.calibrate)
+        return self._resident(tokenizer, ends), given, (ends.searched[0], ends.searched[1])
 
     def fold_scores(self, reader: Reader, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The scores of each side's documents, of a reader that has been evaluated on both; `items`
@@ -197,7 +178,7 @@ class Calibrating(Training, ABC):
             )
         if not config.standins:
             return side
-        made, _ = stand_ins(side.members, count=2 * len(side.members), seed=config.seed)
+        made = _stand_ins(side, config)
         if len(made) < self.folds.least:
             raise CalibrationError(
                 f"only {len(made)} stand-ins can be made of {len(side.members)} members, and "
@@ -211,19 +192,31 @@ class Calibrating(Training, ABC):
         made = {name: self.branch(name, seed).adapter for name in names}
         return {name: adapter.parent for name, adapter in made.items() if adapter is not None}
 
-    def _resident(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        folders: Mapping[str, Path],
-        hashes: Mapping[str, str],
-    ) -> Resident:
+    def _papers_pair(self, seed: int) -> dict[str, Path] | None:
+        """The stage folders of the two branches that the recipe merges as the paper does; none
+        where it merges no two so, or they are not finished."""
+        pair, finished = self.recipe.papers_pair, copy(self)
+        finished.folder = Finished(self.folder.root)
+        try:
+            made = {name: finished.branch(name, seed).adapter for name in pair}
+        except UnfinishedError:
+            return None
+        return {name: adapter.parent for name, adapter in made.items() if adapter} or None
+
+    @cached_property
+    def _target_hash(self) -> str:
+        """Stands for the content of the target's folder."""
+        same = self.target.base == self.original.base
+        return self.original_hash if same else runs.hash_folder(self.target.base)
+
+    def _resident(self, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Resident:
         side = part(self.sets, self.judged_by, inside=False)
         every = max(1, len(side.retain) // REPAIRED)
         return Resident(
             self.target.base,
-            folders,
-            key=self._target_key,
-            hashes=hashes,
+            ends.folders,
+            key=f"{self._target_key}-{self._target_hash}",
+            hashes=ends.hashes,
             dtype=self.recipe.model.dtype,
             folder=self.folder.store / "cache" / "tables",
             max_batch=self.recipe.evaluate.max_batch,
@@ -238,16 +231,18 @@ class Calibrating(Training, ABC):
 
         count = self.folds.cross
         fold = dealt(self.sets, [1 / count] * count, seed=self.folds.seed)
-        documents = Sets([], [], self.sets.members, self.sets.nonmembers, [])
+        test = self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test")
         side = self._with_tasks(side, config, "calibration")
+        unseen = self.sets.nonmembers
+        if config.standins:
+            unseen = [*side.nonmembers, *_stand_ins(test, config)]
+            fold |= {document.id: fold[original_id(document.id)] for document in unseen}
+        documents = Sets([], [], self.sets.members, unseen, [])
         shown = {"per_term": config.per_term, "by_task": config.by_task}
         return Given(
             read(side, documents=config.documents, **shown),
             read(side, **shown),
-            read(
-                self._with_tasks(part(self.sets, self.judged_by, inside=True), config, "test"),
-                by_task=config.by_task,
-            ),
+            read(test, by_task=config.by_task),
             read(documents, by_task=config.by_task),
             fold.__getitem__,
             count,
@@ -269,3 +264,8 @@ class Calibrating(Training, ABC):
     def _material(self, sets: Sets, tokenizer: PreTrainedTokenizerBase, **limits: Any) -> Material:
         longest = self.recipe.evaluate.document_tokens
         return material(sets, tokenizer, how=self._reading, document_tokens=longest, **limits)
+
+
+def _stand_ins(side: Sets, config: Calibrate) -> list[Document]:
+    """Stand-ins for non-members of a side, two for each of its members."""
+    return stand_ins(side.members, count=2 * len(side.members), seed=config.seed)[0]

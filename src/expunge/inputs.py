@@ -14,6 +14,7 @@ from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
 from expunge.data.companions import Answers
 from expunge.data.examples import Example
+from expunge.data.folds import Folds, given_ids, part, test_documents
 from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
@@ -87,6 +88,38 @@ class Inputs:
         sets = self.sets
         return EvaluationData(
             sets.forget, sets.retain, sets.members, sets.nonmembers, mmlu=self._mmlu
+        )
+
+    @property
+    def splits(self) -> bool:
+        """Whether models are scored on each side of the documents, too."""
+        return self.recipe.folds is not None or bool(self.recipe.calibrate)
+
+    @cached_property
+    def folds(self) -> Folds:
+        """How documents are split."""
+        return self.recipe.folds or Folds()
+
+    @property
+    def fold_inputs(self) -> dict[str, str]:
+        """What stands for the folds among the inputs of a stage: how they are drawn, or the ids."""
+        given = given_ids(self.folds)
+        ids = {} if given is None else {"test_ids": runs.hash_file(given)}
+        return {"folds": self.folds.model_dump_json(), **ids}
+
+    @cached_property
+    def judged_by(self) -> frozenset[str]:
+        """The documents that no calibration looks at until it has chosen."""
+        return test_documents(self.sets, self.folds)
+
+    @cached_property
+    def _watched(self) -> EvaluationData:
+        """What a branch is evaluated on while it is trained: not the documents that only judge."""
+        if not self.splits:
+            return self._evaluated
+        side = part(self.sets, self.judged_by, inside=False)
+        return EvaluationData(
+            side.forget, side.retain, side.members, side.nonmembers, mmlu=self._mmlu
         )
 
     @cached_property

@@ -229,6 +229,12 @@ class Recipe(Section):
         chosen = dict.fromkeys(self.calibrate, True)
         return check_edits(self.edits, {"target": False, **branches, **merges, **chosen}, loras)
 
+    @property
+    def papers_pair(self) -> list[str]:
+        """The two LoRA branches of the first merge by TIES of two, which is the paper's system."""
+        pairs = ([*self.merged_branches(n)] for n, m in self.merges.items() if m.method == "ties")
+        return next((pair for pair in pairs if len(pair) == 2), [])
+
     def merged_branches(self, merge: str) -> dict[str, Branch]:
         """The branches that a merge takes, in its order."""
         return {name: self.branches[name] for name in self.merges[merge].of or self.branches}

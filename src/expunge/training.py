@@ -138,8 +138,9 @@ class Training(Guards, ABC):
 
             def measure(now: PreTrainedModel) -> dict[str, float]:
                 reader = reader_of(now, tokenizer, max_batch=self.recipe.evaluate.max_batch)
-                settings = self.recipe.evaluate
-                return flat_numbers(evaluate(reader, self._evaluated, settings, **self._reading)[0])
+                partial = {"partial": True} if self.splits else {}
+                settings = self.recipe.evaluate.model_copy(update=partial)
+                return flat_numbers(evaluate(reader, self._watched, settings, **self._reading)[0])
 
             train_branch(
                 model,
@@ -160,13 +161,19 @@ class Training(Guards, ABC):
         inputs |= {} if levels is None else {"levels": levels.name}
         inputs |= {} if begun is None else {"after": begun.folder.parent.name}
         inputs |= {"quantize": quantize} if quantize else {}
-        if config.watch is not None and config.watch.read == "evaluation":
-            inputs |= {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes}
+        inputs |= self.watch_inputs(config)
         done = self.folder.stage(name, config, inputs, build, together=True)
         if config.training == "full":
             return Weights(done / "model")
         base = self.target.base if config.blocks is None else done / "base"
         return Weights(base, done / "adapter")
+
+    def watch_inputs(self, config: Branch) -> dict[str, str]:
+        """What stands for the texts that a branch is evaluated on while it is trained, if it is."""
+        if config.watch is None or config.watch.read != "evaluation":
+            return {}
+        split = self.fold_inputs if self.splits else {}
+        return {"evaluate": self.recipe.evaluate.model_dump_json(), **self._data_hashes, **split}
 
     @property
     def _training_inputs(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Candidates, floors, objectives and the front, by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,7 +92,17 @@ def test_balanced_is_the_harmonic_mean():
 
 def test_an_auc_that_two_sided_attacks_see_through_is_no_balance():
     assert reading(two_sided=1.0).membership_balance == 0
-    assert reading(two_sided=0.3).membership_balance == 1
+    assert reading(two_sided=0.0).membership_balance == 0
+
+
+def test_members_that_lie_too_close_together_are_no_balance_either():
+    """The worst of two attacks is the one furthest from 1/2, not the greatest."""
+    close = reading(two_sided=0.2)
+    both = {"zlib": reading(two_sided=0.6).membership["loss"], **close.membership}
+    found = replace(close, membership=both)
+    assert found.two_sided == 0.2
+    assert found.membership_balance == pytest.approx(0.4)
+    assert OBJECTIVES["two_sided"].fn(found) == pytest.approx(0.4)
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -171,6 +182,25 @@ def test_a_finalist_is_balanced_by_all_documents_where_a_sample_chose_its_line()
     assert abs(search.points[2].reading.auc - 0.5) <= search.config.tolerance
     assert abs(search.points[2].candidate.t - 0.6) <= search.config.tolerance
     assert search.points[3].candidate.t == 0.3
+
+
+def test_a_search_of_other_texts_or_of_other_sides_shares_no_trials():
+    """The ids stay where documents are cut elsewhere, or lie on the other side."""
+    one, longer, other = (
+        TokenSequence(tokens=tokens, answer_start=1, id=id)
+        for tokens, id in (((1, 2), "a"), ((1, 2, 3), "a"), ((1, 4), "b"))
+    )
+
+    def key(members, nonmembers):
+        search = Search.__new__(Search)
+        search.config = Calibrate()
+        search.resident = SimpleNamespace(key="k", dtype="float32", hashes={})  # pyright: ignore
+        sides = ([("", text) for text in side] for side in (members, nonmembers))
+        search.given = Material([], *sides, [], None)
+        return search._key()
+
+    assert key([one], [other]) == key([one], [other])
+    assert len({key([one], [other]), key([longer], [other]), key([other], [one])}) == 3
 
 
 def test_a_repair_by_other_texts_is_another_candidate(tiny_folder, tmp_path):

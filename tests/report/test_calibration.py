@@ -25,7 +25,8 @@ def found(*, balanced: bool, beyond: int = 0) -> dict[str, Any]:
     cross = {"folds": [{}, {}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.12}
     return {
         "chosen": 0,
-        "points": [{"balanced": balanced, **sides}],
+        "settings": {},
+        "points": [{"balanced": balanced, "role": "trial", **sides}],
         "cross": {**cross, "beyond": beyond},
         "screening": {"candidates": 0},
     }
@@ -41,6 +42,20 @@ def test_both_folds_are_told_with_intervals():
 def test_what_was_not_balanced_is_said_to_be_so(balanced):
     said = " ".join(calibration_sentences(found(balanced=balanced)))
     assert ("Point 0 is not balanced" in said) != balanced
+
+
+def test_a_baseline_that_is_left_out_is_told():
+    without = found(balanced=True)
+    assert any("The paper's merge" in line for line in calibration_sentences(without))
+    without["points"].append({"role": "baseline"})
+    assert not any("The paper's merge" in line for line in calibration_sentences(without))
+
+
+def test_a_calibration_against_stand_ins_says_so():
+    plain = found(balanced=True)
+    made = {**plain, "settings": {"standins": True}}
+    assert any("Stand-ins made of the members" in line for line in calibration_sentences(made))
+    assert not any("Stand-ins" in line for line in calibration_sentences(plain))
 
 
 def test_folds_that_balance_beyond_what_was_read_are_told():

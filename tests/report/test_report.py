@@ -298,14 +298,21 @@ def searched(tmp_path) -> Path:
             "refused": None,
             "calibration": side,
             "test": side,
-            "candidate": {"over": end},
+            "official": {"aggregate": 0.75} if role == "trial" else None,
+            "candidate": {
+                "over": end,
+                "under": {"branch": "mild", "step": 40},
+                "density": 0.8,
+                "weights": [1.0, 1.0],
+            },
         }
-        for n, role in enumerate(("target", "trial"))
+        for n, role in enumerate(("target", "trial", "baseline"))
     ]
     found = {
         "name": "calibrated",
         "stage": "calibrated-0123456789ab",
         "chosen": 1,
+        "settings": {"standins": False},
         "points": points,
         "line": [{"t": t, "auc": t, "two_sided": 0.5, "ks": 0.1} for t in (0.2, 0.5)],
         "cross": {"folds": [{}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.02},
@@ -352,7 +359,11 @@ def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
         *("Pareto front", "Membership along the line")
     ]
     header, rows = calibrated.tables[0].header, calibrated.tables[0].rows
-    assert dict(zip(header, rows[1], strict=True))["AUC"] == "0.50 / 0.50"
+    shown = [dict(zip(header, row, strict=True)) for row in rows]
+    assert shown[1]["AUC"] == shown[2]["AUC"] == "0.50 / 0.50"
+    assert [row["official"] for row in shown] == ["–", "0.75", "–"]
+    assert shown[0]["task (screened)"] == "0.90 / 0.90"
+    assert shown[2]["merge"] == "TIES 0.8, weights 1, 1: deep and mild@40"
     assert any("held-out AUC 0.50 ± 0.10" in line for line in calibrated.text)
     assert any("4 candidates were screened in 8 s (2.0 s each" in line for line in calibrated.text)
     drawn = {figure.title for figure in found["analysis"].figures}

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from expunge.errors import RunError
 from expunge.report import board, results
-from expunge.report.board import BoardRow, add_rows, read_rows, rows_of
+from expunge.report.board import BoardRow, _worst, add_rows, read_rows, rows_of
 from expunge.report.results import Results, read_results
 from expunge.runs import write_json
 
@@ -63,6 +63,12 @@ def test_a_share_is_between_0_and_1(value):
     terms = {"forget/Task1/sc": value}
     with pytest.raises(ValidationError):
         Results.model_validate({"recipe": "r", "models": {"a": {"semeval": {"terms": terms}}}})
+
+
+def test_the_worst_two_sided_auc_of_a_fold_is_the_one_furthest_from_a_half():
+    attacks = {"loss": {"two_sided": 0.2, "ks": 0.3}, "zlib": {"two_sided": 0.6, "ks": 0.1}}
+    assert _worst(attacks) == {"two_sided": 0.2, "ks": 0.3}
+    assert _worst({}) == {}
 
 
 def test_rows_tell_the_story_in_order_and_by_hand(results):

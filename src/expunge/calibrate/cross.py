@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge.evaluate.balance import balance, midway
+from expunge.evaluate.balance import balance, furthest, midway
 from expunge.evaluate.membership import auc
 
 Sides = tuple[np.ndarray, np.ndarray]
@@ -58,7 +58,7 @@ class Line:
                 {
                     "t": t,
                     "auc": midway(one["auc"] for one in each.values()),
-                    "two_sided": max(one["two_sided"] for one in each.values()),
+                    "two_sided": furthest(one["two_sided"] for one in each.values()),
                     "ks": max(one["ks"] for one in each.values()),
                 }
             )

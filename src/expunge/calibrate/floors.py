@@ -1,7 +1,10 @@
 """Floors: what a candidate must keep, and by how much one falls short."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from expunge.calibrate.reading import Reading
-from expunge.calibrate.section import Floors
+from expunge.calibrate.section import Calibrate, Floors
 
 
 def shortfalls(reading: Reading, target: Reading, floors: Floors) -> dict[str, float]:
@@ -31,3 +34,23 @@ def said(reading: Reading, target: Reading, floors: Floors) -> str:
             floor = floors.retain * (target.terms[name] or 0.0)
             parts.append(f"{name} {reading.terms[name]:.2f} (floor {floor:.2f})")
     return ", ".join(parts)
+
+
+def refusal(
+    official: tuple[Reading, Mapping[str, Any]],
+    before: tuple[Reading, Mapping[str, Any]],
+    config: Calibrate,
+) -> str | None:
+    """Why a finalist does not stand, by its official scores beside the target's."""
+    (now, entry), (target, was) = official, before
+    if entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]:
+        return f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})"
+    lacks = said(now, target, config.floors)
+    if lacks:
+        return f"generated: {lacks}"
+    most = config.floors.mmlu
+    if most is not None and entry["semeval"]["mmlu"] and was["semeval"]["mmlu"]:
+        lost = was["semeval"]["mmlu"]["accuracy"] - entry["semeval"]["mmlu"]["accuracy"]
+        if lost > most:
+            return f"MMLU fell by {lost:.3f} (most {most:g})"
+    return None

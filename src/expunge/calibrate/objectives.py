@@ -9,7 +9,7 @@ from expunge.calibrate.reading import Reading
 def balanced(reading: Reading) -> float:
     """The harmonic mean of the task aggregate and the membership balance, one and two-sided.
 
-    2 / (1/a + 1/b),   b = min over attacks of 1 - 2 |AUC - 1/2| and 1 - 2 max(0, AUC₂ - 1/2)
+    2 / (1/a + 1/b),   b = min over attacks of 1 - 2 |AUC - 1/2| and 1 - 2 |AUC₂ - 1/2|
     """
     a, b = reading.aggregate, max(0.0, reading.membership_balance)
     return 2 * a * b / (a + b) if a + b else 0.0
@@ -31,8 +31,8 @@ def membership(reading: Reading) -> float:
 
 
 def two_sided(reading: Reading) -> float:
-    """What the two-sided attack does not tell apart: 1 - 2 max(0, AUC₂ - 1/2)."""
-    return 1 - 2 * max(0.0, reading.two_sided - 0.5)
+    """What the two-sided attack does not tell apart: 1 - 2 |AUC₂ - 1/2|."""
+    return 1 - 2 * abs(reading.two_sided - 0.5)
 
 
 def distribution(reading: Reading) -> float:

@@ -14,7 +14,7 @@ from expunge.data.batches import TokenSequence, encode, encode_document
 from expunge.data.examples import Document, Example
 from expunge.data.sets import Sets
 from expunge.evaluate.attacks import Read
-from expunge.evaluate.balance import attacked, balance, midway
+from expunge.evaluate.balance import attacked, balance, furthest, midway
 from expunge.evaluate.collapse import NEUTRAL
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import task_aggregate, term_of, terms_of
@@ -95,8 +95,8 @@ class Reading:
 
     @property
     def two_sided(self) -> float:
-        """The greatest two-sided AUC over the attacks."""
-        return max(found["two_sided"] for found in self.membership.values())
+        """The two-sided AUC that lies furthest from 1/2, over the attacks."""
+        return furthest(found["two_sided"] for found in self.membership.values())
 
     @property
     def ks(self) -> float:
@@ -106,7 +106,7 @@ class Reading:
     @property
     def membership_balance(self) -> float:
         """The lesser of the MIA score and what a two-sided attack leaves of it."""
-        return min(self.mia, 1 - 2 * max(0.0, self.two_sided - 0.5))
+        return min(self.mia, 1 - 2 * abs(self.two_sided - 0.5))
 
     def _mean(self, half: str) -> float | None:
         found = [v for t, v in self.terms.items() if t.startswith(half) and v is not None]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -62,7 +62,9 @@ class Resident:
         self.base, self.ends, self.key, self.hashes = base, ends, key, hashes
         self.dtype: models.Dtype = dtype
         self.folder, self.max_batch, self.kept = folder, max_batch, kept
-        self.screened, self.seconds = 0, 0.0
+        self.read: set[str] = set()
+        self.whole: set[str] = set()
+        self.seconds = 0.0
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -79,9 +81,15 @@ class Resident:
             found = sketches(self.model, self.kept, names, SKETCH_RANK)
         return {name: sketch.space for name, sketch in found.items()}
 
+    @property
+    def spent(self) -> dict[str, Any]:
+        """The keys of the candidates that were `read`, of these the `whole`, and the seconds."""
+        return {"read": sorted(self.read), "whole": sorted(self.whole), "seconds": self.seconds}
+
     @contextmanager
-    def reader(self, candidate: Candidate) -> Iterator[Reader]:
-        """A reader of a candidate; its weights are swapped in once something is not known yet."""
+    def reader(self, candidate: Candidate, *, whole: bool = False) -> Iterator[Reader]:
+        """A reader of a candidate; its weights are swapped in once something is not known yet.
+        `whole` says that items are to be read, and not documents alone."""
         start = time.monotonic()
 
         def load() -> PreTrainedModel:
@@ -104,7 +112,8 @@ class Resident:
         )
         yield reader
         if reader.forwards:
-            self.screened += 1
+            self.read.add(reader.key[:12])
+            self.whole |= {reader.key[:12]} if whole else set()
             self.seconds += time.monotonic() - start
 
     def factors(self, candidate: Candidate) -> Factors:

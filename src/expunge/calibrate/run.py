@@ -11,10 +11,10 @@ import numpy as np
 from expunge import runs
 from expunge.calibrate.candidate import Candidate, End
 from expunge.calibrate.cross import Line, around, cross_calibrated
-from expunge.calibrate.outcome import CALIBRATION, rows
+from expunge.calibrate.outcome import CALIBRATION, front, rows
 from expunge.calibrate.reading import Material, Reading, documents_of, screen
 from expunge.calibrate.resident import Resident
-from expunge.calibrate.search import Judge, Search
+from expunge.calibrate.search import Judge, Point, Search
 from expunge.calibrate.section import Calibrate
 from expunge.unlearn.snapshots import snapshots
 
@@ -36,7 +36,8 @@ class Given:
     """What only judges."""
 
     everything: Material
-    """Members and non-members of both sides, for the cross-calibration."""
+    """Members and non-members of both sides, for the cross-calibration; stand-ins of both where
+    these choose."""
 
     folds: Callable[[str], int]
     """The fold of a document of `everything`, by its id."""
@@ -45,11 +46,30 @@ class Given:
     """How many folds."""
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The ends of a calibration."""
+
+    searched: list[End]
+    """Branches first, in order, then their snapshots."""
+
+    paper: list[End]
+    """What the paper's merge is made of, which stands in every table."""
+
+    folders: dict[str, Path]
+    """The adapter folder of each, by label."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What stands for the content of each folder, by label."""
+        return {label: runs.hash_folder(folder) for label, folder in self.folders.items()}
+
+
 def calibrate(
     resident: Resident,
     given: Given,
     config: Calibrate,
-    ends: Sequence[End],
+    ends: Ends,
     folder: Path,
     *,
     name: str,
@@ -59,25 +79,22 @@ def calibrate(
 
     Ends that do not bracket the balance are a `CalibrationError`.
     """
-    search = Search(resident, given.sample, given.calibration, config, ends)
+    search = Search(
+        resident, given.sample, given.calibration, config, ends.searched, paper=ends.paper
+    )
     search.run(folder, name)
-    screening = {
-        "candidates": resident.screened + search.elsewhere[0],
-        "seconds": round(resident.seconds + search.elsewhere[1], 2),
-    }
     start = time.monotonic()
     chosen = search.finals(judge)
-    screening["official_seconds"] = round(time.monotonic() - start, 2)
+    official = round(time.monotonic() - start, 2)
     nearest, lacks = search.nearest()
     shown = nearest if chosen is None else chosen
-    tests = {
-        number: _tested(resident, point.candidate, given.test, config)
-        for number, point in enumerate(search.points)
-        if point.role != "trial" or number == shown
-    }
     point = search.points[shown]
     certain = _tested(resident, point.candidate, given.calibration, config)
     search.points[shown] = replace(point, reading=certain)
+    tests = {
+        number: _tested(resident, search.points[number].candidate, given.test, config)
+        for number in _judged(search.points, shown)
+    }
     line = _line(resident, search.points[shown].candidate, given.everything, config)
     cross = cross_calibrated(
         line,
@@ -97,7 +114,7 @@ def calibrate(
         "points": rows(search.points, tests),
         "line": line.curve(),
         "cross": cross,
-        "screening": screening,
+        "screening": {**search.screening, "official_seconds": official},
     }
     if chosen is not None:
         resident.write(search.points[chosen].candidate, folder / ADAPTER)
@@ -106,26 +123,32 @@ def calibrate(
 
 
 def ends_of(
-    branches: Mapping[str, Path], config: Calibrate
-) -> tuple[list[End], dict[str, Path], dict[str, str]]:
-    """The ends that branches offer, their adapter folders, and what stands for each, by label.
+    branches: Mapping[str, Path], config: Calibrate, paper: Mapping[str, Path] | None = None
+) -> Ends:
+    """The ends that branches offer, and those of the paper's merge beside them.
 
-    `branches` are the folders of the branches' stages, by name.
+    `branches` are the folders of the branches' stages, by name, `paper` those of two more that the
+    recipe merges as the paper does; without them these are the first two.
     """
-    ends: list[End] = []
-    folders: dict[str, Path] = {}
-    hashes: dict[str, str] = {}
-    for name, folder in branches.items():
-        end = End(branch=name)
-        ends.append(end)
-        folders[end.label], hashes[end.label] = folder / ADAPTER, folder.name
+    searched = [End(branch=name) for name in branches]
+    folders = {end.label: branches[end.branch] / ADAPTER for end in searched}
     for name, folder in branches.items():
         kept = snapshots(folder)
         for step in _spread(sorted(kept), config.snapshots):
             end = End(branch=name, step=step)
-            ends.append(end)
-            folders[end.label], hashes[end.label] = kept[step], f"{folder.name}@{step}"
-    return ends, folders, hashes
+            searched.append(end)
+            folders[end.label] = kept[step]
+    pair = [End(branch=name) for name in paper or [*branches][:2]]
+    folders |= {name: folder / ADAPTER for name, folder in (paper or {}).items()}
+    return Ends(searched, pair, folders)
+
+
+def _judged(points: Sequence[Point], shown: int) -> list[int]:
+    """The points that the other documents judge: those that are no trials, the one shown, the
+    finalists that were generated from, and the front."""
+    chosen = {shown, *front([point.reading for point in points])}
+    chosen |= {n for n, p in enumerate(points) if p.role != "trial" or p.official is not None}
+    return sorted(chosen)
 
 
 def _tested(

@@ -4,21 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
-from expunge.calibrate.floors import said, shortfalls
+from expunge.calibrate.floors import refusal, said, shortfalls
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.reading import Material, Reading, documents_of, officially, screen
 from expunge.calibrate.resident import Resident
 from expunge.calibrate.section import Calibrate
 from expunge.calibrate.solve import Solved, solve_balance
-from expunge.calibrate.study import finished, open_study
+from expunge.calibrate.study import Study, open_study
 from expunge.errors import CalibrationError
 from expunge.evaluate.balance import balance
 from expunge.evaluate.reader import Reader
-from expunge.evaluate.tables import key_of
-from expunge.merge.methods import METHODS
+from expunge.evaluate.tables import key_of, sequence_key
 from expunge.progress import progress
 
 BASELINE_DENSITY = 0.8
@@ -62,16 +60,18 @@ class Search:
         whole: Material,
         config: Calibrate,
         ends: Sequence[End],
+        *,
+        paper: Sequence[End] = (),
     ) -> None:
-        """`ends` are the branches first, in order, then their snapshots; `whole` has all documents,
-        of which `given` may be a sample."""
+        """`ends` are the branches first, in order, then their snapshots, and the two of `paper` are
+        merged as a baseline; `whole` has all documents, of which `given` may be a sample."""
         self.resident, self.given, self.whole, self.config = resident, given, whole, config
-        self.ends = [*ends, End(branch=TARGET)]
+        self.ends, self.paper = [*ends, End(branch=TARGET)], paper
         self.value = OBJECTIVES[config.objective].fn
         target = self._screened(alone(End(branch=TARGET)), "target", None)
         self.points = [target]
-        self.elsewhere = (0, 0.0)
-        """Candidates that other processes screened for this search, and their seconds."""
+        self.screening: Mapping[str, Any] = {}
+        """Candidates that were screened for this search, by other processes too, once it ran."""
 
     @property
     def target(self) -> Reading:
@@ -87,9 +87,8 @@ class Search:
             for end in self.ends[:-1]:
                 self.points.append(self._screened(alone(end), "end", self.target))
                 bar()
-            finals = [end for end in self.ends[:-1] if end.step is None]
-            if len(finals) > 1:
-                paper = plain("ties", finals[0], finals[1], BASELINE_DENSITY)
+            if len(self.paper) > 1:
+                paper = plain("ties", self.paper[0], self.paper[1], BASELINE_DENSITY)
                 if self.resident.can_merge(paper):
                     self.points.append(self._screened(paper, "baseline", self.target))
             over, under = self._sides()
@@ -102,9 +101,14 @@ class Search:
         """Stands for what is searched: searches of one storage share trials if it is the same."""
         shown = self.config.model_dump_json(exclude={"trials", "storage", "finalists"})
         given = self.given
-        texts = [sequence for _, sequence in (*given.items, *given.members, *given.nonmembers)]
-        ends = sorted(self.resident.hashes.items())
-        return key_of(self.resident.key, self.resident.dtype, ends, shown, [t.id for t in texts])
+        sides = [
+            [(name, sequence_key(sequence)) for name, sequence in side]
+            for side in (given.items, given.members, given.nonmembers)
+        ]
+        neutral = [sequence_key(sequence) for sequence in given.neutral]
+        ends = sorted((e.label, self.resident.hashes[e.label]) for e in self.ends[:-1])
+        made = self.resident.key, self.resident.dtype, ends
+        return key_of(made, shown, sides, neutral, given.tasks)
 
     def finals(self, judge: Judge) -> int | None:
         """The number of the best trial, once the best few were balanced on all documents, where
@@ -127,7 +131,7 @@ class Search:
             if point.short:
                 continue
             official = self._official(point.candidate, point.reading, judge)
-            refused = _refusal(official, before, self.config)
+            refused = refusal(official, before, self.config)
             self.points[number] = replace(point, official=official[0], refused=refused)
             value = point.balanced, self.value(official[0])
             if refused is None and (best is None or value > best[0]):
@@ -172,7 +176,7 @@ class Search:
         target: Reading | None,
         given: Material | None = None,
     ) -> Point:
-        with self.resident.reader(candidate) as reader:
+        with self.resident.reader(candidate, whole=True) as reader:
             reading = screen(reader, given or self.given, self.config.attacks)
         lacks = {} if target is None else shortfalls(reading, target, self.config.floors)
         return Point(candidate, role, reading, lacks)
@@ -214,34 +218,26 @@ class Search:
         return over, under
 
     def _trials(
-        self, study: Any, over: list[End], under: list[End], bar: Callable[[], None]
+        self, study: Study, over: list[End], under: list[End], bar: Callable[[], None]
     ) -> list[tuple[Candidate, bool]]:
         """The balanced candidate of each trial, and whether its line was bracketed."""
         config = self.config
-        found = self._found(study)
-        own = f"screened {uuid4()}"  # by this process, for the ones that go on after it
-        while len(found) < config.trials:
-            trial = study.ask()
-            line = _suggested(trial, config, over, under)
+        while len(study.found()) < config.trials:
+            trial, line = study.ask(over, under)
             solved = self._solved(line, self.given)
-            candidate = line.at(solved.t)
-            point = self._screened(candidate, "trial", self.target)
-            trial.set_user_attr("candidate", candidate.model_dump(mode="json"))
-            trial.set_user_attr("bracketed", solved.bracketed)
-            trial.set_constraint("floors", sum(point.short.values()))
-            trial.set_constraint("balance", abs(solved.auc - 0.5) - config.tolerance)
-            study.tell(trial, self.value(point.reading))
-            study.set_user_attr(own, [self.resident.screened, self.resident.seconds])
+            point = self._screened(line.at(solved.t), "trial", self.target)
+            off = abs(solved.auc - 0.5) - config.tolerance
+            study.tell(
+                trial,
+                point.candidate,
+                self.value(point.reading),
+                bracketed=solved.bracketed,
+                lacks={"floors": sum(point.short.values()), "balance": off},
+                spent=self.resident.spent,
+            )
             bar()
-            found = self._found(study)
-        others = [spent for name, spent in study.user_attrs.items() if name != own]
-        self.elsewhere = sum(n for n, _ in others), sum(seconds for _, seconds in others)
-        return found
-
-    def _found(self, study: Any) -> list[tuple[Candidate, bool]]:
-        """What the finished trials of a study found, those of other processes too."""
-        told = [trial.user_attrs for trial in finished(study)[: self.config.trials]]
-        return [(Candidate.model_validate(t["candidate"]), t["bracketed"]) for t in told]
+        self.screening = study.spent(self.resident.spent)
+        return study.found()
 
     def _gap(self, end: End) -> float | None:
         known = {p.candidate.over.label: p for p in self.points if p.role in ("end", "target")}
@@ -252,42 +248,3 @@ class Search:
         with self.resident.reader(candidate) as reader:
             scored = documents_of(reader, given, self.config.attacks)
         return Reading({}, balance(scored), 0.0)
-
-
-def _refusal(
-    official: tuple[Reading, Mapping[str, Any]],
-    before: tuple[Reading, Mapping[str, Any]],
-    config: Calibrate,
-) -> str | None:
-    """Why a finalist does not stand, by its official scores beside the target's."""
-    (now, entry), (target, was) = official, before
-    if entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]:
-        return f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})"
-    lacks = said(now, target, config.floors)
-    if lacks:
-        return f"generated: {lacks}"
-    most = config.floors.mmlu
-    if most is not None and entry["semeval"]["mmlu"] and was["semeval"]["mmlu"]:
-        lost = was["semeval"]["mmlu"]["accuracy"] - entry["semeval"]["mmlu"]["accuracy"]
-        if lost > most:
-            return f"MMLU fell by {lost:.3f} (most {most:g})"
-    return None
-
-
-def _suggested(trial: Any, config: Calibrate, over: list[End], under: list[End]) -> Candidate:
-    """A line for a trial to solve; only what is free is asked for."""
-    first = trial.suggest_categorical("over", [end.label for end in over])
-    second = trial.suggest_categorical("under", [end.label for end in under])
-    method = trial.suggest_categorical("method", list(config.methods))
-    named = {end.label: end for end in (*over, *under)}
-    row = METHODS["task_arithmetic" if method == "linear" else method]
-    made: dict[str, Any] = {"scale": trial.suggest_float("scale", *config.scale)}
-    if "density" in row.options:
-        made["density"] = trial.suggest_float("density", *config.density)
-    if config.groups > 1:
-        made["groups"] = tuple(
-            trial.suggest_float(f"group_{n}", *config.spread) for n in range(config.groups)
-        )
-    if config.repair:
-        made["repair"] = trial.suggest_float("repair", 0.0, config.repair)
-    return Candidate(over=named[first], under=named[second], t=0.5, method=method, **made)

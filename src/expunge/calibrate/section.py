@@ -17,6 +17,30 @@ from expunge.registry import lookup
 Range = tuple[float, float]
 
 
+_NAMED = re.compile(r"(?i)([?&](?:password|passwd|pwd|sslpassword)=)[^&]*")
+"""A password among the options of a URL."""
+
+
+def without_passwords(url: str) -> str:
+    """The URL of a storage with *** for each password, as SQLAlchemy reads it; of one that it does
+    not read, all from the user to the last @."""
+    by_hand = _NAMED.sub(r"\1***", re.sub(r"(?<=://)([^/@:?]*):.*@", r"\1:***@", url))
+    try:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return by_hand
+    try:
+        read = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        return by_hand
+    if "@" in f"{read.host}{read.database}":  # the password goes on there
+        return by_hand
+    plain = read.render_as_string(hide_password=True)
+    shown = _NAMED.sub(r"\1***", plain)
+    return url if read.password is None and shown == plain else shown
+
+
 class Floors(Section):
     """What a candidate must keep, against the target; a collapsed one never does."""
 
@@ -106,7 +130,7 @@ class Calibrate(Section):
 
     @field_serializer("storage", when_used="json")
     def _without_password(self, url: str | None) -> str | None:
-        return None if url is None else re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", url)
+        return None if url is None else without_passwords(url)
 
     @field_validator("attacks")
     @classmethod

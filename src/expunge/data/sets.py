@@ -71,9 +71,10 @@ def read_sets(data: Data) -> Sets:
     members = read_documents(data.members, only=known) if data.members else []
     members = [replace(member, task=member.task or known[member.id]) for member in members]
     nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
-    _check_apart(members, nonmembers)
     neutral = read_examples(data.neutral) if data.neutral else []
-    return Sets(forget, retain, members, nonmembers, neutral)
+    sets = Sets(forget, retain, members, nonmembers, neutral)
+    check_unseen(sets)
+    return sets
 
 
 def written_sets(folder: Path) -> Data:
@@ -82,10 +83,29 @@ def written_sets(folder: Path) -> Data:
     return Data.model_validate({name: {"path": str(folder / f"{name}.jsonl")} for name in names})
 
 
-def _check_apart(members: list[Document], nonmembers: list[Document]) -> None:
-    seen = {document.text: document.id for document in members}
-    for document in nonmembers:
-        if document.text in seen:
+def check_unseen(sets: Sets) -> None:
+    """Refuse a non-member whose text stands in another set, letter case and white space aside: what
+    a model is trained on, or takes its levels from, cannot judge it."""
+    said = {
+        "member": [(document.id, document.text) for document in sets.members],
+        "forget item": _texts(sets.forget),
+        "retain item": _texts(sets.retain),
+        "neutral text": _texts(sets.neutral),
+    }
+    seen = {_plain(text): f"{kind} {id}" for kind, texts in said.items() for id, text in texts}
+    for document in sets.nonmembers:
+        twin = seen.get(_plain(document.text))
+        if twin is not None:
             raise DataError(
-                f"non-member {document.id} is the same text as member {seen[document.text]}"
+                f"non-member {document.id} is the same text as {twin}; non-members judge, so take "
+                "it out of one of the sets"
             )
+
+
+def _texts(examples: list[Example]) -> list[tuple[str, str]]:
+    return [(example.id, f"{example.prompt}{example.answer}") for example in examples]
+
+
+def _plain(text: str) -> str:
+    """Without letter case and white space, which items are joined with or without."""
+    return "".join(text.lower().split())

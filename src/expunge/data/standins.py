@@ -47,6 +47,8 @@ T = TypeVar("T")
 _ORDINAL = re.compile(r"\d{1,3}(?:st|nd|rd|th)")
 _VOWELS = frozenset("AEIOUaeiou")
 _TRIES = 200
+_MARK = "-standin"
+"""Between the id of a document and the number of a stand-in for it."""
 _LONG = 5
 """From so many digits on a number belongs to one document alone."""
 
@@ -105,7 +107,7 @@ def stand_ins(
             failed.add(document.id)
         else:
             served.add(document.id)
-            made.append(Document(f"{document.id}-standin{again}", text, document.task))
+            made.append(Document(f"{document.id}{_MARK}{again}", text, document.task))
     if not made:
         raise DataError(
             f"none of the {len(documents)} documents says enough that can be replaced (names, "
@@ -113,6 +115,11 @@ def stand_ins(
         )
     fit = {document.id for document in usable} - (failed - served)
     return made, [document for document in documents if document.id not in fit]
+
+
+def original_id(stand_in: str) -> str:
+    """The id of the document that a stand-in was made of, by its own."""
+    return stand_in.rpartition(_MARK)[0]
 
 
 def _stand_in(

@@ -51,6 +51,11 @@ def midway(values: Iterable[float]) -> float:
     return (max(found) + min(found)) / 2
 
 
+def furthest(values: Iterable[float]) -> float:
+    """The value that lies furthest from 1/2, to either side: the worst of some attacks' AUCs."""
+    return max(values, key=lambda value: abs(value - 0.5))
+
+
 def separation_gap(member_scores: Sequence[float], nonmember_scores: Sequence[float]) -> float:
     """How many spreads the members lie above the non-members; 0 is balanced, and it does not end.
 

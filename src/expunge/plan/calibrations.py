@@ -33,7 +33,7 @@ def calibrating(
         read += config.finalists * (
             config.steps * _documents(given.calibration) + _items(given.calibration)
         )
-    read += (always + 1) * (_documents(given.test) + _items(given.test))
+    read += (always + config.trials) * (_documents(given.test) + _items(given.test))
     read += len(around(0.5)) * _documents(given.everything)
     judged = [reading("target", pipeline, data, tokenizer, side)]
     judged += config.finalists * [reading("calibrated", pipeline, data, tokenizer, side)]

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.evaluate.balance import furthest
 from expunge.report.results import (
     Mia,
     Mmlu,
@@ -55,7 +56,7 @@ class BoardRow(Section):
     """Upper end of the bootstrap interval of the AUC."""
 
     two_sided: Share | None = None
-    """The AUC of one who looks both ways: the loss's, of a fold the greatest over the attacks."""
+    """The AUC of one who looks both ways: the loss's, of a fold that furthest from 1/2."""
 
     ks: Share | None = None
     """The Kolmogorov-Smirnov distance: the loss's, of a fold the greatest over the attacks."""
@@ -115,13 +116,8 @@ def rows_of(results: Results, *, board: str | None = None) -> list[dict[str, Any
         if "test" in model.folds:
             judged = model.model_copy(update={"semeval": model.folds["test"].semeval})
             row = _row(results, name, judged, f"{board}, test documents")
-            attacks = model.folds["test"].membership.values()
-            worst = {
-                measure: max((found[measure] for found in attacks), default=None)
-                for measure in ("two_sided", "ks")
-            }
             nll = {"nll_members": None, "nll_nonmembers": None}  # of all documents
-            made.append(row.model_copy(update=worst | nll))
+            made.append(row.model_copy(update=_worst(model.folds["test"].membership) | nll))
     return [row.model_dump(mode="json") for row in made]
 
 
@@ -145,6 +141,17 @@ def add_rows(docs_json: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         key=lambda row: (row["board"], systems.index(row["system"]), row["seed"] or 0),
     )
     runs.write_json(docs_json, {"rows": ordered})
+
+
+def _worst(membership: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The worst two-sided AUC and KS distance over the attacks of a fold; nothing without any."""
+    attacks = membership.values()
+    if not attacks:
+        return {}
+    return {
+        "two_sided": furthest(found["two_sided"] for found in attacks),
+        "ks": max(found["ks"] for found in attacks),
+    }
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:

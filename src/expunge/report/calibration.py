@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = ("documents", "task", "AUC", "two-sided", "KS", "retain", "neutral")
+TASK, RETAIN = "task (screened)", "retain (screened)"
+COLUMNS = ("documents", TASK, "AUC", "two-sided", "KS", RETAIN, "neutral")
 """What is said of each side: the documents that attacks read, the screened task aggregate, the AUC
-midway, the worst two-sided AUC and KS distance over the attacks, the least retain term, the NLL of
-neutral texts."""
+midway, the worst two-sided AUC and KS distance over the attacks, the least screened retain term,
+the NLL of neutral texts."""
 
 
 def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[dict[str, Any]]:
     """A row for each point that was judged on the test fold (with `every`, for all): the numbers of
-    the calibration fold, and behind a slash those of the test fold."""
+    the calibration fold, and behind a slash those of the test fold; `official` is the generated
+    task aggregate of a finalist, on the calibration fold."""
     shown = found["chosen"] if found["chosen"] is not None else found["nearest"]["point"]
     made = []
     for point in found["points"]:
@@ -22,6 +24,7 @@ def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[d
         for name in COLUMNS:
             both = [_short(side[name]) for side in sides]
             row[name] = both[0] if point["test"] is None else " / ".join(both)
+        row["official"] = _short(point["official"] and point["official"]["aggregate"])
         row["front"] = "★" if point["front"] else ""
         row["lacks"] = ", ".join(point["short"]) or (point["refused"] or "")
         made.append(row)
@@ -49,6 +52,16 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
         for fold, there in (("calibration", before), ("test", numbers)):
             if "auc_low" in there:
                 said.append(_sure(attack, fold, there))
+    if all(point["role"] != "baseline" for point in found["points"]):
+        said.append(
+            "The paper's merge (TIES 0.8, weights 1 and 1) is no row: it takes two branches of one "
+            "rank."
+        )
+    if found["settings"].get("standins"):
+        said.append(
+            "Stand-ins made of the members chose: the calibration column, the line and the "
+            "cross-calibration are against these, the test column against the given non-members."
+        )
     cross = found["cross"]
     if cross["auc_mean"] is not None:
         said.append(
@@ -61,10 +74,18 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
         each = spent["seconds"] / spent["candidates"]
         said.append(
             f"{spent['candidates']} candidates were screened in {spent['seconds']:.0f} s "
-            f"({each:.1f} s each; what was known cost nothing), and the finalists balanced on all "
-            f"documents and generated from in {spent['official_seconds']:.0f} s."
+            f"({each:.1f} s each{_by_documents(spent)}; what was known cost nothing), and the "
+            "finalists balanced on all documents and generated from in "
+            f"{spent['official_seconds']:.0f} s."
         )
     return said
+
+
+def _by_documents(spent: Mapping[str, Any]) -> str:
+    """How many candidates were read with items too; a calibration of old does not say."""
+    if "whole" not in spent:
+        return ""
+    return f", {spent['whole']} of them with items and the others by documents alone"
 
 
 def _beyond(cross: Mapping[str, Any]) -> str:
@@ -98,15 +119,18 @@ def front_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _named(point: Mapping[str, Any], found: Mapping[str, Any], shown: int) -> str:
     if point["point"] == shown:
         return f"{'chosen' if found['chosen'] is not None else 'nearest'}: {point['label']}"
+    candidate = point["candidate"]
+    if point["role"] == "end":
+        return _end(candidate["over"])
     if point["role"] == "baseline":
-        return f"the paper's {point['label']}"
-    return {"target": "target", "end": point["candidate"]["over"]["branch"]}.get(
-        point["role"], point["label"]
-    ) + (f"@{point['candidate']['over']['step']}" if _is_snapshot(point) else "")
+        weights = ", ".join(f"{weight:g}" for weight in candidate["weights"])
+        pair = f"{_end(candidate['over'])} and {_end(candidate['under'])}"
+        return f"TIES {candidate['density']:g}, weights {weights}: {pair}"
+    return "target" if point["role"] == "target" else point["label"]
 
 
-def _is_snapshot(point: Mapping[str, Any]) -> bool:
-    return point["role"] == "end" and point["candidate"]["over"]["step"] is not None
+def _end(end: Mapping[str, Any]) -> str:
+    return end["branch"] + ("" if end["step"] is None else f"@{end['step']}")
 
 
 def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
@@ -117,11 +141,11 @@ def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
     ]
     return {
         "documents": side.get("documents"),
-        "task": side["aggregate"],
+        TASK: side["aggregate"],
         "AUC": side["auc"],
         "two-sided": side["two_sided"],
         "KS": side["ks"],
-        "retain": min(kept) if kept else None,
+        RETAIN: min(kept) if kept else None,
         "neutral": side["neutral_nll"],
     }
 
