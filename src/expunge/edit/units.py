@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.edit.columns import ablate, needle
 from expunge.edit.observe import Named, down_projections, output_projections, read
-from expunge.edit.pruning import Activity, highest, prune, silenced_values
+from expunge.edit.pruning import EPSILON, Activity, highest, prune, silenced_values
 from expunge.edit.task import Task
 from expunge.edit.write import read_undo, tensor_of, write_edited
 from expunge.errors import EditError
@@ -32,6 +32,7 @@ def prune_units(task: Task) -> dict[str, Any]:
     """Delete the units that the forget set uses and the retain set hardly does, step by step."""
     model, tokenizer = task.load()
     told = task.told
+    epsilon = told["epsilon"] or EPSILON[told["importance"]]
     texts = {name: task.texts(name, tokenizer) for name in ("forget", "retain")}
     kinds = {"mlp": down_projections} | (
         {"attention": output_projections} if told["attention"] else {}
@@ -45,7 +46,7 @@ def prune_units(task: Task) -> dict[str, Any]:
         for kind, layers in found.items():
             for layer, (name, _) in layers.items():
                 both = [active[s][name].importance(told["importance"]) for s in texts]
-                scores[kind][layer] = prune(*both, epsilon=told["epsilon"])
+                scores[kind][layer] = prune(*both, epsilon=epsilon)
         for kind, layers in found.items():
             for layer, units in highest(scores[kind], gone[kind], told[kind]).items():
                 gone[kind].setdefault(layer, set()).update(units)
@@ -57,7 +58,7 @@ def prune_units(task: Task) -> dict[str, Any]:
         f"{kind}_units": {str(layer): sorted(units) for layer, units in sorted(layers.items())}
         for kind, layers in gone.items()
     }
-    return {**made, **counts}
+    return {**made, **counts, "epsilon": epsilon}
 
 
 def edit_vectors(task: Task) -> dict[str, Any]:
