@@ -40,7 +40,7 @@ def branch(rule: str, **changes) -> Branch:
             "step": {"rule": rule, **OPTIONS.get(rule, {})},
             "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
             "schedule": {"epochs": 2, "micro_batch": 1, "accumulation": 2},
-            "optimizer": SGD if rule == "ngdiff" else PLAIN,
+            "optimizer": SGD if rule in ("ngdiff", "pcgu") else PLAIN,
             **changes,
         }
     )
@@ -196,7 +196,7 @@ def test_how_a_step_is_packed_does_not_change_it(rule, tiny, items, tmp_path):
     """One pack or a pack an item: the same gradient (without dropout)."""
     found = []
     for limit in (10_000, 1):
-        optimizer = {**(SGD if rule == "ngdiff" else PLAIN), "max_tokens": limit}
+        optimizer = {**(SGD if rule in ("ngdiff", "pcgu") else PLAIN), "max_tokens": limit}
         config = branch(rule, optimizer=optimizer, lora={"rank": 2, "dropout": 0.0})
         made = prepared(copy.deepcopy(tiny), halves(items, tmp_path), config, seed=1)
         record = made.gradient(0)
@@ -236,7 +236,30 @@ def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
                 "step": {"rule": "ngdiff", "every": 0},
                 "terms": [{"half": "forget", "loss": "npo"}, TERMS[1]],
             },
-            "gradient_ascent, not npo",
+            "gradient_ascent on forget, not npo;",
+        ),
+        (
+            {
+                "step": {"rule": "ngdiff", "every": 0},
+                "terms": [{"half": "paraphrase", "loss": "gradient_ascent"}, TERMS[1]],
+            },
+            "gradient_ascent on forget, not gradient_ascent on paraphrase",
+        ),
+        ({"step": {"rule": "pcgu"}}, "optimizer.kind: sgd and optimizer.weight_decay: 0"),
+        ({"step": {"rule": "pcgu"}, "optimizer": {"kind": "sgd"}}, "optimizer.weight_decay: 0"),
+        (
+            {
+                "step": {"rule": "latent_adversarial"},
+                "terms": [{"half": "refusal", "loss": "nll"}, TERMS[1]],
+            },
+            "perturbs items of forget, and no term reads forget",
+        ),
+        (
+            {
+                "step": {"rule": "latent_adversarial", "layer": 1},
+                "terms": [{"half": "forget", "loss": "rmu", "layer": 1}],
+            },
+            "the terms on forget read no block behind 1; set step.layer below 1",
         ),
         ({"step": {"rule": "repselect", "components": 32}}, "must be below lora.rank"),
         ({"step": {"rule": "repselect", "of": "retain"}, "terms": TERMS[:1]}, "half: retain"),
@@ -270,3 +293,9 @@ def test_an_ascent_that_nothing_stops_is_said_and_logged(tiny, items, tmp_path):
             copy.deepcopy(tiny), halves(items, tmp_path), branch("joint", watch=watch), seed=1
         )
         assert ("unguarded" in made.gradient(0)) is unguarded
+
+
+def test_an_ascent_on_a_companion_set_counts_as_unguarded():
+    ascent = {"half": "paraphrase", "loss": "gradient_ascent"}
+    assert branch("joint", terms=[{**TERMS[0], "loss": "npo"}, ascent]).unguarded
+    assert not branch("joint", terms=[{**TERMS[0], "loss": "npo"}, TERMS[1]]).unguarded  # control

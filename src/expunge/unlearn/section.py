@@ -148,7 +148,8 @@ class Branch(Section):
     @property
     def unguarded(self) -> bool:
         """Whether a forget loss falls without end and nothing stops it."""
-        endless = any(t.half == "forget" and not t.row.bounded for t in self.terms)
+        changing = [term for term in self.terms if SETS[term.half].side == "forget"]
+        endless = any(not term.row.bounded for term in changing)
         return endless and (self.watch is None or self.watch.until is None)
 
 
