@@ -140,6 +140,56 @@ def test_the_multiplier_waits_and_moves_by_the_mean_of_its_steps(toy, linear):
     assert made.gradient("dual", **options)[0].item() == 9.0  # λ times the retain gradient
 
 
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("joint", {}),
+        ("normalized", {}),
+        ("dual", {"limit": 1.0}),
+        ("raised", {"first": 2}),
+        ("ngdiff", {}),
+        ("sam", {"radius": 0.3}),
+        ("ilu", {"scaling": "scalar"}),
+        ("ilu", {"scaling": "elementwise"}),
+        ("pcgu", {"share": 0.5}),
+        ("repselect", {"components": 0}),
+    ],
+)
+def test_a_rule_reads_no_gradient_of_what_a_mask_holds(toy, rule, options):
+    """With weight 2 held, weight 1 moves as it would alone."""
+
+    def loss(scale, sign):
+        def value(weights):
+            factors = torch.tensor(scale, dtype=torch.float64)[: len(weights.flatten())]
+            return sign * (factors * (weights.flatten() + 0.5 * weights.flatten() ** 2)).sum()
+
+        return value
+
+    start = torch.tensor([[0.1], [3.0]], dtype=torch.float64)
+    halves = loss([5.0, 0.1], -1), loss([1.0, 10.0], 1)
+    alone, both, free = toy(start[:1], *halves), toy(start, *halves), toy(start, *halves)
+    both.mask = torch.tensor([[True], [False]])
+    expected, found, other = (made.gradient(rule, **options)[0][0] for made in (alone, both, free))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    if rule in ("normalized", "ngdiff", "sam"):
+        assert not torch.allclose(other, expected, rtol=1e-3)  # control: unmasked it is another
+
+
+def test_under_a_mask_the_sign_that_ngdiff_guarantees_is_that_of_what_moves(toy, linear):
+    """∇M_R = (1, 10), ∇M_F = (5, 0.1): weight 1 alone would be moved against M_R by -0.9."""
+    made = toy(torch.zeros(2), linear([-5.0, -0.1]), linear([1.0, 10.0]))
+    assert float(made.gradient("ngdiff", every=0)[0][0]) == pytest.approx(-0.9, abs=1e-2)
+    made.mask = torch.tensor([True, False])
+    assert made.gradient("ngdiff", every=0)[0].tolist() == [0.0, 0.0]  # 1/1 - 5/5
+
+
+def test_noise_does_not_move_what_a_mask_holds(toy, linear):
+    made = toy(torch.tensor([1.0, 2.0]), lambda w: w.prod(), linear([0.0, 0.0]))
+    assert float(made.gradient("smooth", deviation=1.0)[0][0]) != 2.0  # control
+    made.mask = torch.tensor([True, False])
+    assert float(made.gradient("smooth", deviation=1.0)[0][0]) == 2.0
+
+
 @every_rule
 def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
     rule, tiny, tokenizer, items, tmp_path, monkeypatch

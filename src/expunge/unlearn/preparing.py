@@ -102,7 +102,7 @@ def prepared(
         recompute_blocks(model)
     note = {"unguarded": 1.0} if config.unguarded else {}
     given = passes, parameters, steps, config.step, config.optimizer
-    gradient, state = step_gradient(*given, seed=seed, note=note)
+    gradient, state = step_gradient(*given, seed=seed, note=note, masks=masks)
     spans = [Span(len(phase.steps), phase.lr) for phase in made]
     return Prepared(parameters, gradient, spans, epoch_ends(made), passes, masks, state)
 

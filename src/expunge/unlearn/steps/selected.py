@@ -109,7 +109,7 @@ def repselect(now: Now, step: RepselectStep) -> Record:
             basis = f if step.of == "forget" else r
             if basis is not None:
                 _collapse(f, *principal(basis, step.components))
-    left = norm(forget) / before
+    left = norm(now.free(forget)) / before
     now.leave((1.0, forget), (1.0, retain))
     return record | kept | {"norm.forget": before, "share": left}
 
@@ -134,12 +134,11 @@ def _collapse(gradient: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _cosines(forget: Tensor, retain: Tensor | None, vectors: str) -> Tensor:
-    """cos(-forget, retain) of each vector; 0 where either is 0."""
-    if retain is None:
-        return forget.new_zeros(len(_vectors(forget, vectors)))
-    f, r = (_vectors(tensor.float(), vectors) for tensor in (forget, retain))
+    """cos(-forget, retain) of each vector; 0 where retain is 0, and 1 where forget is."""
+    f = _vectors(forget.float(), vectors)
+    r = torch.zeros_like(f) if retain is None else _vectors(retain.float(), vectors)
     lengths = (f.norm(dim=1) * r.norm(dim=1)).clamp_min(1e-30)
-    return -(f * r).sum(1) / lengths
+    return (-(f * r).sum(1) / lengths).where(f.any(1), 1.0)
 
 
 def _vectors(tensor: Tensor, vectors: str) -> Tensor:
