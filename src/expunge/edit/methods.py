@@ -93,7 +93,7 @@ EDITS: Mapping[str, Method] = {
         test=f"{_HERE}test_aliases_are_negation",
         summary="Second stage of SKU: `negate` with λ = 1 of the adapter that learnt the harm.",
         source="Liu et al. 2024, arXiv:2402.10058",
-        fidelity="exact",
+        fidelity="adapted",
         differs="the first stage is a branch of its own; this takes its adapter",
     ),
     "bias": Method(
@@ -105,7 +105,7 @@ EDITS: Mapping[str, Method] = {
         test=f"{_HERE}test_aliases_are_negation",
         summary="Less social bias: `negate` of an adapter trained on stereotyped sentences.",
         source="Dige et al. 2024; VectorInstitute/bias-mitigation-unlearning",
-        fidelity="exact",
+        fidelity="adapted",
         differs="the adapter is trained as a branch whose forget set holds the stereotypes",
     ),
     "add": Method(

@@ -85,7 +85,9 @@ def _square_distance(states: Tensor, point: Tensor) -> Tensor:
 _TEST = "tests/unlearn/test_hidden.py::test_values_worked_by_hand"
 
 FORGET_BY_STATES = {
-    "rmu": Loss(rmu, reads="hidden", mean_over="tokens", cost="< 1 C", test=_TEST),
+    "rmu": Loss(
+        rmu, reads="hidden", mean_over="tokens", cost="< 1 C", fidelity="adapted", test=_TEST
+    ),
     "adaptive_rmu": Loss(
         adaptive_rmu,
         reads="hidden",
