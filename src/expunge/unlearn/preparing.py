@@ -91,10 +91,10 @@ def prepared(
     data: dict[Half, HalfData] = {}
     for half in halves.names:
         reference = _reference(model, objective, half, halves, config.optimizer)
-        weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
         alone = own if half == "retain" else None
         levels = halves.levels if half == "forget" else None
         data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
+        weights = weights_of(objective, half, halves.of(half), reference, tokenizer, levels)
     parameters = _trainable(model, config, seed, begun)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = halves.steps(made)
