@@ -84,7 +84,8 @@ def prepared(
     masks = {}
     if config.mask is not None:
         given = halves.forget, halves.retain, config.optimizer
-        masks = mask(model, config.mask, *given, seed=seed, folder=folder)
+        told = {"seed": seed, "folder": folder, "deepest": objective.deepest}
+        masks = mask(model, config.mask, *given, **told)
     own = len(halves.retain)
     if made is None:
         made, halves = halves.planned(config.schedule, seed=seed)
@@ -172,7 +173,7 @@ def check_fit(config: Branch, outline: PreTrainedModel) -> None:
     if config.training == "lora":
         lora.target_names(outline, config.lora)
     if config.mask is not None:
-        check_mask(outline, config.mask)
+        check_mask(outline, config.mask, Objective(config.terms).deepest)
 
 
 def check_companions(objective: Objective, halves: Halves) -> None:
