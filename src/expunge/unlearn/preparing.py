@@ -94,8 +94,8 @@ def prepared(
         reference = _reference(model, objective, half, halves, config.optimizer)
         alone = own if half == "retain" else None
         levels = halves.levels if half == "forget" else None
-        data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
         weights = weights_of(objective, half, halves.of(half), reference, tokenizer, levels)
+        data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
     parameters = _trainable(model, config, seed, begun)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
     steps = halves.steps(made)
@@ -164,10 +164,9 @@ def branch_demand(
 def check_fit(config: Branch, outline: PreTrainedModel) -> None:
     """Refuse a branch that this model cannot be trained by: blocks, layers, a rule, a mask.
 
-    `outline` is the model without weights, so that nothing has been computed yet.
+    `outline` is the model without weights, or its first blocks where the branch names blocks, so
+    that nothing has been computed yet.
     """
-    if config.blocks is not None:
-        return  # it is checked on the blocks, once they are cut out
     check_model(config.terms, outline.config)
     config.step.check_model(outline)
     if config.training == "lora":
