@@ -8,6 +8,8 @@ import pytest
 from expunge.errors import RecipeError
 from expunge.methods import method_card, method_rows, rows_called
 from expunge.report.methods_guide import named
+from expunge.unlearn.objective import Term
+from expunge.unlearn.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 ROWS = method_rows()
@@ -24,8 +26,19 @@ def test_a_row_says_where_it_is_from_and_what_proves_it(row):
         path, _, function = place.partition("::")
         text = (ROOT / path).read_text(encoding="utf-8")
         assert not function or re.search(rf"def {re.escape(function.split('[')[0])}\(", text)
-    if row["fidelity"] == "adapted":
-        assert row["differs"], "what is adapted says what differs"
+    if row["fidelity"] == "exact":
+        assert not row["differs"], "what differs is not exact"
+    elif row["fidelity"] != "own":
+        assert row["differs"], "what is not exact says what differs"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_no_nearer_to_its_source_than_its_terms(name):
+    row, order = OBJECTIVES[name], [*FIDELITY]
+    for term in map(Term.model_validate, row.terms):
+        weighting = term.weighting.row.fidelity if term.weighting else "exact"
+        for part in (term.row.fidelity, weighting):
+            assert order.index(part) <= order.index(row.fidelity), term
 
 
 def test_no_name_stands_twice_in_a_table():

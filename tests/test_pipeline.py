@@ -311,6 +311,23 @@ def test_the_contest_entry_point_writes_a_model_in_time(tiny_folder, tmp_path, f
             {"training": "full", "mask": {"kind": "layers", "blocks": [5], "modules": ["mlp"]}},
             "5",
         ),
+        (
+            {
+                "training": "full",
+                "terms": [{"half": "forget", "loss": "rmu", "layer": 0}],
+                "mask": {"kind": "last_blocks", "count": 1},
+            },
+            "the mask last_blocks lets move what lies behind block 0 alone",
+        ),
+        ({"blocks": 99}, "branch 'weak': blocks is 99, but the model has 2"),
+        (
+            {"blocks": 1, "terms": [{"half": "forget", "loss": "rmu", "layer": 1}]},
+            "forget rmu reads layer 1, but the model has 1 blocks",
+        ),
+        (
+            {"blocks": 1, "step": {"rule": "latent_adversarial", "layer": 1}},
+            "step.layer: there is no block 1",
+        ),
     ],
 )
 def test_what_the_model_lacks_is_said_before_anything_is_computed(fields, tmp_path, change, said):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,10 @@ from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.edit.task import Weights
-from expunge.errors import RecipeError
+from expunge.errors import ExpungeError, RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
+from expunge.guard.helpers import first_blocks
 from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
@@ -42,9 +44,9 @@ class Inputs:
     folder: runs.Run
 
     def checked(self, base: Path) -> Path:
-        """The model's folder; before anything is computed, what a branch asks for is refused where
-        the model lacks it."""
-        check_branches(self.recipe, base)
+        """The model's folder; before anything is computed, what a branch or an edit asks for is
+        refused where the model lacks it."""
+        check_parts(self.recipe, base)
         for of, (folder, _) in self._level_models.items():
             check_vocabulary(base, folder, f"levels.of: {of}")
         return base
@@ -186,9 +188,25 @@ class Inputs:
         return model, models.load_tokenizer(weights.base, model)
 
 
-def check_branches(recipe: Recipe, base: Path) -> None:
-    """Refuse branches that ask for what the model in `base` lacks; no weights are read."""
-    if recipe.branches:
-        outline = models.outline(base)
-        for branch in recipe.branches.values():
-            check_fit(branch, outline)
+def check_parts(recipe: Recipe, base: Path) -> None:
+    """Refuse branches and edits that ask for what the model in `base` lacks; its weights are not
+    read."""
+    if not (recipe.branches or recipe.edits):
+        return
+    outline = models.outline(base)
+    for name, branch in recipe.branches.items():
+        with _said_of(f"branch '{name}'"):
+            cut = branch.blocks is not None
+            check_fit(branch, first_blocks(outline, branch.blocks) if cut else outline)
+    for name, edit in recipe.edits.items():
+        with _said_of(f"edit '{name}'"):
+            edit.row.check(outline, edit.settings)
+
+
+@contextmanager
+def _said_of(who: str) -> Iterator[None]:
+    """Within the block an error says whom it is about."""
+    try:
+        yield
+    except ExpungeError as error:
+        raise type(error)(f"{who}: {error}") from None

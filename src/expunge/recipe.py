@@ -104,7 +104,10 @@ class Recipe(Section):
                     self._check_weights(f"edit '{name}'", other)
                 if other in self.branches and self.branches[other].blocks is not None:
                     raise ValueError(f"edit '{name}' takes whole models, and '{other}' is blocks")
-        _ = self.adapters
+        adapters = self.adapters
+        cut = [name for name, branch in self.branches.items() if branch.blocks is not None]
+        for name, guard in self.guards.items():
+            guard.check(f"guard '{name}'", adapters, cut)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds holds a number twice")
         return self

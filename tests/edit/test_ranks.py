@@ -6,10 +6,11 @@ from safetensors.torch import load_file
 
 import expunge
 from expunge.edit.observe import down_projections
+from expunge.edit.options import Ranks
 from expunge.edit.ranks import Lens, lens_of, leverage_shift, rarest, revs
-from expunge.edit.vocabulary import lens_to, move_down, rank_of
+from expunge.edit.vocabulary import check_norms, lens_to, move_down, rank_of
 from expunge.errors import EditError
-from expunge.models import load_model
+from expunge.models import load_model, outline
 
 LIMITS = {"margin": 60, "depth": 150, "candidates": 20, "rounds": 100}
 
@@ -113,3 +114,11 @@ def test_a_norm_that_is_not_rmsnorm_is_refused(tiny):
     tiny.model.norm = torch.nn.LayerNorm(32)
     with pytest.raises(EditError, match="last norm is RMSNorm"):
         lens_to(tiny)
+    with pytest.raises(EditError, match="last norm is RMSNorm"):
+        check_norms(tiny, Ranks())
+
+
+def test_a_model_that_fits_is_told_by_its_outline(tiny_folder):
+    made = outline(tiny_folder)
+    check_norms(made, Ranks())
+    assert made.model.norm.weight.is_meta

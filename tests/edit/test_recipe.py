@@ -11,7 +11,8 @@ import expunge
 from expunge.adapter_files import WEIGHTS
 from expunge.cli import app
 from expunge.edit.methods import EDITS as EDIT_METHODS
-from expunge.errors import RecipeError
+from expunge.errors import EditError, RecipeError
+from expunge.inputs import check_parts
 from expunge.pipeline import Pipeline
 from expunge.plan.predict import plan
 from expunge.recipe import load_recipe
@@ -129,6 +130,21 @@ def test_an_impossible_edit_is_refused_when_the_recipe_is_read(fields, edit, mes
     edits = {"edit": edit, "later": {"of": "branch", "method": "negate"}}
     with pytest.raises(RecipeError, match=message):
         load_recipe({**fields, "unscored": [], "edits": edits})
+
+
+@pytest.mark.parametrize("method", ["needle", "ablate"])
+def test_a_place_that_the_model_lacks_is_refused_before_anything_is_made(
+    fields, tiny_folder, method
+):
+    def check(**options):
+        edits = {"edit": {"method": method, "options": options}}
+        check_parts(load_recipe({**fields, "edits": edits, "unscored": []}), tiny_folder)
+
+    check(layer=1, column=47)  # control
+    with pytest.raises(EditError, match="edit 'edit': there is no block 2; the model has 2"):
+        check(layer=2, column=0)
+    with pytest.raises(EditError, match="no column 48 in the down projection of block 1; it has"):
+        check(layer=1, column=48)
 
 
 def test_a_sum_takes_adapters_of_several_ranks_and_models_any_layers(fields):

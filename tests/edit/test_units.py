@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 import expunge
 from expunge.data.batches import pack
 from expunge.edit.observe import down_projections, output_projections
-from expunge.edit.pruning import Activity, highest, prune, silenced_values
+from expunge.edit.pruning import EPSILON, Activity, highest, prune, silenced_values
 from expunge.edit.units import _silence_attention, _silence_mlp
 from expunge.lora import adapters_of, load_adapter
 from expunge.models import load_model, load_tokenizer, save_model
@@ -32,6 +32,7 @@ def test_importance_by_hand():
         "std": [(14 / 3 - 4 / 9) ** 0.5, 2**0.5],
     }.items():
         assert activity.importance(kind).tolist() == pytest.approx(wanted)
+    assert {kind for kind, epsilon in EPSILON.items() if epsilon != 1e-5} == {"freq"}
     scores = prune(torch.tensor([2.0, 1.0]), torch.tensor([4.0, 0.0]), epsilon=0.5)
     assert scores.tolist() == pytest.approx([2 / 4.5, 1 / 0.5])
 

@@ -135,7 +135,23 @@ def test_the_processor_reads_anew_what_beams_exchanged(lively, other, section):
         with torch.no_grad():
             scores = lively(input_ids=given).logits[:, -1]
         expected = torch.cat([dense(section, lively, other)(row[None]) for row in given])
+        expected = expected.log_softmax(-1)
         torch.testing.assert_close(processor(given, scores), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_beams_get_log_probabilities_whatever_logits_are_counted_from(
+    lively, other, section, monkeypatch
+):
+    """Beam search hands in log-probabilities; those of a helper come as raw logits."""
+    ids = torch.tensor([[5, 6], [7, 8]])
+    with torch.no_grad():
+        scores = lively(input_ids=ids).logits[:, -1]
+    plain = ContrastProcessor([other], combine_of(section))(ids, scores)
+    torch.testing.assert_close(plain.logsumexp(-1), torch.zeros(2), atol=1e-4, rtol=0)
+    real = ContrastProcessor._next
+    monkeypatch.setattr(ContrastProcessor, "_next", staticmethod(lambda *given: real(*given) + 5))
+    moved = ContrastProcessor([other], combine_of(section))(ids, scores.log_softmax(-1))
+    torch.testing.assert_close(*(found.clamp_min(FLOOR / 2) for found in (moved, plain)))
 
 
 def test_scores_and_options_are_those_of_the_joined_logits(lively, other, tokenizer, guard):

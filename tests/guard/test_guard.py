@@ -244,6 +244,14 @@ def test_guards_are_foretold(fields):
         ({"guards": {"weak": {"kind": "prefix"}}}, "'weak' names two models"),
         ({"guards": {"g": {"kind": "uld", "assistant": "no"}}}, "names no model 'no'"),
         (
+            {"guards": {"g": {"kind": "uld", "assistant": "assistant", "blocks": 1}}},
+            "guard 'g': the branch 'assistant' says its blocks itself; leave blocks out",
+        ),
+        (
+            {"guards": {"g": {"kind": "uld", "of": "weak", "assistant": "weak", "blocks": 1}}},
+            "of must be target and the assistant an adapter on it",
+        ),
+        (
             {"guards": {"g": {"kind": "prefix"}, "h": {"kind": "prefix", "of": "g"}}},
             "a guard changes no weights",
         ),

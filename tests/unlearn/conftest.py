@@ -17,6 +17,7 @@ class Toy:
         self.rate, self.seed = rate, seed
         self.state: dict[str, float] = {}
         self.number = 0
+        self.mask: Tensor | None = None
 
     def backward(self, *halves: str, scale: dict[str, float] | None = None) -> dict[str, float]:
         losses = {half: self.of[half](self.weights) for half in halves}
@@ -40,6 +41,7 @@ class Toy:
             self.backward,
             losses=self.losses,
             recall=self.recall,
+            masks={} if self.mask is None else {self.weights: self.mask},
             state=self.state,
             number=self.number,
             seed=self.seed,

@@ -10,6 +10,7 @@ from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.errors import DataError
 from expunge.scores import score
+from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.footprint import Shape, memory_of
 from expunge.unlearn.forget import FORGET_LOSSES
 from expunge.unlearn.halves import Halves
@@ -23,7 +24,8 @@ FORGET = [
     for n, (w, a) in enumerate([("ann", "nurse"), ("bob", "a tall baker"), ("cy", "my spy")])
 ]
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
-LOSSES = [("forget", name) for name in FORGET_LOSSES] + [("retain", name) for name in RETAIN_LOSSES]
+ON_FORGET = {**DEPARTURE_LOSSES, **FORGET_LOSSES}
+LOSSES = [("forget", name) for name in ON_FORGET] + [("retain", name) for name in RETAIN_LOSSES]
 SHARES = {"flatten": 0.01}  # of the retain loss beside it, for what is squared logits
 
 
@@ -40,13 +42,13 @@ def tuned(tmp_path_factory, tiny_folder, tokenizer):
 
 
 def term(half: str, name: str, **changes) -> dict:
-    row = (FORGET_LOSSES if half == "forget" else RETAIN_LOSSES)[name]
+    row = (ON_FORGET if half == "forget" else RETAIN_LOSSES)[name]
     where = {"layer": 1} if row.reads == "hidden" else {}
     return {"half": half, "loss": name, **where, **changes}
 
 
 def reads_levels(term: dict) -> bool:
-    return term["half"] == "forget" and FORGET_LOSSES[term["loss"]].needs_level
+    return term["half"] == "forget" and ON_FORGET[term["loss"]].needs_level
 
 
 def ready(tuned, tokenizer, folder, terms, training="lora", limit=2048):
@@ -83,7 +85,7 @@ def test_how_items_are_packed_does_not_change_a_loss(
     tuned, tokenizer, tmp_path, half, name, training
 ):
     """Two micro-batches beside a retain half in one pack, against each item or half by itself."""
-    if half == "forget" and FORGET_LOSSES[name].mean_over == "micro-batch":
+    if half == "forget" and ON_FORGET[name].mean_over == "micro-batch":
         batches = [{"forget": (0,), "retain": (0,)}, {"forget": (2,), "retain": (1,)}]
     else:
         batches = [{"forget": (0, 1), "retain": (0, 1)}, {"forget": (2, 0), "retain": (1,)}]
@@ -159,9 +161,9 @@ def test_a_retain_loss_alone_is_finite_and_its_distance_from_the_reference_is_0(
 
 
 def test_an_item_without_weight_adds_nothing_to_any_loss(tuned, tokenizer, tmp_path):
-    for name in FORGET_LOSSES:
+    for name in ON_FORGET:
         weighting = {"kind": "spans", "patterns": ["tall"]}
-        if FORGET_LOSSES[name].mean_over == "micro-batch":
+        if ON_FORGET[name].mean_over == "micro-batch":
             continue
         terms = [term("forget", name, weighting=weighting)]
         _, made = ready(tuned, tokenizer, tmp_path, terms)

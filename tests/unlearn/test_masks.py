@@ -15,7 +15,7 @@ from expunge.scores import score
 from expunge.unlearn import masks, trainer
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
-from expunge.unlearn.masks import MASKS, Mask, mask
+from expunge.unlearn.masks import MASKS, Mask, check_mask, mask
 from expunge.unlearn.masks.evidence import input_norms, summed_gradient
 from expunge.unlearn.masks.scored import Evidence, highest
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
@@ -119,6 +119,34 @@ def test_what_is_masked_stays_bit_for_bit_and_the_rest_moves(
     assert facts["may_move"] == total
     assert facts["share"] == pytest.approx(total / weights)
     assert facts["mask"]["kind"] == kind
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_mask_chooses_among_what_the_deepest_block_that_is_read_depends_on(
+    tiny, tokenizer, tmp_path, kind
+):
+    terms = [
+        {"half": "forget", "loss": "rmu", "layer": 0},
+        {"half": "retain", "loss": "hidden_distance", "layer": 0},
+    ]
+    changes = {"last_blocks": {"count": 2}, "column": {"block": 0}}.get(kind, {})
+    config = branch(terms=terms, mask=section(kind, **changes))
+    trained = run(tiny, tokenizer, tmp_path / "b", config)
+    facts = json.loads((tmp_path / "b" / "mask.json").read_text())
+    moved = {
+        name
+        for (name, new), old in zip(trained.named_parameters(), tiny.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert moved and moved <= set(facts["tensors"])
+    assert all("layers.0." in name or "embed_tokens" in name for name in facts["tensors"])
+
+
+def test_a_mask_behind_all_that_is_read_is_refused_before_training(tiny):
+    for kind, changes in (("last_blocks", {}), ("layers", {"blocks": [1]}), ("column", {})):
+        check_mask(tiny, section(kind, **changes), 1)  # control
+        with pytest.raises(TrainingError, match=f"the mask {kind} lets move what lies behind"):
+            check_mask(tiny, section(kind, **changes), 0)
 
 
 @pytest.mark.parametrize("kind", SCORED)

@@ -40,7 +40,7 @@ def branch(rule: str, **changes) -> Branch:
             "step": {"rule": rule, **OPTIONS.get(rule, {})},
             "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
             "schedule": {"epochs": 2, "micro_batch": 1, "accumulation": 2},
-            "optimizer": SGD if rule == "ngdiff" else PLAIN,
+            "optimizer": SGD if rule in ("ngdiff", "pcgu") else PLAIN,
             **changes,
         }
     )
@@ -140,6 +140,57 @@ def test_the_multiplier_waits_and_moves_by_the_mean_of_its_steps(toy, linear):
     assert made.gradient("dual", **options)[0].item() == 9.0  # λ times the retain gradient
 
 
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("joint", {}),
+        ("normalized", {}),
+        ("dual", {"limit": 1.0}),
+        ("raised", {"first": 2}),
+        ("ngdiff", {}),
+        ("sam", {"radius": 0.3}),
+        ("ilu", {"scaling": "scalar"}),
+        ("ilu", {"scaling": "elementwise"}),
+        ("pcgu", {"share": 0.5}),
+        ("repselect", {"components": 0}),
+    ],
+)
+def test_a_rule_reads_no_gradient_of_what_a_mask_holds(toy, rule, options):
+    """With weight 2 held, weight 1 moves as it would alone."""
+
+    def loss(scale, sign):
+        def value(weights):
+            factors = torch.tensor(scale, dtype=torch.float64)[: len(weights.flatten())]
+            return sign * (factors * (weights.flatten() + 0.5 * weights.flatten() ** 2)).sum()
+
+        return value
+
+    start = torch.tensor([[0.1], [3.0]], dtype=torch.float64)
+    halves = loss([5.0, 0.1], -1), loss([1.0, 10.0], 1)
+    alone, both, free = toy(start[:1], *halves), toy(start, *halves), toy(start, *halves)
+    both.mask = torch.tensor([[True], [False]])
+    expected, found, other = (made.gradient(rule, **options)[0][0] for made in (alone, both, free))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    if rule in ("normalized", "ngdiff", "sam"):
+        assert not torch.allclose(other, expected, rtol=1e-3)  # control: unmasked it is another
+
+
+def test_under_a_mask_the_sign_that_ngdiff_guarantees_is_that_of_what_moves(toy, linear):
+    """∇M_R = (1, 10), ∇M_F = (5, 0.1): weight 1 alone would be moved against M_R by -0.9."""
+    made = toy(torch.zeros(2), linear([-5.0, -0.1]), linear([1.0, 10.0]))
+    assert float(made.gradient("ngdiff", every=0)[0][0]) == pytest.approx(-0.9, abs=1e-2)
+    made.mask = torch.tensor([True, False])
+    found = made.gradient("ngdiff", every=0)[0]
+    assert found.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)  # 1/1 - 5/5
+
+
+def test_noise_does_not_move_what_a_mask_holds(toy, linear):
+    made = toy(torch.tensor([1.0, 2.0]), lambda w: w.prod(), linear([0.0, 0.0]))
+    assert float(made.gradient("smooth", deviation=1.0)[0][0]) != 2.0  # control
+    made.mask = torch.tensor([True, False])
+    assert float(made.gradient("smooth", deviation=1.0)[0][0]) == 2.0
+
+
 @every_rule
 def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
     rule, tiny, tokenizer, items, tmp_path, monkeypatch
@@ -196,7 +247,7 @@ def test_how_a_step_is_packed_does_not_change_it(rule, tiny, items, tmp_path):
     """One pack or a pack an item: the same gradient (without dropout)."""
     found = []
     for limit in (10_000, 1):
-        optimizer = {**(SGD if rule == "ngdiff" else PLAIN), "max_tokens": limit}
+        optimizer = {**(SGD if rule in ("ngdiff", "pcgu") else PLAIN), "max_tokens": limit}
         config = branch(rule, optimizer=optimizer, lora={"rank": 2, "dropout": 0.0})
         made = prepared(copy.deepcopy(tiny), halves(items, tmp_path), config, seed=1)
         record = made.gradient(0)
@@ -236,7 +287,30 @@ def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
                 "step": {"rule": "ngdiff", "every": 0},
                 "terms": [{"half": "forget", "loss": "npo"}, TERMS[1]],
             },
-            "gradient_ascent, not npo",
+            "gradient_ascent on forget, not npo;",
+        ),
+        (
+            {
+                "step": {"rule": "ngdiff", "every": 0},
+                "terms": [{"half": "paraphrase", "loss": "gradient_ascent"}, TERMS[1]],
+            },
+            "gradient_ascent on forget, not gradient_ascent on paraphrase",
+        ),
+        ({"step": {"rule": "pcgu"}}, "optimizer.kind: sgd and optimizer.weight_decay: 0"),
+        ({"step": {"rule": "pcgu"}, "optimizer": {"kind": "sgd"}}, "optimizer.weight_decay: 0"),
+        (
+            {
+                "step": {"rule": "latent_adversarial"},
+                "terms": [{"half": "refusal", "loss": "nll"}, TERMS[1]],
+            },
+            "perturbs items of forget, and no term reads forget",
+        ),
+        (
+            {
+                "step": {"rule": "latent_adversarial", "layer": 1},
+                "terms": [{"half": "forget", "loss": "rmu", "layer": 1}],
+            },
+            "the terms on forget read no block behind 1; set step.layer below 1",
         ),
         ({"step": {"rule": "repselect", "components": 32}}, "must be below lora.rank"),
         ({"step": {"rule": "repselect", "of": "retain"}, "terms": TERMS[:1]}, "half: retain"),
@@ -270,3 +344,9 @@ def test_an_ascent_that_nothing_stops_is_said_and_logged(tiny, items, tmp_path):
             copy.deepcopy(tiny), halves(items, tmp_path), branch("joint", watch=watch), seed=1
         )
         assert ("unguarded" in made.gradient(0)) is unguarded
+
+
+def test_an_ascent_on_a_companion_set_counts_as_unguarded():
+    ascent = {"half": "paraphrase", "loss": "gradient_ascent"}
+    assert branch("joint", terms=[{**TERMS[0], "loss": "npo"}, ascent]).unguarded
+    assert not branch("joint", terms=[{**TERMS[0], "loss": "npo"}, TERMS[1]]).unguarded  # control

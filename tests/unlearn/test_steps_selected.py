@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from expunge.unlearn.steps.selected import _cosines
+
 FORGET = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
 RETAIN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
 # -∇L_F against ∇L_R, row by row: cos = -1, 1, 0
@@ -27,6 +29,12 @@ def test_the_chosen_vectors_are_those_of_a_plain_loop(toy, linear):
     lowest = sorted(range(40), key=cosines.__getitem__)[:10]
     assert sorted(lowest) == found.abs().sum(1).nonzero().flatten().tolist()
     assert record["cosine"] == pytest.approx(cosines[lowest[-1]], abs=1e-5)
+
+
+def test_columns_are_counted_where_the_retain_gradient_is_missing():
+    f = torch.ones(3, 2)
+    assert [len(_cosines(f, None, vectors)) for vectors in ("rows", "columns")] == [3, 2]
+    assert len(_cosines(f[0], None, "columns")) == 1
 
 
 def test_a_tensor_of_one_dimension_is_one_vector(toy, linear):

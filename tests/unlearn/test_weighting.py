@@ -6,6 +6,7 @@ import torch
 from expunge.data.batches import encode
 from expunge.data.examples import Example
 from expunge.errors import DataError
+from expunge.unlearn.section import Branch
 from expunge.unlearn.weighting import WEIGHTINGS, Weighting, token_places, token_weights
 
 ANSWER = "Call Zoë at 212-555-0187, or the office."
@@ -40,6 +41,33 @@ def test_weights_worked_by_hand(item, tokenizer):
         torch.testing.assert_close(weights, wanted.clamp_min(0.5))
 
 
+def test_the_memorisation_gap_by_hand(item, tokenizer):
+    """A token that both models know weighs nothing, nor does one that the base knows better."""
+    count = len(item.tokens) - item.answer_start
+    logps = torch.full((count,), 0.9).log()
+    levels = torch.full((len(item.tokens) - 1, 2), 0.9).log()
+    levels[-3:, 0] = torch.tensor([0.2, 0.9, 0.95]).log()
+    levels[:, 1] = 7.0  # the standardised ones, which are not read
+    config = Weighting(kind="memorisation_gap")
+    (weights,) = token_weights(config, [item], "answer", tokenizer, [logps], [levels])
+    assert weights[-3:].tolist() == pytest.approx([0.7, 0.0, 0.0], abs=1e-6)
+    assert not weights[:-3].any()
+
+
+def test_a_gap_without_levels_of_tokens_is_refused():
+    term = {"half": "forget", "loss": "gradient_ascent"}
+    term["weighting"] = {"kind": "memorisation_gap"}
+    assert Branch.model_validate({"terms": [term], "levels": {"of": "original"}})  # control
+    for levels, says in (
+        (None, "weighting memorisation_gap reads a level for each item; give levels.of"),
+        ({"of": "unseen"}, "weighting memorisation_gap reads a level for each token, and"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Branch.model_validate({"terms": [term], "levels": levels})
+    with pytest.raises(ValueError, match="only the items of forget have levels, not those of ref"):
+        Branch.model_validate({"terms": [{**term, "half": "refusal", "loss": "nll"}]})
+
+
 def test_tokens_lie_where_their_text_is(item, tokenizer):
     text, places = token_places(tokenizer, item.tokens)
     assert text == "Who is it? " + ANSWER
@@ -69,7 +97,8 @@ def test_every_weighting_lies_between_its_least_and_1(item, tokenizer):
     for kind in WEIGHTINGS:
         given = {"patterns": ("a",)} if kind == "spans" else {}
         config = Weighting(kind=kind, least=0.1, **given)
-        (weights,) = token_weights(config, [item], "answer", tokenizer, logps)
+        levels = [torch.full((len(item.tokens) - 1, 2), -1.0)]
+        (weights,) = token_weights(config, [item], "answer", tokenizer, logps, levels)
         assert weights.min() >= 0.1, kind
         assert weights.max() <= 1, kind
         assert weights.unique().numel() > 1, kind  # control: they differ

@@ -67,6 +67,7 @@ def pem_add(pairs: Sequence[Pair], *, weights: Sequence[float] | None) -> Pair:
     B A then holds cross-terms B_i A_j, and less of each update than a mean would.
 
     Source: hkust-nlp/PEM_composition (arXiv:2306.14870).
+    Differs: factors are averaged, as released; the paper adds updates.
     """
     coefficients = add(len(pairs), weights=weights)
     total = sum(coefficients)

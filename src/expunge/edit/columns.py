@@ -30,5 +30,6 @@ def ablate(column: Tensor, rng: torch.Generator) -> Tensor:
     Found as for `needle`.
 
     Source: after Hong et al. 2024, arXiv:2406.11614.
+    Differs: the vector is zeroed, where theirs is blurred by noise.
     """
     return torch.zeros_like(column)

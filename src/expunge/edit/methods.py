@@ -41,6 +41,9 @@ class Method:
     undo: bool = False
     """Keeps what undoes it."""
 
+    check: Callable[[Any, Any], None] = lambda outline, options: None
+    """(a model without weights, the options) refuses what the model lacks."""
+
     summary: str = ""
     source: str = ""
     fidelity: str = "exact"
@@ -93,7 +96,7 @@ EDITS: Mapping[str, Method] = {
         test=f"{_HERE}test_aliases_are_negation",
         summary="Second stage of SKU: `negate` with λ = 1 of the adapter that learnt the harm.",
         source="Liu et al. 2024, arXiv:2402.10058",
-        fidelity="exact",
+        fidelity="adapted",
         differs="the first stage is a branch of its own; this takes its adapter",
     ),
     "bias": Method(
@@ -105,7 +108,7 @@ EDITS: Mapping[str, Method] = {
         test=f"{_HERE}test_aliases_are_negation",
         summary="Less social bias: `negate` of an adapter trained on stereotyped sentences.",
         source="Dige et al. 2024; VectorInstitute/bias-mitigation-unlearning",
-        fidelity="exact",
+        fidelity="adapted",
         differs="the adapter is trained as a branch whose forget set holds the stereotypes",
     ),
     "add": Method(
@@ -160,6 +163,7 @@ EDITS: Mapping[str, Method] = {
         units.prune_units,
         options=Prune,
         sets=("forget", "retain"),
+        check=units.check_units,
         cost="C/3 for each item of both sets, each step",
         test="tests/edit/test_units.py::test_a_unit_that_fires_only_for_forget_goes_first",
         fidelity="adapted",
@@ -173,6 +177,7 @@ EDITS: Mapping[str, Method] = {
         options=Ranks,
         sets=("forget",),
         undo=True,
+        check=vocabulary.check_norms,
         cost="up to L forward passes (C/3) for each target token",
         test="tests/edit/test_ranks.py::test_the_shift_moves_the_logit_by_what_is_wanted",
         fidelity="adapted",
@@ -183,6 +188,7 @@ EDITS: Mapping[str, Method] = {
         options=Needle,
         sets=("forget", "retain"),
         undo=True,
+        check=units.check_place,
         cost="one projection of all value vectors on the vocabulary, or nothing",
         test="tests/edit/test_units.py::test_a_planted_concept_is_found_and_blurred",
         fidelity="adapted",
@@ -193,6 +199,7 @@ EDITS: Mapping[str, Method] = {
         options=Search,
         sets=("forget", "retain"),
         undo=True,
+        check=units.check_place,
         cost="as needle",
         test="tests/edit/test_units.py::test_a_planted_concept_is_found_and_blurred",
         fidelity="inspired",

@@ -56,8 +56,9 @@ class Prune(Section):
     steps: int = Field(default=1, ge=1)
     """Steps, each looking at the model as the last one left it."""
 
-    epsilon: float = Field(default=1e-5, gt=0)
-    """ε, so that a unit that never fires for the retain set is not infinitely good."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """ε, so that a unit that never fires for the retain set is not infinitely good; null means
+    1e-3 for freq and 1e-5 for the others."""
 
     @model_validator(mode="after")
     def _something(self) -> "Prune":

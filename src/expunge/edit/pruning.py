@@ -11,6 +11,9 @@ from torch import Tensor
 
 Kind = Literal["mean", "freq", "rms", "std"]
 
+EPSILON: Mapping[Kind, float] = {"mean": 1e-5, "freq": 1e-3, "rms": 1e-5, "std": 1e-5}
+"""ε where none is given; a share of tokens is on another scale than an activation."""
+
 
 class Activity:
     """Sums over tokens of the activations of U units, from which any importance follows."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from expunge.edit.columns import ablate, needle
 from expunge.edit.observe import Named, down_projections, output_projections, read
-from expunge.edit.pruning import Activity, highest, prune, silenced_values
+from expunge.edit.options import Prune, Search
+from expunge.edit.pruning import EPSILON, Activity, highest, prune, silenced_values
 from expunge.edit.task import Task
 from expunge.edit.write import read_undo, tensor_of, write_edited
 from expunge.errors import EditError
@@ -32,6 +33,7 @@ def prune_units(task: Task) -> dict[str, Any]:
     """Delete the units that the forget set uses and the retain set hardly does, step by step."""
     model, tokenizer = task.load()
     told = task.told
+    epsilon = told["epsilon"] or EPSILON[told["importance"]]
     texts = {name: task.texts(name, tokenizer) for name in ("forget", "retain")}
     kinds = {"mlp": down_projections} | (
         {"attention": output_projections} if told["attention"] else {}
@@ -45,7 +47,7 @@ def prune_units(task: Task) -> dict[str, Any]:
         for kind, layers in found.items():
             for layer, (name, _) in layers.items():
                 both = [active[s][name].importance(told["importance"]) for s in texts]
-                scores[kind][layer] = prune(*both, epsilon=told["epsilon"])
+                scores[kind][layer] = prune(*both, epsilon=epsilon)
         for kind, layers in found.items():
             for layer, units in highest(scores[kind], gone[kind], told[kind]).items():
                 gone[kind].setdefault(layer, set()).update(units)
@@ -57,7 +59,7 @@ def prune_units(task: Task) -> dict[str, Any]:
         f"{kind}_units": {str(layer): sorted(units) for layer, units in sorted(layers.items())}
         for kind, layers in gone.items()
     }
-    return {**made, **counts}
+    return {**made, **counts, "epsilon": epsilon}
 
 
 def edit_vectors(task: Task) -> dict[str, Any]:
@@ -74,9 +76,7 @@ def edit_vectors(task: Task) -> dict[str, Any]:
     changed: dict[str, Tensor] = {}
     undo: dict[str, list[int]] = {}
     for layer, column in places:
-        weight = layers[layer][1].weight.detach() if layer in layers else torch.empty(0, 0)
-        if column >= weight.shape[1]:
-            raise EditError(f"there is no column {column} in the down projection of block {layer}")
+        weight = _projection(layers, layer, column).weight.detach()
         old = weight[:, column].cpu()
         new = ablate(old, rng) if task.method == "ablate" else needle(old, rng, **told)
         weight[:, column] = new.to(weight.device)
@@ -85,6 +85,33 @@ def edit_vectors(task: Task) -> dict[str, Any]:
         undo.setdefault(key, []).append(column)
     made = write_edited(task.source(task.of), changed, task.out, undo)
     return {**made, "vectors": {name: [list(p) for p in own] for name, own in named.items()}}
+
+
+def check_units(outline: nn.Module, options: Prune) -> None:
+    """Refuse a model whose units are not known."""
+    down_projections(outline)
+    if options.attention:
+        output_projections(outline)
+
+
+def check_place(outline: nn.Module, options: Search) -> None:
+    """Refuse a place that the model does not have."""
+    layers = down_projections(outline)
+    if options.layer is not None and options.column is not None:
+        _projection(layers, options.layer, options.column)
+
+
+def _projection(layers: Named, layer: int, column: int) -> nn.Linear:
+    """The down projection of a block, which must have the column."""
+    if layer not in layers:
+        raise EditError(f"there is no block {layer}; the model has {len(layers)}")
+    found = layers[layer][1]
+    if column >= found.in_features:
+        raise EditError(
+            f"there is no column {column} in the down projection of block {layer}; it has "
+            f"{found.in_features}"
+        )
+    return found
 
 
 def revert(task: Task) -> dict[str, Any]:

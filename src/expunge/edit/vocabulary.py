@@ -5,6 +5,7 @@ Dimensions: V tokens, d hidden size, L blocks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from expunge.config import Section
 from expunge.edit.observe import Named, down_projections
 from expunge.edit.ranks import Lens, lens_of, rarest, revs
 from expunge.edit.task import Task
@@ -160,13 +162,41 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 def lens_to(model: PreTrainedModel) -> Lens:
     """The final norm and the head of a model; a norm that is not RMSNorm is refused."""
     norm = getattr(model.get_decoder(), "norm", None)
+    if not isinstance(norm, nn.Module) or not _is_rms_norm(norm):
+        raise _no_rms_norm(model)
+    gain = norm.get_parameter("weight").detach()
+    return lens_of(output_head(model).detach().float(), gain, _epsilon_of(norm))
+
+
+@torch.no_grad()
+def check_norms(outline: PreTrainedModel, options: Section) -> None:
+    """Refuse a model whose blocks or last norm are such that revs cannot edit it."""
+    blocks_of(outline)
+    norm = getattr(outline.get_decoder(), "norm", None)
+    if isinstance(norm, nn.Module):
+        norm = copy.deepcopy(norm).to_empty(device="cpu")
+        for parameter in norm.parameters():
+            parameter.fill_(1.0)
+    if not isinstance(norm, nn.Module) or not _is_rms_norm(norm):
+        raise _no_rms_norm(outline)
+
+
+@torch.no_grad()
+def _is_rms_norm(norm: nn.Module) -> bool:
+    """Whether the module multiplies by its gain, and divides by the root mean square."""
     gain = getattr(norm, "weight", None)
-    if norm is not None and gain is not None:
-        epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-        lens = lens_of(output_head(model).detach().float(), gain.detach(), float(epsilon or 0))
-        probe = torch.linspace(-1, 2, len(gain), device=gain.device)
-        with torch.no_grad():
-            same = norm(probe[None])[0]
-        if torch.allclose(same, lens.gain * probe / lens.rms(probe), atol=1e-4):
-            return lens
-    raise EditError(f"revs needs a model whose last norm is RMSNorm; {type(model).__name__} is not")
+    if gain is None:
+        return False
+    probe = torch.linspace(-1, 2, len(gain), device=gain.device)
+    rms = (probe.square().mean() + _epsilon_of(norm)).sqrt()
+    return torch.allclose(norm(probe[None])[0], gain * probe / rms, atol=1e-4)
+
+
+def _epsilon_of(norm: nn.Module) -> float:
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", None)) or 0)
+
+
+def _no_rms_norm(model: PreTrainedModel) -> EditError:
+    return EditError(
+        f"revs needs a model whose last norm is RMSNorm; {type(model).__name__} is not"
+    )

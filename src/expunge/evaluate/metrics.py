@@ -85,7 +85,12 @@ METRICS = {
     ),
     "min_k": Metric(attacks.min_k, "arXiv:2310.16789", "documents", _MEMBERSHIP, cost=_FORWARD),
     "min_k_plus_plus": Metric(
-        attacks.min_k_plus_plus, "arXiv:2404.02936", "documents", _MEMBERSHIP, cost=_FORWARD
+        attacks.min_k_plus_plus,
+        "arXiv:2404.02936",
+        "documents",
+        _MEMBERSHIP,
+        fidelity="adapted",
+        cost=_FORWARD,
     ),
     "reference": Metric(
         attacks.reference_gap,
@@ -99,6 +104,7 @@ METRICS = {
         "arXiv:2406.15968",
         "documents, non-members",
         _MEMBERSHIP,
+        fidelity="adapted",
         cost="two forward passes",
     ),
     "gradient_norm": Metric(
@@ -159,13 +165,14 @@ METRICS = {
     "tofu_kept_truth": Metric(
         tofu.kept_truth, _TOFU, "truth ratios", _TOFU_TEST, cost="one forward pass"
     ),
-    "tofu_rouge": Metric(tofu.answer_rouge, _TOFU, "generations", _TOFU_TEST),
+    "tofu_rouge": Metric(tofu.answer_rouge, _TOFU, "generations", _TOFU_TEST, "adapted"),
     "tofu_model_utility": Metric(tofu.model_utility, _TOFU, "the nine terms", _TOFU_TEST),
     "tofu_forget_quality": Metric(
         tofu.forget_quality,
         _TOFU,
         "truth ratios of two models",
         _TOFU_TEST,
+        "adapted",
         cost="one forward pass of each model",
     ),
     "muse_verbatim": Metric(muse.verbatim_score, _MUSE, "generations", _MUSE_TEST),

@@ -110,10 +110,12 @@ def whp(base: Tensor, reinforced: Tensor, *, alpha: float = 5.0) -> Tensor:
 
         v = v_base - α·relu(v_reinforced - v_base)
 
-    Never raises a token.
+    Never raises a token. v are log-probabilities, so that no shift of all logits of one model
+    counts as saying more.
 
     Source: Eldan & Russinovich 2023, arXiv:2310.02238.
-    Differs: decoded directly; the paper trains the model on the tokens that this makes likeliest.
+    Differs: decoded directly; the paper trains the model on the tokens that this makes likeliest,
+        and takes raw logits.
     """
     return base - alpha * torch.relu(reinforced - base)
 
@@ -124,7 +126,8 @@ def combine_of(section: Contrast) -> Combine:
     def combine(base: Tensor, helpers: Sequence[Tensor], choosing: bool) -> Tensor:
         base, helpers = base.float(), [helper.float() for helper in helpers]
         if section.rule == "whp":
-            return whp(base, helpers[0], alpha=section.weights[0])
+            both = base.log_softmax(-1), helpers[0].log_softmax(-1)
+            return whp(*both, alpha=section.weights[0])
         return contrast(base, helpers, section.weights, tau=section.tau, floor=choosing)
 
     return combine

@@ -1,5 +1,6 @@
 """The guards of a recipe: one section for each kind."""
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,10 @@ class _Guard(Section):
     def helpers(self) -> dict[str, str]:
         """The models that it listens to, by role."""
         return {}
+
+    def check(self, who: str, adapters: Mapping[str, bool], cut: Collection[str]) -> None:
+        """Refuse, with a ValueError, models that it cannot join: `adapters` says of each whether it
+        is an adapter on the target, and `cut` are branches of the target's first blocks."""
 
 
 class Prefix(_Guard):
@@ -117,6 +122,22 @@ class Uld(_Guard):
     def helpers(self) -> dict[str, str]:
         """The assistant."""
         return {"assistant": self.assistant}
+
+    def check(self, who: str, adapters: Mapping[str, bool], cut: Collection[str]) -> None:
+        """`blocks` are the first of `of`, which the assistant must be or be an adapter on."""
+        itself = self.of == self.assistant and not adapters.get(self.of)
+        if self.blocks is None or itself:
+            return
+        if self.assistant in cut:
+            raise ValueError(
+                f"{who}: the branch '{self.assistant}' says its blocks itself; leave blocks out"
+            )
+        if self.of != "target" or not adapters.get(self.assistant):
+            raise ValueError(
+                f"{who}: blocks are the first of the target, so that of must be target and the "
+                f"assistant an adapter on it; leave blocks out, or choose others than "
+                f"'{self.of}' and '{self.assistant}'"
+            )
 
 
 class Offset(_Guard):

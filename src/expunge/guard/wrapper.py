@@ -161,7 +161,7 @@ class ContrastProcessor(LogitsProcessor):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, scores: Tensor
     ) -> Tensor:
-        """The joined logits."""
+        """The joined logits, as log-probabilities; `scores` may be either."""
         goes_on = self._seen is not None and torch.equal(input_ids[:, :-1], self._seen)
         mask = self._whole_mask(input_ids)
         logits = []
@@ -173,7 +173,8 @@ class ContrastProcessor(LogitsProcessor):
                 self._caches[number] = DynamicCache(config=helper.config)
             logits.append(self._next(helper, input_ids, mask, self._caches[number], goes_on))
         self._seen = input_ids.clone()
-        return self._combine(scores, logits, True).to(scores.dtype)
+        # Beams add up what they are given, so it must be log-probabilities.
+        return self._combine(scores, logits, True).log_softmax(-1).to(scores.dtype)
 
     def _whole_mask(self, input_ids: Tensor) -> Tensor:
         """Which tokens are text: (B, T)."""

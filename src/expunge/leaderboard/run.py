@@ -12,7 +12,7 @@ from typing import Any
 from expunge import models
 from expunge.cells import Workers
 from expunge.errors import ExpungeError, RecipeError
-from expunge.inputs import check_branches
+from expunge.inputs import check_parts
 from expunge.leaderboard.section import Board
 from expunge.pipeline import Pipeline
 from expunge.recipe import Recipe
@@ -66,7 +66,7 @@ def _check_fit(board: Board, chosen: Sequence[str]) -> None:
     for name in chosen:
         for settings in board.config.methods[name].trials:
             try:
-                check_branches(board.recipe(name, settings), base)
+                check_parts(board.recipe(name, settings), base)
             except ExpungeError as error:
                 raise type(error)(f"methods.{name}: {error}") from None
 

@@ -35,6 +35,7 @@ METHODS = {
         base=False,
         models=(2, 2),
         cost="two passes",
+        fidelity="adapted",
     ),
     "multislerp": Method(
         Span(spans.multislerp, of="either"),
@@ -49,6 +50,7 @@ METHODS = {
         options={"max_iter": 10, "tol": 1e-5},
         base=False,
         cost="two passes",
+        fidelity="adapted",
     ),
     "model_stock": Method(
         Span(spans.model_stock, of="deltas"),
@@ -71,6 +73,7 @@ METHODS = {
         options=_SUM,
         mergekit=_MERGEKIT,
         differs=_SIGNED,
+        fidelity="adapted",
     ),
     "ties": Method(
         Elect("largest", elect=True),
@@ -202,6 +205,7 @@ METHODS = {
         options={"lambda": 1.0},
         differs="what is not a matrix is averaged",
         cost="an SVD of each model and two of their bases",
+        fidelity="adapted",
     ),
     "regmean": Method(
         Matrix(spectral.regmean, statistics=True),
@@ -210,6 +214,7 @@ METHODS = {
         needs=("a Gram matrix of inputs for each model",),
         differs="what has no Gram matrix is averaged",
         cost="one linear solve a matrix",
+        fidelity="adapted",
     ),
     "eul_fusion": Method(
         Matrix(spectral.regmean, statistics=True),
@@ -221,6 +226,7 @@ METHODS = {
         "averaged",
         cost="one linear solve a matrix",
         test="tests/edit/test_arithmetic.py::test_eul_fusion_is_the_least_squares_map",
+        fidelity="adapted",
     ),
     "fisher": Method(
         Matrix(spectral.fisher, statistics=True),

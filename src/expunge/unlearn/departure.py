@@ -23,7 +23,7 @@ def kl_away(current: Scores, reference: Scores | None, *, limit: float = 2.0) ->
     Differs: bounded; theirs is -KL, which falls without end.
     """
     assert current.token_kl is not None
-    return F.relu(limit - current.token_kl).mean()[None]  # (1,)
+    return current.mean(F.relu(limit - current.token_kl))[None]  # (1,)
 
 
 DEPARTURE_LOSSES = {

@@ -47,6 +47,7 @@ def npo_batch(current: Scores, reference: Scores | None, *, beta: float = 0.1) -
     One weight serves the whole micro-batch, and at the same β it fades T times later than NPO.
 
     Source: zjunlp/unlearn, semeval25 (arXiv:2503.21088).
+    Differs: r is a mean over the micro-batch, as released; NPO's is a sum over one answer.
     """
     assert reference is not None
     return _npo(current.mean(current.token_logps - reference.token_logps)[None], beta)  # (1,)
@@ -160,7 +161,7 @@ def _ascent(current: Scores, push: Tensor) -> Tensor:
 _TEST = "tests/unlearn/test_losses.py::test_values_worked_by_hand"
 
 FORGET_LOSSES = {
-    "gradient_ascent": Loss(gradient_ascent, bounded=False, test=_TEST),
+    "gradient_ascent": Loss(gradient_ascent, bounded=False, fidelity="adapted", test=_TEST),
     "npo": Loss(npo, needs_reference=True, positive=("beta",), test=_TEST),
     "npo_batch": Loss(
         npo_batch,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from expunge import models, sharding
@@ -22,15 +23,18 @@ def step_gradient(
     *,
     seed: int,
     note: Mapping[str, float],
+    masks: Mapping[str, Tensor],
 ) -> tuple[Gradient, State]:
     """What leaves the gradient of step n in the parameters, and what it carries between steps.
 
-    `note` is logged with the first.
+    `note` is logged with the first. `masks` says which weights of a parameter may move, where not
+    all may.
     """
     model, objective = passes.model, passes.objective
     recalling, state = passes.recalling(), step.start(optimizer.lr)
     rest = ["retain"] if any(SETS[half].side == "retain" for half in objective.halves) else []
     rule = STEP_RULES[step.rule].fn
+    held = {parameters[name]: mask for name, mask in masks.items()}
 
     def gradient(number: int) -> dict[str, float]:
         def chosen(*sides: Side) -> list[Chosen]:
@@ -55,6 +59,7 @@ def step_gradient(
             losses=losses,
             recall=recall,
             rest=rest,
+            masks=held,
             model=model,
             forwarding=passes.forwarding,
             state=state,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.packs import decoder_blocks
 from expunge.unlearn.losses import Hidden, Loss
@@ -65,8 +65,22 @@ def direction(states: Tensor, seed: float) -> Tensor:
 
 def freeze_beyond(model: PreTrainedModel, deepest: int) -> None:
     """Freeze what lies behind the block `deepest`, which no loss reaches that ends there."""
+    for module in _behind(model, deepest):
+        module.requires_grad_(False)
+
+
+def reached(model: PreTrainedModel, deepest: int | None) -> set[str]:
+    """The parameters that a loss reaches which reads no block behind `deepest`; null: all."""
+    behind = [] if deepest is None else _behind(model, deepest)
+    beyond = {parameter for module in behind for parameter in module.parameters()}
+    return {name for name, parameter in model.named_parameters() if parameter not in beyond}
+
+
+def _behind(model: PreTrainedModel, deepest: int) -> list[nn.Module]:
+    """The modules behind the block `deepest`."""
     blocks = decoder_blocks(model)
-    behind, passed = list(blocks[deepest + 1 :]), False
+    behind: list[nn.Module] = list(blocks[deepest + 1 :])
+    passed = False
     for name, child in model.get_decoder().named_children():
         if child is not blocks and (passed or ("norm" in name and "embed" not in name)):
             behind.append(child)
@@ -74,8 +88,7 @@ def freeze_beyond(model: PreTrainedModel, deepest: int) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
         behind.append(head)
-    for module in behind:
-        module.requires_grad_(False)
+    return behind
 
 
 def _square_distance(states: Tensor, point: Tensor) -> Tensor:
@@ -85,7 +98,9 @@ def _square_distance(states: Tensor, point: Tensor) -> Tensor:
 _TEST = "tests/unlearn/test_hidden.py::test_values_worked_by_hand"
 
 FORGET_BY_STATES = {
-    "rmu": Loss(rmu, reads="hidden", mean_over="tokens", cost="< 1 C", test=_TEST),
+    "rmu": Loss(
+        rmu, reads="hidden", mean_over="tokens", cost="< 1 C", fidelity="adapted", test=_TEST
+    ),
     "adaptive_rmu": Loss(
         adaptive_rmu,
         reads="hidden",

@@ -98,15 +98,22 @@ _TEST = "tests/unlearn/test_logits.py::test_values_worked_by_hand"
 
 FORGET_BY_LOGITS = {
     "undial": Loss(
-        undial, reads="logits", needs_reference_states=True, mean_over="tokens", test=_TEST
+        undial,
+        reads="logits",
+        needs_reference_states=True,
+        mean_over="tokens",
+        fidelity="adapted",
+        test=_TEST,
     ),
     "ce_u": Loss(ce_u, reads="logits", mean_over="tokens", skip_first=1, test=_TEST),
-    "flatten": Loss(flatten, reads="logits", mean_over="tokens", test=_TEST),
+    "flatten": Loss(flatten, reads="logits", mean_over="tokens", fidelity="adapted", test=_TEST),
     "jensen_shannon": Loss(
         jensen_shannon, reads="logits", mean_over="tokens", fidelity="inspired", test=_TEST
     ),
 }
 
 RETAIN_BY_LOGITS = {
-    "uniform_kl": Loss(uniform_kl, reads="logits", mean_over="tokens", test=_TEST),
+    "uniform_kl": Loss(
+        uniform_kl, reads="logits", mean_over="tokens", fidelity="adapted", test=_TEST
+    ),
 }

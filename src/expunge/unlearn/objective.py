@@ -72,6 +72,8 @@ class Term(Section):
         if (row.reads == "hidden") != (self.layer is not None):
             says = "needs layer, the number of a block" if self.layer is None else "takes no layer"
             raise ValueError(f"{self.loss} {says}")
+        if self.half != "forget" and self.needs_level:
+            raise ValueError(f"only the items of forget have levels, not those of {self.half}")
         return self
 
     @property
@@ -87,8 +89,18 @@ class Term(Section):
     @property
     def needs_reference(self) -> bool:
         """Whether it reads the reference's log-probs, itself or for its weights."""
-        reads = self.weighting is not None and self.weighting.row.reads == "reference"
+        reads = self.weighting is not None and self.weighting.row.reads != "text"
         return self.row.needs_reference or reads
+
+    @property
+    def needs_level(self) -> bool:
+        """Whether it reads the level of each item, itself or for its weights."""
+        return self.row.needs_level or self.weighs_by_level
+
+    @property
+    def weighs_by_level(self) -> bool:
+        """Whether its weights read the level of each token."""
+        return self.weighting is not None and self.weighting.row.reads == "levels"
 
 
 def check_model(terms: Iterable[Term], config: PretrainedConfig) -> None:
@@ -154,7 +166,7 @@ class Objective:
 
     def needs_level(self, half: Half) -> bool:
         """Whether a term of this half reads the level of each item."""
-        return any(term.row.needs_level for term in self.on(half))
+        return any(term.needs_level for term in self.on(half))
 
     def needs_standardized(self, half: Half) -> bool:
         """Whether a term of this half reads standardised log-probs."""

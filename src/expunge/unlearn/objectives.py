@@ -61,20 +61,29 @@ def _said(term: Mapping[str, Any]) -> str:
 _PERSONAL = ["ssn", "phone", "email", "birth", "address"]
 _NLL = {"half": "retain", "loss": "nll"}
 _ASCENT = {"half": "forget", "loss": "gradient_ascent"}
+_MEANS = "a mean over items of token means; the common baseline means over all tokens"
 
 OBJECTIVES = {
     "gradient_ascent": Named(
-        "Gradient ascent on the forget set alone.", "Jang et al. 2023, arXiv:2210.01504", (_ASCENT,)
+        "Gradient ascent on the forget set alone.",
+        "Jang et al. 2023, arXiv:2210.01504",
+        (_ASCENT,),
+        fidelity="adapted",
+        differs=_MEANS,
     ),
     "gradient_difference": Named(
         "Gradient ascent on forget, descent on retain.",
         "Liu et al. 2022, arXiv:2203.12817",
         (_ASCENT, _NLL),
+        fidelity="adapted",
+        differs=_MEANS,
     ),
     "kl_minimisation": Named(
         "Gradient ascent held by the KL to the model before.",
         "Maini et al. 2024 (TOFU), arXiv:2401.06121",
         (_ASCENT, {"half": "retain", "loss": "kl"}),
+        fidelity="adapted",
+        differs=f"{_MEANS}; the KL is over answers, never over prompt and padding",
     ),
     "npo": Named(
         "NPO beside the retain NLL.",
@@ -88,6 +97,8 @@ OBJECTIVES = {
             {"half": "forget", "loss": "npo", "options": {"beta": 0.1}},
             {"half": "retain", "loss": "kl"},
         ),
+        fidelity="adapted",
+        differs="the KL is over answers, never over prompt and padding",
     ),
     "simnpo": Named(
         "NPO without a reference, by length, beside the retain NLL.",
@@ -101,6 +112,8 @@ OBJECTIVES = {
         "NPO token by token beside the retain NLL.",
         "Wang et al. 2025 (G-effect), arXiv:2502.19301",
         ({"half": "forget", "loss": "npo_token", "options": {"beta": 4.0}}, _NLL),
+        fidelity="adapted",
+        differs="a mean over items of token means; theirs means over all tokens",
     ),
     "wga": Named(
         "Weighted gradient ascent beside the retain NLL.",
@@ -116,6 +129,8 @@ OBJECTIVES = {
         "Self-distillation to logits without the answer; the forget set suffices.",
         "Dong et al. 2024, arXiv:2402.10052",
         ({"half": "forget", "loss": "undial", "options": {"beta": 10.0}},),
+        fidelity="adapted",
+        differs="over answers, where the released code averages over prompt and padding too",
     ),
     "ce_u": Named(
         "Cross-entropy unlearning; the forget set suffices.",
@@ -163,6 +178,7 @@ OBJECTIVES = {
         "KTO, arXiv:2402.01306, as Zhang et al. 2024, arXiv:2404.05868, unlearn with it",
         ({"half": "refusal_pair", "loss": "kto", "options": {"beta": 0.1}}, _NLL),
         fidelity="as-released quirk",
+        differs="no constant 1; z is neither multiplied by β nor cut at 0, as released",
     ),
     "flat": Named(
         "Raise the divergence of a refusal from the answer; the forget set suffices.",
@@ -187,6 +203,7 @@ OBJECTIVES = {
         "YNU at SemEval-2025 Task 4 (STAT)",
         ({"half": "random_label", "loss": "nll"}, _NLL),
         fidelity="inspired",
+        differs="written from its description; labels are drawn once, not anew at each step",
     ),
     "llmu": Named(
         "Ascent, unrelated answers learnt in the answer's place, and KL on neutral text.",

@@ -84,16 +84,17 @@ def prepared(
     masks = {}
     if config.mask is not None:
         given = halves.forget, halves.retain, config.optimizer
-        masks = mask(model, config.mask, *given, seed=seed, folder=folder)
+        told = {"seed": seed, "folder": folder, "deepest": objective.deepest}
+        masks = mask(model, config.mask, *given, **told)
     own = len(halves.retain)
     if made is None:
         made, halves = halves.planned(config.schedule, seed=seed)
     data: dict[Half, HalfData] = {}
     for half in halves.names:
         reference = _reference(model, objective, half, halves, config.optimizer)
-        weights = weights_of(objective, half, halves.of(half), reference, tokenizer)
         alone = own if half == "retain" else None
         levels = halves.levels if half == "forget" else None
+        weights = weights_of(objective, half, halves.of(half), reference, tokenizer, levels)
         data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
     parameters = _trainable(model, config, seed, begun)
     passes = Passes(model, data, objective, config.optimizer.max_tokens)
@@ -102,7 +103,7 @@ def prepared(
         recompute_blocks(model)
     note = {"unguarded": 1.0} if config.unguarded else {}
     given = passes, parameters, steps, config.step, config.optimizer
-    gradient, state = step_gradient(*given, seed=seed, note=note)
+    gradient, state = step_gradient(*given, seed=seed, note=note, masks=masks)
     spans = [Span(len(phase.steps), phase.lr) for phase in made]
     return Prepared(parameters, gradient, spans, epoch_ends(made), passes, masks, state)
 
@@ -163,16 +164,15 @@ def branch_demand(
 def check_fit(config: Branch, outline: PreTrainedModel) -> None:
     """Refuse a branch that this model cannot be trained by: blocks, layers, a rule, a mask.
 
-    `outline` is the model without weights, so that nothing has been computed yet.
+    `outline` is the model without weights, or its first blocks where the branch names blocks, so
+    that nothing has been computed yet.
     """
-    if config.blocks is not None:
-        return  # it is checked on the blocks, once they are cut out
     check_model(config.terms, outline.config)
     config.step.check_model(outline)
     if config.training == "lora":
         lora.target_names(outline, config.lora)
     if config.mask is not None:
-        check_mask(outline, config.mask)
+        check_mask(outline, config.mask, Objective(config.terms).deepest)
 
 
 def check_companions(objective: Objective, halves: Halves) -> None:

@@ -52,6 +52,7 @@ def weights_of(
     sequences: Sequence[TokenSequence],
     reference: Reference | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    levels: Sequence[Tensor] | None = None,
 ) -> dict[int, list[Tensor]]:
     """The weights that HalfData holds; a term that weighs tokens needs the tokenizer."""
     logps, found = None if reference is None else reference.logps, {}
@@ -64,7 +65,7 @@ def weights_of(
         if term.weighting is not None:
             assert tokenizer is not None
             given = term.weighting, sequences, objective.scope(half), tokenizer, logps
-            found[number] = token_weights(*given)
+            found[number] = token_weights(*given, levels)
     return found
 
 

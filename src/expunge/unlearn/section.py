@@ -52,7 +52,7 @@ class Branch(Section):
 
     levels: Levels | None = Field(default=None, exclude_if=lambda levels: levels is None)
     """Where the levels come from that hinge_level, match_level, match_profile,
-    match_standardized and hinge_level_token read."""
+    match_standardized, hinge_level_token and the weighting memorisation_gap read."""
 
     schedule: Schedule = Field(default_factory=Pairing)
     """Which items each step sees; a name in SCHEDULES as `kind`, pairing where none is given."""
@@ -112,17 +112,24 @@ class Branch(Section):
 
     @model_validator(mode="after")
     def _has_the_levels_it_reads(self) -> "Branch":
-        readers = [term for term in self.terms if term.row.needs_level]
+        readers = [term for term in self.terms if term.needs_level]
         if self.levels is None:
             if readers:
+                first = readers[0]
+                name = first.loss if first.row.needs_level else f"weighting {_kind(first)}"
                 raise ValueError(
-                    f"{readers[0].loss} reads a level for each item; give levels.of: original, "
+                    f"{name} reads a level for each item; give levels.of: original, "
                     "unseen, or a model that has not seen the items"
                 )
             return self
         if not readers:
             raise ValueError("levels are given, and no term reads them")
         for term in readers if not self.levels.of_tokens else ():
+            if term.weighs_by_level:
+                raise ValueError(
+                    f"weighting {_kind(term)} reads a level for each token, and levels.of: unseen "
+                    "gives one for each item; use levels of: original or a model"
+                )
             if term.loss == "hinge_level_token":
                 raise ValueError(
                     "hinge_level_token reads a level for each token, and levels.of: unseen gives "
@@ -148,8 +155,14 @@ class Branch(Section):
     @property
     def unguarded(self) -> bool:
         """Whether a forget loss falls without end and nothing stops it."""
-        endless = any(t.half == "forget" and not t.row.bounded for t in self.terms)
+        changing = [term for term in self.terms if SETS[term.half].side == "forget"]
+        endless = any(not term.row.bounded for term in changing)
         return endless and (self.watch is None or self.watch.until is None)
+
+
+def _kind(term: Term) -> str:
+    """The name of a term's weighting."""
+    return term.weighting.kind if term.weighting is not None else ""
 
 
 def check_starts(branches: Mapping[str, Branch]) -> None:

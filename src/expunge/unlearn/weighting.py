@@ -73,11 +73,12 @@ class WeightingRow:
     """One row: the function, and what it reads.
 
     The function takes (the text, the section) and gives the character spans that weigh 1, or
-    (log-probs of the reference (N,), the section) and gives weights (N,).
+    (log-probs of the reference (N,), the section) and gives weights (N,), or (those, log-probs of
+    the model that gives the levels (N,), the section).
     """
 
     fn: Callable[..., Spans | Tensor]
-    reads: Literal["text", "reference"]
+    reads: Literal["text", "reference", "levels"]
     fidelity: str = "inspired"
     cost: str = "once, no pass"
     test: str = "tests/unlearn/test_weighting.py::test_weights_worked_by_hand"
@@ -85,7 +86,8 @@ class WeightingRow:
     @property
     def needs(self) -> str:
         """What it reads beside the items' text."""
-        return "reference log-probs" if self.reads == "reference" else ""
+        levels = "reference log-probs, and levels of: original or a model"
+        return {"text": "", "reference": "reference log-probs", "levels": levels}[self.reads]
 
 
 def spans(text: str, config: Weighting) -> Spans:
@@ -96,6 +98,7 @@ def spans(text: str, config: Weighting) -> Spans:
     A token that reaches into a span is in it.
 
     Source: FPGA, Feng et al. 2024 (EMNLP), in spirit: gradient ascent on sensitive tokens.
+    Differs: written from the abstract alone, which gives no weights; the recipe names the spans.
     """
     for pattern in config.patterns:
         yield from (match.span() for match in re.finditer(pattern, text))
@@ -114,6 +117,7 @@ def entities(text: str, config: Weighting) -> Spans:
     the rule finds numbers alone.
 
     Source: this project, after the entity-level weighting of the GIL-IIMAS team (SemEval-2025).
+    Differs: a rule finds the names, not a model of named entities.
     """
     for match in re.finditer(r"\w[\w'’.-]*\w|\w", text):
         word = match[0]
@@ -128,6 +132,7 @@ def surprisal(logps: Tensor, config: Weighting) -> Tensor:
         w_t = 1 - p_ref(y_t), at least `least`
 
     Source: FPGA, Feng et al. 2024 (EMNLP), in spirit.
+    Differs: written from the abstract alone, which gives no weights.
     """
     return -torch.expm1(logps)
 
@@ -137,12 +142,26 @@ def memorised(logps: Tensor, config: Weighting) -> Tensor:
 
         w_t = p_ref(y_t), at least `least`
 
-    The gap to a model that never saw the text, p_ref - p_base, would tell what is memorised from
-    what is easy; it takes that other model, which a run does not have.
+    What is easy is among them too; `memorisation_gap` tells the two apart.
 
     Source: FPGA, Feng et al. 2024 (EMNLP), in spirit.
+    Differs: written from the abstract alone, which gives no weights.
     """
     return logps.exp()
+
+
+def memorisation_gap(logps: Tensor, levels: Tensor, config: Weighting) -> Tensor:
+    """Tokens that the reference knows and a model that never saw the text does not.
+
+        w_t = max(0, p_ref(y_t) - p_base(y_t)), at least `least`
+
+    p_base is the model that gives the levels (`levels.of`: original, or a model). What is easy for
+    both weighs little.
+
+    Source: FPGA, Feng et al. 2024 (EMNLP), in spirit.
+    Differs: written from the abstract alone, which gives no weights.
+    """
+    return (logps.exp() - levels.exp()).clamp_min(0)
 
 
 def token_weights(
@@ -151,13 +170,21 @@ def token_weights(
     scope: Scope,
     tokenizer: PreTrainedTokenizerBase,
     reference: Sequence[Tensor] | None,
+    levels: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """The weights of the tokens of each sequence that `scope` scores: each (N,) float32."""
+    """The weights of the tokens of each sequence that `scope` scores: each (N,) float32.
+
+    `levels` are those of every token from the second on, as `HalfData` holds them.
+    """
     found = []
     for number, sequence in enumerate(sequences):
-        if config.row.reads == "reference":
+        if config.row.reads != "text":
             assert reference is not None
-            weights = config.row.fn(reference[number].float(), config)
+            given = [reference[number].float()]
+            if config.row.reads == "levels":
+                assert levels is not None
+                given.append(levels[number][sequence.scored_from(scope) - 1 :, 0].to(given[0]))
+            weights = config.row.fn(*given, config)
             assert isinstance(weights, Tensor)
         else:
             weights = _marked(sequence, tokenizer, config)[sequence.scored_from(scope) :]
@@ -231,4 +258,7 @@ WEIGHTINGS = {
     "entities": WeightingRow(entities, "text"),
     "surprisal": WeightingRow(surprisal, "reference"),
     "memorised": WeightingRow(memorised, "reference"),
+    "memorisation_gap": WeightingRow(
+        memorisation_gap, "levels", cost="its half forwarded by the level model, once"
+    ),
 }

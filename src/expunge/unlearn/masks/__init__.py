@@ -21,6 +21,7 @@ from torch import Tensor
 from expunge import parallel, runs, sharding
 from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
+from expunge.unlearn.hidden import reached
 from expunge.unlearn.masks import scored, structural
 from expunge.unlearn.masks.evidence import input_norms, summed_gradient
 from expunge.unlearn.masks.scored import Evidence, check_scores, highest
@@ -63,16 +64,20 @@ def mask(
     *,
     seed: int,
     folder: Path | None,
+    deepest: int | None = None,
 ) -> dict[str, Tensor]:
     """Let only the chosen parameters of `model` be trained; returns the masks of those in part.
 
-    What was chosen lies in `folder` as mask.safetensors, and how much of what in mask.json.
+    They are chosen among those that a loss reaches which reads no block behind `deepest`, where
+    there is such a block. What was chosen lies in `folder` as mask.safetensors, and how much of
+    what in mask.json.
     """
     file = folder / FILE if folder is not None else None
     if file is not None and parallel.from_main(file.exists()):
         chosen = _read(model, file)
     else:
-        chosen = _chosen(model, config, forget, retain, optimizer, seed)
+        given = forget, retain, optimizer, seed
+        chosen = _chosen(model, config, reached(model, deepest), *given)
         if folder is not None and parallel.is_main():
             _write(model, config, chosen, folder)
         parallel.barrier()
@@ -81,15 +86,22 @@ def mask(
     return {name: entries for name, entries in chosen.items() if entries is not None}
 
 
-def check_mask(outline: PreTrainedModel, config: Mask) -> None:
-    """Refuse a mask of parts that the model does not have, from its outline on the meta device."""
+def check_mask(outline: PreTrainedModel, config: Mask, deepest: int | None = None) -> None:
+    """Refuse a mask of parts that the model does not have, or that no loss reaches which reads no
+    block behind `deepest`, from the model's outline on the meta device."""
     if not isinstance(config, Scored | Wagle):
-        MASKS[config.kind].fn(outline, config)
+        found = MASKS[config.kind].fn(outline, config)
+        if not reached(outline, deepest) & {*found}:
+            raise TrainingError(
+                f"the mask {config.kind} lets move what lies behind block {deepest} alone, and the "
+                f"terms read no block behind {deepest}"
+            )
 
 
 def _chosen(
     model: PreTrainedModel,
     config: Mask,
+    within: set[str],
     forget: Sequence[TokenSequence],
     retain: Sequence[TokenSequence],
     optimizer: Optimizer,
@@ -102,7 +114,7 @@ def _chosen(
             "do; use last_blocks or layers, or ranks that hold the model whole"
         )
     if isinstance(config, Scored | Wagle):
-        scores = _scores(model, config, forget, retain, optimizer, seed)
+        scores = _scores(model, config, within, forget, retain, optimizer, seed)
         check_scores(scores)
         found: Selection = {
             name: None if bool(entries.all()) else entries
@@ -110,7 +122,7 @@ def _chosen(
             if bool(entries.any())
         }
     else:
-        found = row.fn(model, config)
+        found = {name: m for name, m in row.fn(model, config).items() if name in within}
     if not found:
         raise TrainingError(f"the mask {config.kind} leaves no weight that may move")
     return found
@@ -119,6 +131,7 @@ def _chosen(
 def _scores(
     model: PreTrainedModel,
     config: Scored | Wagle,
+    within: set[str],
     forget: Sequence[TokenSequence],
     retain: Sequence[TokenSequence],
     optimizer: Optimizer,
@@ -134,7 +147,7 @@ def _scores(
     options = {"mu": config.mu} if isinstance(config, Wagle) else {}
     scores = {}
     for name, parameter in model.named_parameters():
-        if row.inputs and name not in inputs:
+        if name not in within or (row.inputs and name not in inputs):
             continue
         # Seeded by name, so that the order of parameters cannot change the draw.
         draw = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))

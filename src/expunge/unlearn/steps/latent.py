@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from expunge import parallel
 from expunge.errors import RecipeError
 from expunge.packs import in_buckets
-from expunge.unlearn.objective import Term
+from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.steps.rule import Forwarded, Now, Record, StepOptions
 from expunge.unlearn.trainer import Optimizer
 
@@ -43,7 +43,20 @@ class LatentStep(StepOptions):
     """Steps of the attacker, each of length ε / inner_steps."""
 
     def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
-        """What is computed again in the backward pass would lack the perturbation's gradient."""
+        """The perturbation must be on forget items, and reach a loss; what is computed again in the
+        backward pass would lack its gradient."""
+        if all(term.half != "forget" for term in terms):
+            raise ValueError(
+                "the step rule latent_adversarial perturbs items of forget, and no term reads "
+                "forget; add one with half: forget, or use the rule joint"
+            )
+        deepest = Objective(tuple(t for t in terms if t.half == "forget")).deepest
+        if deepest is not None and self.layer >= deepest:
+            raise ValueError(
+                f"the step rule latent_adversarial adds its perturbation behind block {self.layer},"
+                f" and the terms on forget read no block behind {deepest}; set step.layer below "
+                f"{deepest}"
+            )
         if optimizer.checkpointing:
             raise ValueError(
                 "the step rule latent_adversarial does not go with optimizer.checkpointing: true; "
@@ -72,7 +85,8 @@ def latent_adversarial(now: Now, step: LatentStep) -> Record:
         outer:  g = ∇L_F(θ; h_ℓ + δ) + ∇L_R(θ)
 
     δ (t, d) belongs to a sequence, and so do its norm and its ε, however sequences are packed. The
-    attacker moves no weight and meets no dropout. L_F may be any forget loss.
+    attacker moves no weight and meets no dropout. L_F may be any loss of forget items that reads
+    what lies behind block ℓ; terms on companion sets are not perturbed.
 
     Source: Yuan et al. 2024, arXiv:2408.10682 (AdvGA, AdvNPO).
     Differs: ε scales with the activations unless `relative` is false; δ is not clamped to the range

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from expunge.unlearn.objective import Term
+from expunge.unlearn.sets import SETS
 from expunge.unlearn.steps.rule import Now, Record, State, StepOptions, norm
 from expunge.unlearn.trainer import Optimizer
 
@@ -31,12 +32,14 @@ class NgdiffStep(StepOptions):
 
     def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
         """The forget loss is the NLL's ascent, and a fitted rate is that of a plain step."""
-        other = [t.loss for t in terms if t.half == "forget" and t.loss != "gradient_ascent"]
-        if other:
-            raise ValueError(
-                f"the step rule ngdiff takes the forget loss gradient_ascent, not {other[0]}; the "
-                "rule normalized takes any"
-            )
+        for term in terms:
+            told = (term.half, term.loss)
+            if SETS[term.half].side == "forget" and told != ("forget", "gradient_ascent"):
+                on = "" if term.half == "forget" else f" on {term.half}"
+                raise ValueError(
+                    f"the step rule ngdiff takes gradient_ascent on forget, not {term.loss}{on}; "
+                    "the rule normalized takes any"
+                )
         if self.every and (optimizer.kind != "sgd" or optimizer.clip is not None):
             raise ValueError(
                 "the step rule ngdiff fits its rate along the gradient itself: set optimizer.kind: "

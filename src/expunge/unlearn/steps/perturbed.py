@@ -105,7 +105,7 @@ def ilu(now: Now, step: IluStep) -> Record:
     with now.without_dropout():
         kept, slope = now.gradient(*now.rest)
         a, v, penalty = _penalty(weights, slope, step.scaling)
-        length, size = norm(v), step.probe * norm(weights)
+        length, size = norm(now.free(v)), step.probe * norm(weights)
         with now.moved(v, size / length):
             _, beyond = now.gradient(*now.rest)
     factor = 2 * step.penalty
@@ -127,12 +127,12 @@ def _penalty(
     return a, v, sum(float((w * g).square().sum()) for w, g in pairs if g is not None)
 
 
-def _noise(now: Now, draw: int) -> list[Tensor]:
-    """Standard normal numbers, the same on every rank."""
-    found = []
+def _noise(now: Now, draw: int) -> Gradients:
+    """Standard normal numbers, the same on every rank, for the weights that may move."""
+    found: Gradients = []
     for place, parameter in enumerate(now.parameters):
         seed = random.Random(f"{now.seed}:{draw}:{place}").getrandbits(63)
         rng = torch.Generator().manual_seed(seed)
         drawn = torch.randn(parameter.shape, generator=rng)
         found.append(drawn.to(parameter.device, parameter.dtype))
-    return found
+    return now.free(found)

@@ -1,7 +1,7 @@
 """What a step rule is given, and what every rule is made of. θ are the trainable parameters."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +63,9 @@ class Now:
     rest: Sequence[str] = ("retain",)
     """The halves beside forget that a term reads."""
 
+    masks: Mapping[Parameter, Tensor] = field(default_factory=dict)
+    """Which weights of a parameter may move, for those that may move in part."""
+
     model: nn.Module = field(default_factory=nn.Module)
     forwarding: Sequence[Forwarded] = ()
     """The items of the pack that is being forwarded, in their order."""
@@ -82,12 +85,21 @@ class Now:
         return record, self.taken()
 
     def taken(self) -> Gradients:
-        """What lies in `.grad`, summed over ranks; nothing lies there then."""
+        """What lies in `.grad`, summed over ranks, 0 at weights that may not move; nothing lies
+        there then."""
         parallel.sum_gradients(self.parameters)
         found = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
-        return found
+        return self.free(found)
+
+    def free(self, tensors: Gradients) -> Gradients:
+        """The tensors, of each parameter one, with 0 put where a weight may not move."""
+        for parameter, tensor in zip(self.parameters, tensors, strict=True):
+            mask = self.masks.get(parameter)
+            if mask is not None and tensor is not None:
+                tensor.masked_fill_(~mask, 0.0)
+        return tensors
 
     def leave(self, *parts: tuple[float, Gradients]) -> None:
         """Leave Σ factor · gradient in `.grad`; the gradients are used up."""

@@ -25,6 +25,14 @@ class PcguStep(StepOptions):
     """A matrix (out, in) is cut into rows, one an output, or columns, one an input; what has one
     dimension is one vector."""
 
+    def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
+        """Moments and weight decay would move what was not chosen."""
+        if optimizer.kind != "sgd" or optimizer.weight_decay:
+            raise ValueError(
+                "the step rule pcgu moves chosen vectors alone: set optimizer.kind: sgd and "
+                "optimizer.weight_decay: 0"
+            )
+
 
 class RepselectStep(StepOptions):
     """The forget gradient without its principal directions."""
@@ -56,8 +64,8 @@ def pcgu(now: Now, step: PcguStep) -> Record:
         g_i = ∇_i L_F  for the share of vectors whose c_i is lowest,  0 elsewhere
 
     ∇M_F, the direction of knowing, is -∇L_F: exactly so for gradient_ascent. The retain terms
-    choose and do not train. A zero gradient keeps a weight only under optimizer.kind: sgd without
-    weight decay.
+    choose and do not train. The optimiser must be plain: moments and weight decay move a
+    weight whose gradient is zero.
 
     Source: Yu et al. 2023, PCGU, Findings of ACL 2023.
     Differs: a share of the vectors, not 10000; halves of the data, not pairs of sentences.
@@ -101,7 +109,7 @@ def repselect(now: Now, step: RepselectStep) -> Record:
             basis = f if step.of == "forget" else r
             if basis is not None:
                 _collapse(f, *principal(basis, step.components))
-    left = norm(forget) / before
+    left = norm(now.free(forget)) / before
     now.leave((1.0, forget), (1.0, retain))
     return record | kept | {"norm.forget": before, "share": left}
 
@@ -126,12 +134,11 @@ def _collapse(gradient: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _cosines(forget: Tensor, retain: Tensor | None, vectors: str) -> Tensor:
-    """cos(-forget, retain) of each vector; 0 where either is 0."""
-    if retain is None:
-        return forget.new_zeros(len(forget) if forget.ndim == 2 else 1)
-    f, r = (_vectors(tensor.float(), vectors) for tensor in (forget, retain))
+    """cos(-forget, retain) of each vector; 0 where retain is 0, and 1 where forget is."""
+    f = _vectors(forget.float(), vectors)
+    r = torch.zeros_like(f) if retain is None else _vectors(retain.float(), vectors)
     lengths = (f.norm(dim=1) * r.norm(dim=1)).clamp_min(1e-30)
-    return -(f * r).sum(1) / lengths
+    return (-(f * r).sum(1) / lengths).where(f.any(1), 1.0)
 
 
 def _vectors(tensor: Tensor, vectors: str) -> Tensor:
