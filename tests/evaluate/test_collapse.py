@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from expunge.evaluate.collapse import (
+    LIMITS,
     NEUTRAL,
     Window,
     distinct,
@@ -121,3 +122,8 @@ def test_diversity_by_hand():
 def test_neutral_prompts_are_distinct_unfinished_sentences():
     assert len({document.text for document in NEUTRAL}) == len(NEUTRAL) == 20
     assert not any(document.text.endswith(".") for document in NEUTRAL)
+
+
+def test_the_definition_names_every_limit():
+    for name, limit in LIMITS.items():
+        assert f"{name} {'>' if limit.above else '<'} {limit.value:g}" in (judge.__doc__ or "")

@@ -102,6 +102,9 @@ def judge(
 ) -> dict[str, Any]:
     """Measure every group; `collapsed` if "retain" or "neutral" crosses one of LIMITS.
 
+        wordless > 0.5,  looping > 0.5,  nonwords > 0.5,  language < 0.2,  surprise > 0.7
+
+    These are `collapse_measures` of the first 48 tokens that each prompt is continued by.
     `known` are words that count as words and as language: those frequent in the data itself.
     `surprise` is the NLL of plain text as a share of a blind guess's, ln V. The share of MMLU's
     commonest letter is reported, not judged: small sound models have a favourite letter too.
@@ -128,7 +131,17 @@ def judge(
 
 
 def measures(windows: Sequence[Window], known: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The measures of one group, each a share in 0..1 but for `entropy`; None of nothing."""
+    """The measures of one group, each a share in 0..1 but for `entropy`; None of nothing.
+
+        empty: texts of white space alone;  wordless: texts without two letters in a row
+        looping: texts that end in a cycle;  nonwords: words of impossible shape, of all words
+        language: words among the commonest of English or of the data, of all words
+        top_token: how often the commonest token, of all;  distinct_n, entropy: as they say
+
+    Words are runs of two letters or more; shares of fewer than 50 words are not taken.
+
+    Source: this project.
+    """
     words = [word for window in windows for word in letter_words(window.text)]
     tokens = Counter(token for window in windows for token in window.tokens)
     enough = len(words) >= FEWEST_WORDS
@@ -155,6 +168,8 @@ def is_looping(tokens: Sequence[int]) -> bool:
     """Whether the second half (six tokens or more) repeats a cycle of at most LONGEST_PERIOD.
 
     A cycle must come round three times within that half.
+
+    Source: this project.
     """
     tail = list(tokens[-max(6, len(tokens) // 2) :])
     longest = min(LONGEST_PERIOD, len(tail) // 3)
@@ -167,6 +182,8 @@ def is_nonword(word: str, known: frozenset[str] = frozenset()) -> bool:
     A proxy, for no dictionary is at hand: no vowel, six consonants in a row, a letter thrice in
     a row, two capitals after a small letter, over twenty letters, or letters of several scripts.
     Acronyms (all capitals) pass; so does what `known` holds.
+
+    Source: this project.
     """
     lower = word.lower()
     if lower in COMMON or lower in known or word.isupper():
@@ -194,7 +211,12 @@ def distinct(windows: Sequence[Window], n: int) -> float | None:
 
 
 def entropy(tokens: Counter[int]) -> float | None:
-    """Entropy of the distribution of all tokens written, in bits."""
+    """Entropy of the distribution of all tokens written, in bits.
+
+        H = -Σ_t p_t log2 p_t,    p_t the share of token t
+
+    Source: Shannon 1948.
+    """
     if not tokens:
         return None
     p = np.array(list(tokens.values())) / tokens.total()

@@ -7,6 +7,7 @@ from typing import Any
 from expunge.data import pii
 from expunge.evaluate import (
     attacks,
+    balance,
     choices,
     collapse,
     compare,
@@ -19,6 +20,7 @@ from expunge.evaluate import (
     rwku,
     semeval,
     tofu,
+    two_sample,
 )
 
 
@@ -44,6 +46,11 @@ _MUSE_TEST = "tests/evaluate/test_muse.py"
 _MEMBERSHIP = "tests/evaluate/test_membership.py"
 _MEMORISATION = "tests/evaluate/test_memorisation.py"
 _FORWARD = "one forward pass"
+_COLLAPSE = "tests/evaluate/test_collapse.py"
+_BALANCE = "tests/evaluate/test_balance.py"
+_MMLU = "tests/evaluate/test_mmlu.py"
+_TRACED = "tests/evaluate/test_traces.py"
+_SIDES = "members, non-members"
 
 METRICS = {
     "regurgitation": Metric(
@@ -56,28 +63,30 @@ METRICS = {
         semeval.task_aggregate, _LUME, "the twelve terms", "tests/evaluate/test_semeval.py"
     ),
     "mia": Metric(
-        membership.mia,
-        _LUME,
-        "members, non-members",
-        "tests/evaluate/test_membership.py",
-        cost="one forward pass",
+        membership.mia, _LUME, _SIDES, "tests/evaluate/test_membership.py", cost=_FORWARD
     ),
-    "mmlu": Metric(
-        mmlu.answer_mmlu,
-        "arXiv:2009.03300",
-        "questions",
-        "tests/evaluate/test_mmlu.py",
-        cost="one forward pass",
+    "mmlu": Metric(mmlu.answer_mmlu, "arXiv:2009.03300", "questions", _MMLU, cost=_FORWARD),
+    "collapse": Metric(collapse.judge, "this project", "generations", _COLLAPSE, "own"),
+    "collapse_measures": Metric(collapse.measures, "this project", "generations", _COLLAPSE, "own"),
+    "looping": Metric(collapse.is_looping, "this project", "generations", _COLLAPSE, "own"),
+    "nonword": Metric(collapse.is_nonword, "this project", "generations", _COLLAPSE, "own"),
+    "distinct_n": Metric(collapse.distinct, "arXiv:1510.03055", "generations", _COLLAPSE),
+    "entropy": Metric(collapse.entropy, "Shannon 1948", "generations", _COLLAPSE),
+    "two_sided_auc": Metric(
+        balance.two_sided_auc, "this project", _SIDES, _BALANCE, "own", _FORWARD
     ),
-    "collapse": Metric(
-        collapse.judge, "this project", "generations", "tests/evaluate/test_collapse.py", "own"
+    "separation_gap": Metric(
+        balance.separation_gap, "Green and Swets 1966", _SIDES, _BALANCE, cost=_FORWARD
     ),
-    "auc": Metric(
-        membership.auc, "Mann and Whitney 1947", "members, non-members", _MEMBERSHIP, cost=_FORWARD
+    "ks": Metric(
+        two_sample.ks_test,
+        "Kolmogorov 1933; Smirnov 1939",
+        _SIDES,
+        "tests/evaluate/test_two_sample.py",
+        cost=_FORWARD,
     ),
-    "tpr": Metric(
-        membership.tpr, "arXiv:2112.03570", "members, non-members", _MEMBERSHIP, cost=_FORWARD
-    ),
+    "auc": Metric(membership.auc, "Mann and Whitney 1947", _SIDES, _MEMBERSHIP, cost=_FORWARD),
+    "tpr": Metric(membership.tpr, "arXiv:2112.03570", _SIDES, _MEMBERSHIP, cost=_FORWARD),
     "loss": Metric(attacks.loss, "arXiv:1709.01604", "documents", _MEMBERSHIP, cost=_FORWARD),
     "zlib": Metric(attacks.zlib_ratio, "arXiv:2012.07805", "documents", _MEMBERSHIP, cost=_FORWARD),
     "zlib_total": Metric(
@@ -115,11 +124,7 @@ METRICS = {
         cost="one backward pass a document",
     ),
     "exact_memorisation": Metric(
-        memorisation.exact_memorisation,
-        "arXiv:2205.10770",
-        "answers",
-        _MEMORISATION,
-        cost=_FORWARD,
+        memorisation.exact_memorisation, "arXiv:2205.10770", "answers", _MEMORISATION, cost=_FORWARD
     ),
     "extraction_strength": Metric(
         memorisation.extraction_strength,
@@ -141,7 +146,7 @@ METRICS = {
     ),
     "pii_leak": Metric(pii.pii_leak, "this project", "generations", _MEMORISATION, "own"),
     "tofu_probability": Metric(
-        tofu.answer_probability, _TOFU, "token scores", _TOFU_TEST, cost="one forward pass"
+        tofu.answer_probability, _TOFU, "token scores", _TOFU_TEST, cost=_FORWARD
     ),
     "tofu_option_probability": Metric(
         tofu.option_probability,
@@ -149,7 +154,7 @@ METRICS = {
         "token scores of right and wrong answers",
         _TOFU_TEST,
         "as-released quirk",
-        cost="one forward pass",
+        cost=_FORWARD,
     ),
     "tofu_truth_ratio": Metric(
         tofu.truth_ratio,
@@ -157,14 +162,12 @@ METRICS = {
         "token scores of right and wrong answers",
         _TOFU_TEST,
         "as-released quirk",
-        cost="one forward pass",
+        cost=_FORWARD,
     ),
     "tofu_forget_truth": Metric(
-        tofu.forget_truth, _TOFU, "truth ratios", _TOFU_TEST, cost="one forward pass"
+        tofu.forget_truth, _TOFU, "truth ratios", _TOFU_TEST, cost=_FORWARD
     ),
-    "tofu_kept_truth": Metric(
-        tofu.kept_truth, _TOFU, "truth ratios", _TOFU_TEST, cost="one forward pass"
-    ),
+    "tofu_kept_truth": Metric(tofu.kept_truth, _TOFU, "truth ratios", _TOFU_TEST, cost=_FORWARD),
     "tofu_rouge": Metric(tofu.answer_rouge, _TOFU, "generations", _TOFU_TEST, "adapted"),
     "tofu_model_utility": Metric(tofu.model_utility, _TOFU, "the nine terms", _TOFU_TEST),
     "tofu_forget_quality": Metric(
@@ -178,11 +181,7 @@ METRICS = {
     "muse_verbatim": Metric(muse.verbatim_score, _MUSE, "generations", _MUSE_TEST),
     "muse_knowledge": Metric(muse.knowledge_score, _MUSE, "generations", _MUSE_TEST),
     "muse_auc": Metric(
-        muse.leakage_auc,
-        _MUSE,
-        "forgotten and held-out texts",
-        _MUSE_TEST,
-        cost="one forward pass",
+        muse.leakage_auc, _MUSE, "forgotten and held-out texts", _MUSE_TEST, cost=_FORWARD
     ),
     "muse_leakage": Metric(
         muse.privacy_leakage,
@@ -192,34 +191,16 @@ METRICS = {
         cost="one forward pass of each model",
     ),
     "accuracy": Metric(
-        choices.accuracy,
-        "arXiv:2009.03300",
-        "letters chosen",
-        "tests/evaluate/test_mmlu.py",
-        cost="one forward pass",
+        choices.accuracy, "arXiv:2009.03300", "letters chosen", _MMLU, cost=_FORWARD
     ),
     "macro_accuracy": Metric(
-        choices.macro_accuracy,
-        "arXiv:2009.03300",
-        "accuracies by subject",
-        "tests/evaluate/test_mmlu.py",
-        cost="one forward pass",
+        choices.macro_accuracy, "arXiv:2009.03300", "accuracies by subject", _MMLU, cost=_FORWARD
     ),
     "top_letter": Metric(
-        choices.top_letter,
-        "this project",
-        "letters chosen",
-        "tests/evaluate/test_mmlu.py",
-        "own",
-        "one forward pass",
+        choices.top_letter, "this project", "letters chosen", _MMLU, "own", _FORWARD
     ),
     "constant_answer": Metric(
-        choices.constant_answer,
-        "this project",
-        "letters chosen",
-        "tests/evaluate/test_mmlu.py",
-        "own",
-        "one forward pass",
+        choices.constant_answer, "this project", "letters chosen", _MMLU, "own", _FORWARD
     ),
     "rwku": Metric(
         rwku.answer_score,
@@ -241,37 +222,22 @@ METRICS = {
         "token scores",
         "tests/evaluate/test_knowledge.py",
         "own",
-        "one forward pass",
+        _FORWARD,
     ),
     "trace_jaccard": Metric(
-        concepts.jaccard,
-        _TRACES,
-        "the model before",
-        "tests/evaluate/test_traces.py",
-        "exact",
-        "weights alone",
+        concepts.jaccard, _TRACES, "the model before", _TRACED, "exact", "weights alone"
     ),
     "trace_cosine": Metric(
-        concepts.cosine,
-        _TRACES,
-        "the model before",
-        "tests/evaluate/test_traces.py",
-        "exact",
-        "weights alone",
+        concepts.cosine, _TRACES, "the model before", _TRACED, "exact", "weights alone"
     ),
     "trace_distance": Metric(
-        concepts.distance,
-        _TRACES,
-        "the model before",
-        "tests/evaluate/test_traces.py",
-        "adapted",
-        "weights alone",
+        concepts.distance, _TRACES, "the model before", _TRACED, "adapted", "weights alone"
     ),
     "trace_score": Metric(
         concepts.concept_scores,
         _TRACES,
         "the model before, a concept's tokens",
-        "tests/evaluate/test_traces.py",
+        _TRACED,
         "adapted",
         "weights alone",
     ),
