@@ -222,7 +222,10 @@ def test_eul_fusion_is_the_least_squares_map():
         ({"method": "sage"}, "give --base"),
         ({"method": "revert"}, "only edits of columns can be taken back"),
         ({"method": "ablate", "options": {"layer": 1}}, "give layer and column"),
-        ({"method": "ablate", "options": {"layer": 9, "column": 0}}, "no column 0 in the down"),
+        (
+            {"method": "ablate", "options": {"layer": 9, "column": 0}},
+            "there is no block 9; the model has 2",
+        ),
         ({"method": "needle"}, "needs a forget set"),
     ],
 )
