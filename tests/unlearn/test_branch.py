@@ -146,7 +146,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(tuned, tokenizer, tmp_p
 def test_a_run_stopped_once_its_adapter_was_written_goes_on(
     tuned, tokenizer, tmp_path, monkeypatch
 ):
-    def stop(folder):
+    def stop(folder, *more):
         raise KeyboardInterrupt
 
     config = branch(schedule={"epochs": 2, "accumulation": 3})
@@ -157,6 +157,19 @@ def test_a_run_stopped_once_its_adapter_was_written_goes_on(
     before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     run(tuned, tokenizer, tmp_path, config)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_run_killed_before_its_stage_was_sealed_is_not_trained_anew(
+    tuned, tokenizer, tmp_path, monkeypatch, training
+):
+    config = branch(schedule={"epochs": 1, "accumulation": 3}, training=training)
+    run(tuned, tokenizer, tmp_path, config)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(branching, "train", None)
+    (tmp_path / trainer.CHECKPOINT).touch()  # it may be killed while this is removed
+    run(tuned, tokenizer, tmp_path, config)
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_before(
