@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge import parallel
-from expunge.data.batches import pack, packs_by_length
+from expunge import parallel, sharding
+from expunge.data.batches import TokenSequence, pack
 from expunge.errors import TrainingError
 from expunge.scores import LEAST_WEIGHT, Scores, score
 from expunge.unlearn.companions import Chosen
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.readings import HalfData, mean_norm, read, weights_in
+from expunge.unlearn.reference import my_packs
 from expunge.unlearn.schedule import MeanOver
 from expunge.unlearn.sets import SETS, units
 
@@ -112,11 +113,13 @@ class Passes:
         for half, data in self.halves.items():
             if half not in ("forget", "retain"):
                 continue
-            total, own = 0.0, data.sequences[: data.own]
-            chosen = own[:: max(1, len(own) // (sample or len(own)))]
-            for group in packs_by_length(chosen, max_tokens=self.max_tokens):
-                total += float(score(self.model, pack(group, "answer", device)).nll.sum())
-            found[f"nll.{half}"] = total / len(chosen)
+            chosen, mine = evenly(data.sequences[: data.own], sample), {}
+            for group in my_packs(chosen, self.max_tokens):
+                nll = score(self.model, pack(group, "answer", device)).nll.tolist()
+                mine |= zip((sequence.id for sequence in group), nll, strict=True)
+            all_ranks = {id: nll for part in parallel.gather(mine) for id, nll in part.items()}
+            found[f"nll.{half}"] = math.fsum(all_ranks.values()) / len(chosen)
+        sharding.release(self.model)
         return found
 
     def _halves(self, batches: Sequence[Chosen]) -> list[Half]:
@@ -250,6 +253,11 @@ class Passes:
         ids = [self.halves[half].sequences[index].id for index in items]
         broken = [id for id, value in zip(ids, values, strict=True) if not math.isfinite(value)]
         return [f"the {half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"]
+
+
+def evenly(items: Sequence[TokenSequence], sample: int | None) -> Sequence[TokenSequence]:
+    """All items, or about `sample` of them that lie evenly among all."""
+    return items[:: max(1, len(items) // (sample or len(items) or 1))]
 
 
 def filled(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
