@@ -58,6 +58,7 @@ def train_branch(
     if parallel.from_main(result.exists()):  # it was killed just before its stage was sealed
         finish(folder, LEVELS)
         return
+    _check_watch(model, config, label)
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
     held = any(map(is_quantized, model.modules()))
     demand = branch_demand(config, halves, seed=seed, weights=weights, quantized=held)
@@ -123,6 +124,15 @@ def train_branch(
     else:
         models.save_model(model, tokenizer, result)
     finish(folder, LEVELS)
+
+
+def _check_watch(model: PreTrainedModel, config: Branch, label: str) -> None:
+    """Refuse an evaluation in which each rank would read texts of its own with its slices."""
+    if config.watch and config.watch.read == "evaluation" and sharding.is_sharded(model):
+        raise TrainingError(
+            f"{label}: watch.read: evaluation needs the whole model in each process, and each "
+            "holds a slice of it; set watch.read: losses, or launch with ddp.yaml"
+        )
 
 
 def _check_moved(
