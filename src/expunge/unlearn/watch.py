@@ -123,6 +123,11 @@ class Watch(Section):
         start = not step and self.until is not None  # what the guard compares with
         return start or step in self.at or bool(self.every and step and step % self.every == 0)
 
+    def looks(self, steps: int) -> list[int]:
+        """The steps after which a branch of so many is evaluated, if nothing ends it before."""
+        due = [step for step in range(steps + 1) if self.due(step)]
+        return [*due, steps] if self.until is not None and due[-1] < steps else due
+
     def merit(self, value: float) -> float:
         """The greater the better."""
         if isinstance(self.best, str):
