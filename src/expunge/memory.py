@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def imports_set_aside() -> Iterator[None]:
 
 def forget_peak() -> None:
     """Begin to count peak memory anew; where the system cannot, it stays that of the process."""
+    if _uses_cuda():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -82,6 +85,16 @@ def forget_peak() -> None:
 def peak_bytes() -> int:
     """Most memory that this process has held since `forget_peak`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory that this process has held on a GPU since `forget_peak`; None without one."""
+    return sys.modules["torch"].cuda.max_memory_allocated() if _uses_cuda() else None
+
+
+def _uses_cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized()
 
 
 def map_in(raw: np.ndarray) -> None:
