@@ -12,6 +12,7 @@ from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode
 from expunge.data.examples import Example
 from expunge.data.sets import Sets
+from expunge.errors import TrainingError
 from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.options import option_logits
 from expunge.evaluate.reader import open_reader
@@ -38,7 +39,11 @@ BRANCH = {
     "optimizer": OPTIMIZER,
 }
 BRANCHES = {
-    "joint": {**BRANCH, "keep": {"at": [1], "epochs": True}},
+    "joint": {
+        **BRANCH,
+        "keep": {"at": [1], "epochs": True},
+        "watch": {"every": 1, "metric": "nll.forget"},
+    },
     "normalized": {**BRANCH, "step": {"rule": "normalized"}},
     # The last step of the epoch has one micro-batch of one item, whose loss cannot be divided.
     "lone": {
@@ -95,6 +100,21 @@ BRANCHES = {
         ],
         "optimizer": {**OPTIMIZER, "lr": 1e-3},
     },
+    # One rank reads the item that is steered at block 0, the other the item that is kept.
+    **{
+        f"steered_{training}": {
+            **BRANCH,
+            "training": training,
+            "terms": [
+                {"half": "forget", "loss": "rmu", "layer": 0},
+                {"half": "retain", "loss": "nll"},
+            ],
+            "schedule": {"epochs": 1, "micro_batch": 1, "accumulation": 1},
+            "optimizer": {**OPTIMIZER, "lr": 1e-3},
+        }
+        for training in ("lora", "full")
+    },
+    "raised": {**BRANCH, "step": {"rule": "raised", "first": 1}},
     "levels": {
         **BRANCH,
         "terms": [
@@ -167,6 +187,21 @@ def read_all(base: Path, out: Path) -> None:
     parallel.barrier()
 
 
+def refused(base: Path, out: Path) -> None:
+    """Write why a branch that is evaluated while it trains is refused; nothing, where it is not."""
+    model, tokenizer = load_model(base, shard=True), load_tokenizer(base)
+    forget, retain = ([encode(e, tokenizer, max_length=64) for e in s] for s in (FORGET, RETAIN))
+    config = Branch.model_validate({**BRANCH, "watch": {"every": 1, "read": "evaluation"}})
+    runs.make_folder(out / "watched")
+    halves, said = Halves(forget, retain, out / "cache" / "watched", "key"), ""
+    told = {"seed": 1, "folder": out / "watched", "base": "tiny", "label": "watched"}
+    try:
+        train_branch(model, tokenizer, halves, config, **told, measure=lambda model: {})
+    except TrainingError as error:
+        said = str(error)
+    (out / f"refused-{parallel.rank()}.txt").write_text(said)
+
+
 def held(base: Path, out: Path) -> None:
     """Write how many numbers of the model this rank holds."""
     weights = sharding.trainable(load_model(base, shard=True)).values()
@@ -178,4 +213,5 @@ if __name__ == "__main__":
     given = Path(sys.argv[1]), Path(sys.argv[2])
     train_all(*given)
     read_all(*given)
+    refused(*given)
     held(*given)

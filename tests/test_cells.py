@@ -111,6 +111,31 @@ def test_the_cells_of_a_recipe_wait_for_what_they_are_made_of(fields, tmp_path):
     assert len({cell.name for cell in cells}) == len(cells)
 
 
+def test_cells_that_are_judged_otherwise_have_names_of_their_own(fields, tmp_path):
+    """So that of two recipes that differ there, each is done."""
+    watched = {**fields["branches"]["weak"], "watch": {"every": 1, "read": "evaluation"}}
+    given = {
+        **fields,
+        "branches": {**fields["branches"], "weak": watched},
+        "calibrate": {"calibrated": {}},
+        "data": {"synthetic": {"documents": 8, "nonmembers": 8}},
+        "unscored": [],
+    }
+
+    def names(**changes) -> dict[str, str]:
+        out = tmp_path / changes.get("name", "tiny")
+        cells = cells_of(Pipeline({**given, **changes}, out))
+        return {cell.name.rpartition("-")[0]: cell.name for cell in cells}
+
+    def differ(**changes) -> set[str]:
+        return {name for name, full in names(**changes).items() if full != names()[name]}
+
+    scored = {f"evaluate-{n}" for n in ("target", "strong", "weak", "merged", "calibrated")}
+    assert differ(folds={"seed": 7}) == {"calibrated", *scored}
+    assert differ(evaluate={"max_new_tokens": 3}) == {"weak", "merged", "calibrated", *scored}
+    assert not differ(name="other")  # control
+
+
 def test_several_recipes_share_what_they_have_in_common(fields, tmp_path):
     other = {**fields, "name": "other", "merges": {"merged": {"method": "linear"}}}
     made = run_recipes([fields, other], tmp_path)
@@ -162,6 +187,12 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
 def test_a_sweep_of_nothing_is_refused(fields, sweep, message):
     with pytest.raises(RecipeError, match=message):
         swept(load_recipe(fields), parse_sweep([sweep]))
+
+
+def test_ray_is_refused_to_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="--ray runs in one process"):
+        do_on_ray(graph(("a", "")), print, Workers())
 
 
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch):

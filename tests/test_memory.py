@@ -1,6 +1,7 @@
 """Kept memory is reused, and handed back when asked for."""
 
 import gc
+import math
 import os
 import resource
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from expunge.errors import MergeError
-from expunge.memory import _LIBRARY, imports_set_aside
+from expunge.memory import _LIBRARY, container_room, imports_set_aside
 
 SCRIPT = """
 import resource, sys
@@ -45,6 +46,26 @@ def test_freed_memory_is_used_again_and_then_released():
     pages = 64 * 2**20 // resource.getpagesize()
     assert faults < pages / 10  # mapped anew, five buffers would fault five times that
     assert released > 32 * 2**20
+
+
+@pytest.mark.parametrize(("below", "total"), [("", ""), ("memory", "total_")])
+def test_a_containers_limit_leaves_what_is_not_held_and_pages_of_files(tmp_path, below, total):
+    assert container_room(tmp_path) == math.inf
+    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    limit, used = (limit, used) if below else ("memory.max", "memory.current")
+    folder = tmp_path / below
+    folder.mkdir(exist_ok=True)
+    (folder / limit).write_text("1000\n")
+    (folder / used).write_text("900\n")
+    (folder / "memory.stat").write_text(
+        f"anon 600\n{total}inactive_file 200\n{total}active_file 50\n"
+    )
+    assert container_room(tmp_path) == 350
+    (folder / used).write_text("2000\n")
+    assert container_room(tmp_path) == 0
+    if not below:
+        (folder / limit).write_text("max\n")
+        assert container_room(tmp_path) == math.inf
 
 
 KERNELS = """

@@ -23,6 +23,7 @@ import expunge
 from expunge import parallel, sharding
 from expunge.errors import RunError, TrainingError
 from expunge.unlearn.trainer import CHECKPOINT, Optimizer, train
+from expunge.unlearn.watch import EVALUATIONS
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs" / "accelerate"
@@ -86,6 +87,9 @@ RUNS = [
     "sam",
     "logits",
     "hidden",
+    "steered_lora",
+    "steered_full",
+    "raised",
     "levels",
     "tune",
 ]
@@ -118,6 +122,26 @@ def test_each_process_holds_its_slice_of_a_sharded_model(two):
         whole = sum(t.numel() for t in load_file(out / "tune/model/model.safetensors").values())
         assert sum(counts) == whole
         assert max(counts) < 0.51 * whole
+
+
+def test_two_processes_watch_what_one_does(one, two):
+    found = []
+    for out in (one, two[1]):
+        lines = (out / "joint" / EVALUATIONS).read_text().splitlines()
+        found.append([json.loads(line)["numbers"] for line in lines])
+    assert len(found[0]) == len(found[1]) >= 2
+    for expected, numbers in zip(*found, strict=True):
+        assert numbers == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_evaluation_during_training_is_refused_where_the_model_is_sharded(two):
+    name, out = two
+    said = [(out / f"refused-{rank}.txt").read_text() for rank in range(2)]
+    if name == "ddp":
+        assert said == ["", ""]  # control: each process holds the whole model
+    else:
+        assert all("watch.read: evaluation needs the whole model" in one for one in said)
+        assert not (out / "watched" / "log.jsonl").exists()
 
 
 def test_every_row_is_read_by_one_process_and_known_to_both(one, two):

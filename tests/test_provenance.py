@@ -27,4 +27,6 @@ def test_a_processor_is_told_by_its_name_family_and_model(monkeypatch):
 def test_without_linuxs_list_the_platform_tells(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda _: False)
     assert provenance.processor() != ""
-    assert provenance.provenance()["processor"] == provenance.processor()
+    said = provenance.provenance()
+    assert said["processor"] == provenance.processor()
+    assert (said["peak_device_bytes"] is None) == (not torch.cuda.is_initialized())

@@ -21,6 +21,10 @@ SHORT = 512
 """Longest sequence whose n x n weights are kept for the backward pass, on a CPU in training."""
 
 
+_LACKED = {"s_aux": "attention sinks", "softcap": "a soft cap on its attention scores"}
+"""What some models ask of attention that neither SDPA nor ours has."""
+
+
 @cache
 def register_attention() -> None:
     """Make PACKED_ATTENTION known to transformers, before a model is loaded with it."""
@@ -79,6 +83,12 @@ def _packed_attention(
 
     Keys beyond the queries are a cached prefix that every sequence sees whole.
     """
+    for name, what in _LACKED.items():
+        if options.get(name) is not None:
+            raise ModelError(
+                f"this model has {what} ({name}), which is left out of packed attention, so its "
+                "scores would be wrong; use a model without"
+            )
     if lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

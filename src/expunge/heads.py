@@ -4,6 +4,7 @@ Dimensions: N scored tokens, d width, V vocabulary, n tokens of a block. Logits 
 time; no [N x V] matrix is ever held.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,18 @@ class Anchor:
     rows: Tensor  # (N, d) mean rows of the head; final hidden states where `head` is given
     entropies: Tensor | None = None  # (N,)
     head: Tensor | None = None  # (V, d)
+
+
+def joined(anchors: Sequence[Anchor], device: torch.device) -> Anchor | None:
+    """The anchors of some sequences as one, on a device; None where there are none."""
+    if not anchors:
+        return None
+    entropies = [anchor.entropies for anchor in anchors if anchor.entropies is not None]
+    return Anchor(
+        torch.cat([anchor.rows for anchor in anchors]).to(device),
+        torch.cat(entropies).to(device) if entropies else None,
+        anchors[0].head,
+    )
 
 
 def token_logps(states: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,20 @@ BLOCK = 4096
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _KERNELS = 128
 """Shapes of products that a training step has, and some more."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux says what the container of this process may hold."""
+
+_LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_",
+    ),
+)
+"""Of cgroups v2 and v1: the files of the limit, of what is held, of its kinds; how these begin."""
 
 _POPULATE_READ = 22  # of madvise
 _LIMIT = 2**31 - 1  # mallopt takes an int
@@ -75,6 +91,8 @@ def imports_set_aside() -> Iterator[None]:
 
 def forget_peak() -> None:
     """Begin to count peak memory anew; where the system cannot, it stays that of the process."""
+    if _uses_cuda():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -82,6 +100,34 @@ def forget_peak() -> None:
 def peak_bytes() -> int:
     """Most memory that this process has held since `forget_peak`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory that this process has held on a GPU since `forget_peak`; None without one."""
+    return sys.modules["torch"].cuda.max_memory_allocated() if _uses_cuda() else None
+
+
+def container_room(folder: Path = CGROUPS) -> float:
+    """Bytes that the container may take beyond what it holds; infinite where nothing limits it.
+
+    Pages of files, which it gives up when others ask for them, are not counted as held.
+    """
+    for limit, used, what, begins in _LIMITS:
+        try:
+            most, held = ((folder / name).read_text().strip() for name in (limit, used))
+            kinds = dict(line.split() for line in (folder / what).read_text().splitlines())
+        except OSError:
+            continue
+        if most == "max":
+            return math.inf
+        files = sum(int(kinds.get(f"{begins}{kind}_file", 0)) for kind in ("active", "inactive"))
+        return max(0, int(most) - int(held) + files)
+    return math.inf
+
+
+def _uses_cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized()
 
 
 def map_in(raw: np.ndarray) -> None:

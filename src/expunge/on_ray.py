@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge import parallel
 from expunge.cells import Cell, Work, Workers, check_order, side_by_side
 from expunge.errors import ExpungeError, RecipeError, RunError
 from expunge.progress import progress
@@ -33,6 +34,7 @@ def do_on_ray(cells: Sequence[Cell[Work]], do: Callable[[Work], object], workers
 
     An `ExpungeError` of a cell is raised here, and the cells that are not done are cancelled.
     """
+    parallel.refuse_several("--ray")
     check_order(cells)
     with _connected(workers.address) as ray:
         share = _Share(ray, cells, workers.cpus_per_cell)

@@ -139,16 +139,16 @@ def total(record: Mapping[str, float]) -> dict[str, float]:
 def sum_gradients(parameters: Iterable[Parameter]) -> None:
     """Sum over ranks the gradients of parameters that every rank holds whole.
 
-    Those of sharded parameters were summed when they were scattered.
+    One that no rank has a gradient of is left without. Those of sharded parameters were summed
+    when they were scattered.
     """
     if world() == 1:
         return
-    from torch.distributed.tensor import DTensor
-
-    whole = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
     bucket: list[Tensor] = []
-    for gradient in whole:
-        bucket.append(gradient)
+    for parameter in _reached(parameters):
+        if parameter.grad is None:
+            parameter.grad = parameter.new_zeros(parameter.shape)
+        bucket.append(parameter.grad)
         if sum(held.numel() for held in bucket) >= BUCKET:
             _sum(bucket)
             bucket = []
@@ -182,6 +182,17 @@ def lost_a_rank(error: RuntimeError) -> bool:
 
     signs = ("gloo", "Connection closed by peer", "Connection reset", "NCCL", "timed out")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+
+
+def _reached(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Of the parameters held whole, those that some rank has a gradient of."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    counts = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+    _distributed().all_reduce(counts)
+    return [p for p, count in zip(whole, counts.tolist(), strict=True) if count]
 
 
 def _sum(gradients: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import expunge
 from expunge import parallel
-from expunge.memory import peak_bytes
+from expunge.memory import peak_bytes, peak_device_bytes
 
 
 def provenance() -> dict[str, Any]:
@@ -30,6 +30,7 @@ def provenance() -> dict[str, Any]:
         "ranks": parallel.world(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "peak_rss_bytes": peak_bytes(),
+        "peak_device_bytes": peak_device_bytes(),
         "finished": now(),
     }
 

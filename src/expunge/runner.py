@@ -15,6 +15,7 @@ import yaml
 
 from expunge.cells import Cell, Workers, do_here
 from expunge.config import parse_section, put_field
+from expunge.data.folds import Folds
 from expunge.errors import RecipeError, RunError
 from expunge.on_ray import do_on_ray
 from expunge.pipeline import Pipeline, RecipeLike
@@ -198,6 +199,8 @@ def _name(recipe: Recipe, model: str, seed: int, scored: bool = False) -> str:
     told: list[Any] = _told(recipe, model, seed)
     if scored:
         told.append(recipe.evaluate.model_dump_json())
+        if recipe.folds is not None or recipe.calibrate:
+            told.append(_folds(recipe))
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
     return f"{'evaluate-' if scored else ''}{model or 'data'}-{digest}"
 
@@ -211,6 +214,20 @@ def _told(recipe: Recipe, model: str, seed: int) -> list[Any]:
     maker = recipe.maker(model)
     if maker is not None:
         told.append(maker.model_dump_json())
+    told += _judged_by(recipe, model)
     if model not in ("original", "target"):
         told.append(seed)
     return told + [_told(recipe, other, seed) for other in recipe.made_from(model)]
+
+
+def _judged_by(recipe: Recipe, model: str) -> list[str]:
+    """What decides a model besides its section and what it is made of: how it is chosen."""
+    if model in recipe.calibrate:
+        return [_folds(recipe), recipe.evaluate.model_dump_json()]
+    watch = recipe.branches[model].watch if model in recipe.branches else None
+    watched = watch is not None and watch.read == "evaluation"
+    return [recipe.evaluate.model_dump_json()] if watched else []
+
+
+def _folds(recipe: Recipe) -> str:
+    return (recipe.folds or Folds()).model_dump_json()

@@ -12,14 +12,18 @@ from expunge.lora import Lora, adapters_of
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
 from expunge.plan import pace
+from expunge.plan.folder import Seen
 from expunge.plan.outcome import run_as_planned
 from expunge.plan.pace import Pace
-from expunge.plan.predict import plan, write_plan
+from expunge.plan.predict import _Foreteller, demands_of, plan, write_plan
+from expunge.plan.rates import Rates
 from expunge.plan.settings import Settings, with_settings, write_recipe
 from expunge.plan.shown import print_plan
-from expunge.plan.work import encoded, tuning, unlearning
+from expunge.plan.work import encoded, reading, tuning, unlearning
 from expunge.recipe import load_recipe
+from expunge.unlearn.footprint import shape_of
 from expunge.unlearn.passes import Passes
+from expunge.unlearn.watch import Watch
 
 LABELS = [
     ("evaluate-original", 42),
@@ -69,6 +73,32 @@ def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path, capsys):
         shown = " ".join(capsys.readouterr().out.split())
         assert f"a budget of {budget:.0f} s is {verdict}" in shown
         assert f"total – {made.seconds:.1f}" in shown
+
+
+@pytest.mark.parametrize("until", [None, {}])
+@pytest.mark.parametrize("read", ["losses", "evaluation"])
+def test_evaluations_during_training_are_foretold(recipe, tmp_path, read, until):
+    """Those that no budget leaves out, before the first step and after the last, as fixed."""
+    watch = Watch(every=3, at=(1,), read=read, until=until)
+    branch = recipe.branches["strong"]
+    stages = []
+    for one in (branch, branch.model_copy(update={"watch": watch})):
+        pipeline = Pipeline(recipe.model_copy(update={"branches": {"strong": one}}), tmp_path)
+        tokenizer = load_tokenizer(pipeline.original.base)
+        data = encoded(pipeline, tokenizer)
+        demands = demands_of(pipeline.recipe, data)
+        rates = Rates(shape_of(pipeline.original.base), {"float32": 1.0}, {"strong": 1e-9})
+        rates.scale, rates.plain, rates.adapted = {"strong": 1.0}, Pace(read=1.0), Pace(read=2.0)
+        seen = Seen("strong", 42, tmp_path / "strong-0", False)
+        stages.append(_Foreteller(pipeline, rates, data, demands).stage(seen, tokenizer))
+    each = sum(len(text.tokens) for text in (*data.forget, *data.retain))
+    if read == "evaluation":
+        each += 2 * reading("strong", pipeline, data, tokenizer).read
+    steps = stages[0].steps
+    ends = 0 if until is None else 2
+    looks = len({1, *range(3, steps + 1, 3)}) - (steps % 3 == 0 and ends > 0)
+    assert stages[1].fixed - stages[0].fixed == pytest.approx(ends * each)
+    assert stages[1].training - stages[0].training == pytest.approx(looks * each)
 
 
 def test_scoring_an_adapter_is_foretold_by_what_adapters_take(recipe, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
+from expunge.unlearn.preparing import prepared
 from expunge.unlearn.reference import cached_reference
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
@@ -146,7 +147,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(tuned, tokenizer, tmp_p
 def test_a_run_stopped_once_its_adapter_was_written_goes_on(
     tuned, tokenizer, tmp_path, monkeypatch
 ):
-    def stop(folder):
+    def stop(folder, *more):
         raise KeyboardInterrupt
 
     config = branch(schedule={"epochs": 2, "accumulation": 3})
@@ -157,6 +158,19 @@ def test_a_run_stopped_once_its_adapter_was_written_goes_on(
     before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
     run(tuned, tokenizer, tmp_path, config)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_run_killed_before_its_stage_was_sealed_is_not_trained_anew(
+    tuned, tokenizer, tmp_path, monkeypatch, training
+):
+    config = branch(schedule={"epochs": 1, "accumulation": 3}, training=training)
+    run(tuned, tokenizer, tmp_path, config)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(branching, "train", None)
+    (tmp_path / trainer.CHECKPOINT).touch()  # it may be killed while this is removed
+    run(tuned, tokenizer, tmp_path, config)
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_item_and_keeps_the_weights_before(
@@ -286,6 +300,56 @@ def test_both_halves_in_one_pass_give_the_gradient_of_each_item_by_itself(
     for parameter, expected in zip(trained, packed, strict=True):
         torch.testing.assert_close(parameter.grad / len(batches), expected, atol=1e-5, rtol=1e-5)
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("mean_over", ["step", "micro_batch"])
+def test_over_a_whole_step_micro_batches_of_one_are_one_of_four(tuned, tmp_path, mean_over):
+    """NLL, KL and NPO of items of unequal length; the mean of means is another (the control)."""
+    model = copy.deepcopy(tuned[0])
+    items = sorted(tuned[1], key=lambda item: len(item.tokens))
+    model.requires_grad_(True)
+    terms = (
+        Term(half="forget", loss="npo"),
+        Term(half="retain", loss="nll", skip_first=1),
+        Term(half="retain", loss="kl", scope="document"),
+    )
+    objective, data = Objective(terms), {}
+    for half, kl in (("forget", False), ("retain", True)):
+        scope, file = objective.scope(half), tmp_path / half
+        made = cached_reference(model, items, scope, kl=kl, file=file, max_tokens=999)
+        data[half] = HalfData(items, made)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # away from the reference, where the KL is 0
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    alone = [{"forget": (n,), "retain": (n + 1,)} for n in range(4)]
+    found = []
+    for batches in (alone, [{"forget": (0, 1, 2, 3), "retain": (1, 2, 3, 4)}]):
+        model.zero_grad()
+        passes = Passes(model, data, objective, 60, mean_over)
+        record = passes.backward(batches)
+        found.append((record, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (record, gradient), (expected, whole) = found
+    assert expected["retain.kl"] > 1e-4
+    error = float((gradient - whole).norm() / whole.norm())
+    if mean_over == "step":
+        assert record == pytest.approx(expected, rel=1e-5)
+        assert error < 1e-5
+    else:
+        assert record["retain.nll"] != pytest.approx(expected["retain.nll"], rel=1e-3)
+        assert error > 1e-3
+
+
+def test_a_schedule_says_of_what_the_means_of_a_step_are_taken(tuned, tmp_path):
+    plain = branch()
+    assert "mean_over" not in plain.schedule.model_dump()  # so that stages made before are found
+    for config, expected in (
+        (plain, "micro_batch"),
+        (branch(schedule={"kind": "alternate", "mean_over": "step"}), "step"),
+        (branch(schedule={"mean_over": "step"}), "step"),
+        (branch(schedule={"kind": "sugd"}), "micro_batch"),
+    ):
+        made = prepared(copy.deepcopy(tuned[0]), halves(tuned[1], tmp_path), config, seed=1)
+        assert made.passes.mean_over == expected
 
 
 def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):

@@ -130,6 +130,24 @@ def test_any_error_of_full_memory_is_told_and_others_are_left(tiny, monkeypatch)
         raise MemoryError
 
 
+def test_what_will_not_fit_is_said_before_and_within_a_containers_limit(tiny, monkeypatch, capsys):
+    stage = replace(demand(), weights="float32")
+    with readable_out_of_memory("b", tiny, stage):
+        assert not capsys.readouterr().err  # control
+    monkeypatch.setattr(fit, "container_room", lambda: 0)
+    with readable_out_of_memory("b", tiny, replace(stage, kept=10**9)):
+        said = capsys.readouterr().err
+    assert said.startswith("expunge: memory may run out in b at max_tokens: 4096; ")
+    assert said.count("\n") == 1
+
+
+def test_a_sharded_model_is_held_in_slices():
+    full = demand(rank=None, weights="float32")
+    held = [memory_of(BIG, replace(full, shards=count)) for count in (1, 2, 64)]
+    assert held[0] > 1.6 * held[1] > 1.6 * held[2]
+    assert memory_of(BIG, replace(demand(), shards=64)) > 16 * BIG.adapter(16)  # each has it whole
+
+
 SCRIPT = """
 import resource, sys
 import peft, psutil, torch

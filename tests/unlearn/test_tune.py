@@ -10,6 +10,8 @@ from expunge.data.examples import Example
 from expunge.heads import Anchor
 from expunge.packs import hidden_states, output_head
 from expunge.scores import score
+from expunge.unlearn import tune as tuning
+from expunge.unlearn.checkpoints import LOG
 from expunge.unlearn.tune import Tune, tune
 
 ITEMS = [Example(f"i{n}", f"Who is {word}?", word[::-1]) for n, word in enumerate(["ann", "bob"])]
@@ -46,6 +48,16 @@ def measured(_tiny, tokenizer, tmp_path_factory):
         assert {path.name for path in folder.iterdir()} == {"model", "log.jsonl"}
         found[way] = measure(model)
     return found
+
+
+def test_a_model_that_was_written_is_not_trained_anew(tiny, tokenizer, tmp_path, monkeypatch):
+    items = [encode(example, tokenizer, max_length=64) for example in ITEMS]
+    config = Tune(epochs=1, batch=2, optimizer={"compute": "float32"})
+    tune(tiny, tokenizer, items, [], config, folder=tmp_path)
+    log = (tmp_path / LOG).read_text()
+    monkeypatch.setattr(tuning, "train", None)
+    tune(tiny, tokenizer, items, [], config, folder=tmp_path)
+    assert (tmp_path / LOG).read_text() == log
 
 
 def test_the_items_are_learnt_either_way(measured):

@@ -15,7 +15,7 @@ from expunge.scores import score
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.section import Branch
-from expunge.unlearn.trainer import Optimizer, train
+from expunge.unlearn.trainer import Optimizer, finish, train
 from expunge.unlearn.watch import EVALUATIONS, Watch, Watcher
 
 OPTIMIZER = Optimizer(lr=0.1, weight_decay=0, clip=None, checkpoint_seconds=0)
@@ -51,6 +51,9 @@ def descend(folder, watch, *, steps=12, killed_at=None, lr=None):
         label="w",
         watcher=watcher,
     )
+    if killed_at == steps:  # before what was trained has been written
+        raise KeyboardInterrupt
+    finish(folder)
     lines = (folder / EVALUATIONS).read_text().splitlines()
     return float(weights.detach()), [json.loads(line) for line in lines], log
 
@@ -93,7 +96,7 @@ def test_patience_ends_training(tmp_path):
     assert len(log) == len(found) == distances.index(min(distances)) + 3
 
 
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize("step", [*range(1, 7), 12])
 def test_a_killed_run_ends_with_the_same_weights_and_evaluations(tmp_path, step):
     watch = chosen(2, 0.3)
     whole = descend(tmp_path / "whole", watch)

@@ -13,6 +13,7 @@ from expunge.merge.section import Merge
 from expunge.pipeline import Pipeline
 from expunge.plan.calibrations import calibrating
 from expunge.plan.folder import Seen, mark_of
+from expunge.plan.pace import Pace
 from expunge.plan.rates import Rates, measure
 from expunge.plan.settings import Settings, machine, settings_of
 from expunge.plan.work import (
@@ -25,11 +26,13 @@ from expunge.plan.work import (
     survey,
     tuning,
     unlearning,
+    watching,
     writing,
 )
 from expunge.recipe import Recipe
 from expunge.unlearn.footprint import BYTES, PROCESS, Demand, Shape, memory_of
 from expunge.unlearn.preparing import branch_demand
+from expunge.unlearn.section import Branch
 from expunge.unlearn.trainer import RELEASE_EVERY
 from expunge.unlearn.tune import tune_demand
 
@@ -173,6 +176,7 @@ class _Foreteller:
             work = Reading(levelling(recipe, self.data), (0,), 0)
             fixed, memory, how = self._evaluate(work)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        ends = between = 0.0
         if name == "target":
             assert recipe.tune is not None
             work, full, again = tuning(recipe.tune, self.data), True, 0
@@ -181,8 +185,9 @@ class _Foreteller:
             work = unlearning(branch, self.data.halves(name, Path()), seen.seed or 0)
             full = branch.training == "full"
             again = relevelling(branch, self.data, work.steps)
-        fixed = self._fixed(name, work, full)
-        training = self.rates.token[name] * work.tokens + self.rates.adapted.read * again
+            ends, between = self._watching(name, branch, work.steps, tokenizer)
+        fixed = self._fixed(name, work, full) + ends
+        training = between + self.rates.token[name] * work.tokens + self.rates.adapted.read * again
         training += self.rates.release * (work.steps // RELEASE_EVERY)
         memory = memory_of(self.rates.shape, self.demands[name], scale=self.rates.scale[name])
         speed = 1 / self.rates.token[name]
@@ -202,6 +207,29 @@ class _Foreteller:
         how = self.recipe.model
         load = rates.load["float32" if full else how.quantize or how.dtype]
         return OVERHEAD + load + reference + 4 * trained * rates.written
+
+    def _watching(
+        self, name: str, branch: Branch, steps: int, tokenizer: Any
+    ) -> tuple[float, float]:
+        """Seconds of the evaluations while a branch trains, if nothing ends it before: of those at
+        its ends, which no budget leaves out, and of those between."""
+        watch, rates = branch.watch, self.rates
+        if watch is None:
+            return 0.0, 0.0
+        each = watching(watch, self.data) * rates.plain.read
+        if watch.read == "evaluation":
+            work = reading(name, self.pipeline, self.data, tokenizer)
+            each += self._seconds(work, rates.adapted if branch.training == "lora" else rates.plain)
+        looks = watch.looks(steps)
+        ends = (0,) if watch.until is None else (0, steps)
+        outer = sum(step in ends for step in looks)
+        return outer * each, (len(looks) - outer) * each
+
+    def _seconds(self, work: Reading, pace: Pace) -> float:
+        """What is read and written, without loading the model that does it."""
+        rows = self.recipe.evaluate.max_batch
+        steps = max([*work.written[:1], sum(work.written) // rows])
+        return work.read * pace.read + pace.step * steps + pace.row * sum(work.written)
 
     def _merge(self, config: Merge, name: str) -> tuple[float, int, str]:
         rates, shape = self.rates, self.rates.shape
@@ -225,14 +253,11 @@ class _Foreteller:
 
     def _evaluate(self, work: Reading, *, adapted: bool = False) -> tuple[float, int, str]:
         recipe, rates = self.recipe, self.rates
-        pace = rates.adapted if adapted else rates.plain
         rows = recipe.evaluate.max_batch
-        steps = max([*work.written[:1], sum(work.written) // rows])
-        writing = pace.step * steps + pace.row * sum(work.written)
         # A model of the run is hashed once for its tables, and loaded.
         size = rates.shape.parameters * 4
         fixed = OVERHEAD + rates.load[recipe.model.dtype] + size * rates.hashed
-        seconds = fixed + work.read * pace.read + writing
+        seconds = fixed + self._seconds(work, rates.adapted if adapted else rates.plain)
         how = f"{work.read} tokens read, {sum(work.written)} written, at most"
         longest = work.longest + max(recipe.evaluate.max_new_tokens, *work.written[:1])
         memory = _reading_memory(rates.shape, BYTES[recipe.model.dtype], rows, longest, work.read)

@@ -21,7 +21,13 @@ from torch.nn import Parameter
 
 from expunge import lora, models
 from expunge.lora import Lora
-from expunge.memory import forget_peak, hand_back, peak_bytes, release_freed_memory
+from expunge.memory import (
+    forget_peak,
+    hand_back,
+    peak_bytes,
+    peak_device_bytes,
+    release_freed_memory,
+)
 from expunge.merge.adapters import merge_adapters, merged_deltas
 from expunge.pipeline import Pipeline
 from expunge.plan.pace import Pace, adapted_pace, pace_of
@@ -262,13 +268,9 @@ def _time(
     begins.append(time.monotonic())
     taken = [(end - begin) / n for (begin, end), n in zip(pairwise(begins), tokens, strict=False)]
     rates.token[name] = median(taken[1:] or taken)
-    measured = _peak()
+    measured = peak_device_bytes() or peak_bytes()
     start = time.monotonic()
     hand_back()
     rates.release = max(rates.release, time.monotonic() - start)
     spare = measured - (memory_of(rates.shape, demand) - passing(rates.shape, demand))
     rates.scale[name] = min(3.0, max(0.5, spare / passing(rates.shape, demand)))
-
-
-def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()

@@ -30,10 +30,12 @@ from expunge.unlearn.halves import Halves
 from expunge.unlearn.levels import Levels, set_apart
 from expunge.unlearn.masks import MASKS
 from expunge.unlearn.objective import Objective
+from expunge.unlearn.passes import evenly
 from expunge.unlearn.schedule import Phase
 from expunge.unlearn.section import Branch
 from expunge.unlearn.sets import Half
 from expunge.unlearn.tune import Tune, tune_steps
+from expunge.unlearn.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,6 +185,15 @@ def relevelling(config: Branch, data: Encoded, steps: int) -> int:
     if config.levels is None or not config.levels.every:
         return 0
     return (steps - 1) // config.levels.every * _level_tokens(config.levels, data)
+
+
+def watching(watch: Watch, data: Encoded) -> int:
+    """Tokens whose losses an evaluation during training reads."""
+    return sum(
+        len(text.tokens)
+        for half in (data.forget, data.retain)
+        for text in evenly(half, watch.sample)
+    )
 
 
 def _level_tokens(levels: Levels, data: Encoded) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,11 +48,17 @@ def train_branch(
 ) -> None:
     """Train a branch from `model` and write it into `folder` as `adapter/` or `model/`.
 
-    A killed run goes on from its last checkpoint. `model` is left changed. `begun` is the folder of
-    the adapter that the branch goes on from, where it comes `after` another. A `deadline` (a time
-    of `time.monotonic`) shortens the schedule to the steps that fit before it. `measure` gives the
-    numbers of an evaluation during training, where `watch` reads more than losses.
+    A killed run goes on from its last checkpoint, and a folder that holds the branch is left so.
+    `model` is left changed. `begun` is the folder of the adapter that the branch goes on from,
+    where it comes `after` another. A `deadline` (a time of `time.monotonic`) shortens the schedule
+    to the steps that fit before it. `measure` gives the numbers of an evaluation during training,
+    where `watch` reads more than losses.
     """
+    result = folder / ("adapter" if config.training == "lora" else "model")
+    if parallel.from_main(result.exists()):  # it was killed just before its stage was sealed
+        finish(folder, LEVELS)
+        return
+    _check_watch(model, config, label)
     weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
     held = any(map(is_quantized, model.modules()))
     demand = branch_demand(config, halves, seed=seed, weights=weights, quantized=held)
@@ -115,14 +120,19 @@ def train_branch(
     rate = max(record.get("lr", 0.0) for record in log)
     _check_moved(moved, start, label, rate, some=config.rule.selective)
     if config.training == "lora":
-        if parallel.is_main():  # a run killed just before its stage was sealed left one
-            shutil.rmtree(folder / "adapter", ignore_errors=True)
-        write(folder / "adapter")
+        write(result)
     else:
-        models.save_model(model, tokenizer, folder / "model")
-    finish(folder)
-    if parallel.is_main():
-        (folder / LEVELS).unlink(missing_ok=True)
+        models.save_model(model, tokenizer, result)
+    finish(folder, LEVELS)
+
+
+def _check_watch(model: PreTrainedModel, config: Branch, label: str) -> None:
+    """Refuse an evaluation in which each rank would read texts of its own with its slices."""
+    if config.watch and config.watch.read == "evaluation" and sharding.is_sharded(model):
+        raise TrainingError(
+            f"{label}: watch.read: evaluation needs the whole model in each process, and each "
+            "holds a slice of it; set watch.read: losses, or launch with ddp.yaml"
+        )
 
 
 def _check_moved(

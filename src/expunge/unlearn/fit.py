@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from expunge.errors import TrainingError, says_full
+from expunge import parallel, sharding
+from expunge.errors import ModelError, TrainingError, says_full
+from expunge.memory import container_room
+from expunge.progress import say
 from expunge.unlearn.footprint import Demand, Shape, checkpoints, memory_of
 from expunge.unlearn.trainer import Optimizer
 
@@ -30,7 +34,7 @@ def room_bytes() -> int:
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved()
     mine = psutil.Process().memory_info()
-    room = psutil.virtual_memory().available + mine.rss
+    room = int(min(psutil.virtual_memory().available, container_room())) + mine.rss
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - (mine.vms - mine.rss))
@@ -67,21 +71,35 @@ def changes_of(before: Optimizer, after: Optimizer) -> dict[str, int | bool | st
 
 @contextmanager
 def readable_out_of_memory(label: str, model: PreTrainedModel, demand: Demand) -> Iterator[None]:
-    """Turn memory that runs out into an error that names the setting to change."""
+    """Turn memory that runs out into an error that names the setting to change, and say so before
+    where it is foretold."""
     room = room_bytes()
+    if sharding.is_sharded(model):
+        demand = replace(demand, shards=parallel.world())
+    with suppress(ModelError):  # its config says too little to foretell anything
+        if not fits(memory_of(_shape(model), demand), room):
+            say(_advice(f"memory may run out in {label}", _shape(model), demand, room))
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not says_full(error):
             raise
+        raise TrainingError(
+            _advice(f"out of memory in {label}", _shape(model), demand, room)
+        ) from None
+
+
+def _shape(model: PreTrainedModel) -> Shape:
+    if sharding.is_sharded(model):
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    else:
         count = model.num_parameters()  # of four bits too
-        shape = Shape.of(model.config.to_dict(), count)
-        raise TrainingError(_advice(label, shape, demand, room)) from None
+    return Shape.of(model.config.to_dict(), count)
 
 
-def _advice(label: str, shape: Shape, demand: Demand, room: int) -> str:
+def _advice(what: str, shape: Shape, demand: Demand, room: int) -> str:
     has = f"{room / 1e9:.1f}"
-    now = f"out of memory in {label} at max_tokens: {demand.optimizer.max_tokens}"
+    now = f"{what} at max_tokens: {demand.optimizer.max_tokens}"
     found = fitting(shape, demand, room, smaller=True)
     if found is not None:
         fields = changes_of(demand.optimizer, found.optimizer)
@@ -90,10 +108,10 @@ def _advice(label: str, shape: Shape, demand: Demand, room: int) -> str:
         return f"{now}; set {settings} (needs about {need:.1f} GB of {has} free)"
     least = min((demand.at(**c) for c in _changes(demand)), key=lambda d: memory_of(shape, d))
     need = memory_of(shape, least) / 1e9
-    held = "training: lora, model.dtype: bfloat16 or a smaller model"
     return (
         f"{now}; no setting of its optimizer fits (the least needs about {need:.1f} GB of {has} "
-        f"free): use {held}"
+        "free): use training: lora, model.dtype: bfloat16, a smaller model, or more processes with "
+        "a slice of it each (accelerate launch, configs/accelerate/fsdp2.yaml)"
     )
 
 

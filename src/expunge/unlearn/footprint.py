@@ -103,6 +103,8 @@ class Demand:
     """Tokens whose reference states are held."""
     quantized: bool = False
     """Whether the blocks' matrices are held in 4 bits, and unpacked one by one."""
+    shards: int = 1
+    """Processes that each hold a slice of the model, and of what is trained of it."""
     buffers: int = 0
     """Float32 copies of what is trained, beside the weights, one gradient and two moments."""
 
@@ -155,16 +157,16 @@ def memory_of(shape: Shape, demand: Demand, *, scale: float = 1.0) -> int:
 
 def lasting(shape: Shape, demand: Demand) -> int:
     """Weights, gradient, moments and references: there for the whole stage."""
-    held = weight_bytes(shape, demand)
-    trained, narrow = shape.movable(demand.mask), 0
-    if demand.rank is not None:
+    held = weight_bytes(shape, demand) / demand.shards + gathered_bytes(shape, demand)
+    trained, narrow = shape.movable(demand.mask) / demand.shards, 0
+    if demand.rank is not None:  # every process holds the whole adapter
         trained = demand.trained or shape.adapter(demand.rank)
         held += 4 * trained
-    elif demand.optimizer.compute != "float32":
+    elif demand.optimizer.compute != "float32" and demand.shards == 1:
         narrow = shape.parameters * BYTES[demand.optimizer.compute]  # kept while autocast is on
     states = demand.kept * shape.width * BYTES[demand.weights]
     moments = 2 if demand.optimizer.kind == "adamw" else 0
-    return held + narrow + states + 4 * trained * (1 + moments + demand.buffers)
+    return int(held + narrow + states + 4 * trained * (1 + moments + demand.buffers))
 
 
 def weight_bytes(shape: Shape, demand: Demand) -> int:
@@ -172,6 +174,14 @@ def weight_bytes(shape: Shape, demand: Demand) -> int:
     narrow = min(shape.matrices(), shape.parameters) if demand.quantized else 0
     wide = shape.parameters - narrow
     return int(narrow * BYTES_A_WEIGHT) + wide * BYTES[demand.weights]
+
+
+def gathered_bytes(shape: Shape, demand: Demand) -> int:
+    """Of a sharded model: what is whole at once, two blocks, the embedding and the head."""
+    if demand.shards == 1:
+        return 0
+    blocks = 2 * shape.matrices() // shape.layers
+    return (blocks + 2 * shape.vocabulary * shape.width) * BYTES[demand.weights]
 
 
 def passing(shape: Shape, demand: Demand) -> float:

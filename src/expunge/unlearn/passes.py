@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge import parallel
-from expunge.data.batches import pack, packs_by_length
+from expunge import parallel, sharding
+from expunge.data.batches import TokenSequence, pack
 from expunge.errors import TrainingError
 from expunge.scores import LEAST_WEIGHT, Scores, score
 from expunge.unlearn.companions import Chosen
 from expunge.unlearn.objective import Half, Objective, Term
 from expunge.unlearn.readings import HalfData, mean_norm, read, weights_in
+from expunge.unlearn.reference import my_packs
+from expunge.unlearn.schedule import MeanOver
 from expunge.unlearn.sets import SETS, units
 
 if TYPE_CHECKING:
@@ -43,13 +45,16 @@ class Passes:
     halves: Mapping[Half, HalfData]
     objective: Objective
     max_tokens: int
+    mean_over: MeanOver = "micro_batch"
+    """Of what means are taken: of each micro-batch, then of these, or of all items of the step."""
     forwarding: list[tuple[Half, int, int]] = field(default_factory=list)
     """The items of the pack that is being forwarded: half, index, tokens."""
 
     def backward(
         self, batches: Sequence[Chosen], scale: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """Add the gradient of the mean loss over the micro-batches, that of a side by its `scale`.
+        """Add the gradient of the mean loss over the micro-batches, that of a side by its `scale`;
+        where `mean_over` is `step`, of the loss over the items of all of them.
 
         Packs are filled with whole micro-batches up to `max_tokens`; a larger one is forwarded item
         by item where its loss can be formed from parts (a pair stays a pair). So the result does
@@ -73,7 +78,7 @@ class Passes:
                         current.span(start, stop),
                         reference.span(start, stop) if has_reference else None,
                         in_answer[inside],
-                        lambda term, part=part: self._share(part, term),
+                        lambda term, part=part: self._share(part, term, read),
                         self._norms,
                     )
                     broken += self._broken(loss, current, half, items, start)
@@ -108,11 +113,13 @@ class Passes:
         for half, data in self.halves.items():
             if half not in ("forget", "retain"):
                 continue
-            total, own = 0.0, data.sequences[: data.own]
-            chosen = own[:: max(1, len(own) // (sample or len(own)))]
-            for group in packs_by_length(chosen, max_tokens=self.max_tokens):
-                total += float(score(self.model, pack(group, "answer", device)).nll.sum())
-            found[f"nll.{half}"] = total / len(chosen)
+            chosen, mine = evenly(data.sequences[: data.own], sample), {}
+            for group in my_packs(chosen, self.max_tokens):
+                nll = score(self.model, pack(group, "answer", device)).nll.tolist()
+                mine |= zip((sequence.id for sequence in group), nll, strict=True)
+            all_ranks = {id: nll for part in parallel.gather(mine) for id, nll in part.items()}
+            found[f"nll.{half}"] = math.fsum(all_ranks.values()) / len(chosen)
+        sharding.release(self.model)
         return found
 
     def _halves(self, batches: Sequence[Chosen]) -> list[Half]:
@@ -195,19 +202,28 @@ class Passes:
         ]
         return read(self.model, self.halves, self.objective, chosen)
 
-    def _share(self, part: _Part, term: Term) -> float:
-        """The part's share of what `term` takes the mean of over its micro-batch."""
+    def _share(self, part: _Part, term: Term, batches: Sequence[Chosen]) -> float:
+        """The part's share of what `term` takes the mean of over its micro-batch, times what that
+        weighs among the `batches` of the step."""
+        share = self._share_of_batch(part, term)
+        if not share or self.mean_over == "micro_batch" or term.row.mean_over == "micro-batch":
+            return share
+        counts = [self._counted(batch[term.half], term) for batch in batches if term.half in batch]
+        own = self._counted(part.whole[term.half], term)
+        return share * own * len(batches) / max(sum(counts), LEAST_WEIGHT)
+
+    def _share_of_batch(self, part: _Part, term: Term) -> float:
         items, whole = part.items[term.half], part.whole.get(term.half, ())
         if not whole:
             return 0.0
         if items == whole or term.row.mean_over == "micro-batch":
             return 1.0
-        if term.row.mean_over == "sequences":
-            return len(items) / len(whole)
-        return self._scored(items, term) / max(self._scored(whole, term), LEAST_WEIGHT)
+        return self._counted(items, term) / max(self._counted(whole, term), LEAST_WEIGHT)
 
-    def _scored(self, items: Sequence[int], term: Term) -> float:
-        """Tokens of some items that a term means over, or the sum of their weights."""
+    def _counted(self, items: Sequence[int], term: Term) -> float:
+        """What a term means over: so many items, or their tokens, or the sum of their weights."""
+        if term.row.mean_over == "sequences":
+            return len(items)
         data, number = self.halves[term.half], self.objective.number(term)
         total = 0.0
         for index in items:
@@ -237,6 +253,11 @@ class Passes:
         ids = [self.halves[half].sequences[index].id for index in items]
         broken = [id for id, value in zip(ids, values, strict=True) if not math.isfinite(value)]
         return [f"the {half} loss became {float(loss.detach())} at item {', '.join(broken or ids)}"]
+
+
+def evenly(items: Sequence[TokenSequence], sample: int | None) -> Sequence[TokenSequence]:
+    """All items, or about `sample` of them that lie evenly among all."""
+    return items[:: max(1, len(items) // (sample or len(items) or 1))]
 
 
 def filled(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from expunge.unlearn.optimizer import Span
 from expunge.unlearn.passes import Passes
 from expunge.unlearn.readings import HalfData, weights_of
 from expunge.unlearn.reference import Reference, cached_reference, trains_head
-from expunge.unlearn.schedule import Phase, epoch_ends
+from expunge.unlearn.schedule import Phase, epoch_ends, mean_over
 from expunge.unlearn.section import Branch
 from expunge.unlearn.sets import SIDES, Side, units
 from expunge.unlearn.steps import State
@@ -97,7 +97,8 @@ def prepared(
         weights = weights_of(objective, half, halves.of(half), reference, tokenizer, levels)
         data[half] = HalfData(halves.of(half), reference, weights, alone, levels)
     parameters = _trainable(model, config, seed, begun)
-    passes = Passes(model, data, objective, config.optimizer.max_tokens)
+    means = mean_over(config.schedule)
+    passes = Passes(model, data, objective, config.optimizer.max_tokens, means)
     steps = halves.steps(made)
     if config.optimizer.checkpointing:
         recompute_blocks(model)

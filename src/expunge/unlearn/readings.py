@@ -17,7 +17,7 @@ from torch import Tensor
 from expunge import sharding
 from expunge.data.batches import Scope, TokenSequence, pack
 from expunge.errors import DataError
-from expunge.heads import Anchor
+from expunge.heads import Anchor, joined
 from expunge.packs import Pack, block_states, hidden_states, output_head
 from expunge.scores import Scores, logps_and_kl, narrowed
 from expunge.unlearn.levels import LEVELS, STANDARDIZED
@@ -157,12 +157,14 @@ def read(
     reading = _Reading.of(halves, objective, chosen, next(model.parameters()).device)
     final, states = _forward(model, reading)
     count, owners = len(chosen), reading.batch.sequence
-    none = torch.zeros(len(owners), device=owners.device)
-    logps, kl, more = none, None, {column("states", n): found for n, found in states.items()}
+    logps, kl, more = torch.zeros(len(owners), device=owners.device), None, {}
     if final is not None:
         final, head = narrowed(final), output_head(model)
+        if states and sharding.is_sharded(model):
+            states = _through(states, final, head)
         logps, kl = _scores(final, head, reading)
         more |= _losses(final, head, reading)
+    more |= {column("states", n): found for n, found in states.items()}
     more |= _weights(reading) | _levels(reading)
     return (
         Scores(logps, owners, count, kl, None, more),
@@ -178,10 +180,19 @@ def _forward(model: PreTrainedModel, reading: _Reading) -> tuple[Tensor | None, 
     if not layers:
         return hidden_states(model, reading.batch), {}
     # A pass that ends early would leave sharded weights gathered.
-    stop = objective.deepest is not None and not sharding.is_sharded(model)
-    final, states = block_states(model, reading.batch, layers, stop=stop)
-    unread = objective.deepest is not None
-    return None if unread else final, {layer: found.float() for layer, found in states.items()}
+    unread, sharded = objective.deepest is not None, sharding.is_sharded(model)
+    final, states = block_states(model, reading.batch, layers, stop=unread and not sharded)
+    found = {layer: states.float() for layer, states in states.items()}
+    if unread and final is not None:
+        return None, _through(found, final)
+    return final, found
+
+
+def _through(states: dict[int, Tensor], *others: Tensor) -> dict[int, Tensor]:
+    """The same states, whose backward pass goes through the others too: that of every rank has to
+    reach the same sharded weights, whatever its items read."""
+    nothing = sum(0.0 * other.sum(dtype=torch.float32) for other in others)
+    return {layer: found + nothing for layer, found in states.items()}
 
 
 def _scores(states: Tensor, head: Tensor, reading: _Reading) -> tuple[Tensor, Tensor | None]:
@@ -198,10 +209,10 @@ def _scores(states: Tensor, head: Tensor, reading: _Reading) -> tuple[Tensor, Te
         if reference is not None and reference.anchors is not None:
             anchors.append(reference.anchors[index])
     speaks = torch.cat(anchored).to(states.device)
-    joined = _joined(anchors, states.device)
+    anchor = joined(anchors, states.device)
     if bool(inside.all()):
-        return logps_and_kl(states, head, targets, joined, speaks)
-    logps, kl = logps_and_kl(states[inside], head, targets[inside], joined, speaks[inside])
+        return logps_and_kl(states, head, targets, anchor, speaks)
+    logps, kl = logps_and_kl(states[inside], head, targets[inside], anchor, speaks[inside])
     return reading.spread(logps, inside), None if kl is None else reading.spread(kl, inside)
 
 
@@ -283,14 +294,3 @@ def _reference_states(reading: _Reading) -> dict[str, Tensor]:
             mine = reading.spread(reading.kept(half, items).float(), inside)
             found[name] = found[name] + mine if name in found else mine
     return found
-
-
-def _joined(anchors: Sequence[Anchor], device: torch.device) -> Anchor | None:
-    if not anchors:
-        return None
-    entropies = [anchor.entropies for anchor in anchors if anchor.entropies is not None]
-    return Anchor(
-        torch.cat([anchor.rows for anchor in anchors]).to(device),
-        torch.cat(entropies).to(device) if entropies else None,
-        anchors[0].head,
-    )

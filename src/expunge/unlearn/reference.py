@@ -180,7 +180,7 @@ def _forward(
     tensors: dict[str, Tensor] = {}
     total = sum(len(sequence.tokens) for sequence in sequences)
     with progress("reference", total, "tokens") as bar:
-        for group in _my_packs(sequences, max_tokens):
+        for group in my_packs(sequences, max_tokens):
             batch = pack(group, scope, device)
             found = _found(model, batch, asked)
             for number, sequence in enumerate(group):
@@ -217,7 +217,7 @@ def _found(model: PreTrainedModel, batch: Pack, asked: Asked) -> dict[str, Tenso
     return found | {"logps": token_logps(final, head, batch.targets)}
 
 
-def _my_packs(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[TokenSequence]]:
+def my_packs(sequences: Sequence[TokenSequence], max_tokens: int) -> list[list[TokenSequence]]:
     """This rank's packs. Every rank has as many: the last is read again where one is missing."""
     sizes = [len(sequence.tokens) for sequence in sequences]
     everyone = [

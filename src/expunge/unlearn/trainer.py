@@ -36,7 +36,7 @@ from expunge.unlearn.checkpoints import (
     save,
 )
 from expunge.unlearn.optimizer import Optimizer, Span, Stepper
-from expunge.unlearn.watch import Watcher
+from expunge.unlearn.watch import BEST, Watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -162,10 +162,12 @@ def train(
     return log
 
 
-def finish(folder: Path) -> None:
-    """Remove the checkpoint of a stage whose weights have been written; the log stays."""
+def finish(folder: Path, *more: str) -> None:
+    """Remove what goes on with a stage whose weights have been written, `more` files among it; the
+    log stays."""
     if parallel.is_main():
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for file in (CHECKPOINT, BEST, *more):
+            (folder / file).unlink(missing_ok=True)
 
 
 def autocast(weights: torch.dtype, compute: Dtype, device: str) -> AbstractContextManager:

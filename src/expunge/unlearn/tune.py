@@ -98,10 +98,14 @@ def tune(
     folder: Path,
     deadline: float | None = None,
 ) -> None:
-    """Train every weight of `model` on `items` and write it to `folder/model`.
+    """Train every weight of `model` on `items` and write it to `folder/model`, if it is not there.
 
     A `deadline` (a time of `time.monotonic`) shortens the schedule to the steps that fit.
     """
+    result = folder / "model"
+    if parallel.from_main(result.exists()):  # it was killed just before its stage was sealed
+        finish(folder, _REFERENCE)
+        return
     per_epoch = -(-len(items) // config.batch)
 
     def stop(log: list[dict[str, float]]) -> bool:
@@ -124,9 +128,8 @@ def tune(
             deadline=deadline,
         )
     model.eval()
-    models.save_model(model, tokenizer, folder / "model")
-    (folder / _REFERENCE).unlink(missing_ok=True)
-    finish(folder)
+    models.save_model(model, tokenizer, result)
+    finish(folder, _REFERENCE)
 
 
 def tune_gradient(

@@ -1,8 +1,8 @@
 """Evaluation during training: at chosen steps, stop when it no longer helps, keep the best.
 
 A guard stops it when too much of the retain half is lost, and keeps the last weights before. Every
-evaluation is a line of `evaluations.jsonl`. The weights of the best one lie beside it until
-training ends, and are then what the branch consists of.
+evaluation is a line of `evaluations.jsonl`. The weights of the best one lie beside it until the
+branch, which then consists of them, has been written.
 """
 
 import json
@@ -24,7 +24,9 @@ from expunge.registry import did_you_mean
 from expunge.tracking import tell
 
 EVALUATIONS = "evaluations.jsonl"
-_BEST = "best.safetensors"
+
+BEST = "best.safetensors"
+"""The best weights so far, there until those of the stage have been written."""
 
 LOSSES = ("nll.forget", "nll.retain")
 """What `read: losses` measures, and `read: evaluation` too."""
@@ -121,6 +123,11 @@ class Watch(Section):
         start = not step and self.until is not None  # what the guard compares with
         return start or step in self.at or bool(self.every and step and step % self.every == 0)
 
+    def looks(self, steps: int) -> list[int]:
+        """The steps after which a branch of so many is evaluated, if nothing ends it before."""
+        due = [step for step in range(steps + 1) if self.due(step)]
+        return [*due, steps] if self.until is not None and due[-1] < steps else due
+
     def merit(self, value: float) -> float:
         """The greater the better."""
         if isinstance(self.best, str):
@@ -197,10 +204,9 @@ class Watcher:
                 f"{self._trained[0]['step']}; evaluate earlier (watch.every), or lower the rate"
             )
         if step is None or (self.config.metric is None and step == last):
-            (self.folder / _BEST).unlink(missing_ok=True)
             return None
         try:
-            with safe_open(self.folder / _BEST, "pt") as stored:
+            with safe_open(self.folder / BEST, "pt") as stored:
                 if stored.metadata()["step"] != str(step):  # a later one was cut off with its line
                     raise self._unusable(f"is not of step {step}, the best of {EVALUATIONS}")
                 for name, parameter in self.parameters.items():
@@ -208,13 +214,12 @@ class Watcher:
                     held.copy_(sharding.like(stored.get_tensor(name), held))
         except (SafetensorError, FileNotFoundError) as error:
             raise self._unusable(f"cannot be read ({error})") from None
-        parallel.barrier()
-        (self.folder / _BEST).unlink(missing_ok=True)
+        parallel.barrier()  # before the first rank removes what the others read
         return step
 
     def _unusable(self, why: str) -> TrainingError:
         return TrainingError(
-            f"{self.folder / _BEST} {why}; remove {self.folder} to train the branch anew"
+            f"{self.folder / BEST} {why}; remove {self.folder} to train the branch anew"
         )
 
     def _keep(self, step: int) -> None:
@@ -225,7 +230,7 @@ class Watcher:
             if parallel.is_main():
                 tensors[name] = whole.contiguous()
         if parallel.is_main():
-            with runs.replacing(self.folder / _BEST) as temporary, runs.safetensors_errors():
+            with runs.replacing(self.folder / BEST) as temporary, runs.safetensors_errors():
                 save_file(tensors, temporary, metadata={"step": str(step)})
         parallel.barrier()
 

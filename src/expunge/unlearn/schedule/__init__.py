@@ -18,17 +18,19 @@ from expunge.unlearn.schedule.pairing import (
     pairing,
     sequential,
 )
-from expunge.unlearn.schedule.phases import MicroBatch, Phase, epoch_ends
+from expunge.unlearn.schedule.phases import MeanOver, MicroBatch, Phase, epoch_ends
 from expunge.unlearn.schedule.turns import Agad, Alternate, Sugd, agad, alternate, sugd
 
 __all__ = [
     "SCHEDULES",
+    "MeanOver",
     "MicroBatch",
     "Pairing",
     "Phase",
     "Schedule",
     "check_schedule",
     "epoch_ends",
+    "mean_over",
     "phases",
     "row_of",
     "steps",
@@ -88,6 +90,11 @@ def steps(
 def row_of(config: Schedule) -> ScheduleRow:
     """The row of the table."""
     return lookup(SCHEDULES, config.kind, "schedule")
+
+
+def mean_over(config: Schedule) -> MeanOver:
+    """Of what a step's means are taken; of micro-batches where a schedule does not say."""
+    return getattr(config, "mean_over", "micro_batch")
 
 
 def check_schedule(config: Schedule, *, retains: bool, apart: str | None) -> None:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -43,6 +43,9 @@ class Phase:
     """Passes that the steps are, all of one length."""
 
 
+MeanOver = Literal["micro_batch", "step"]
+
+
 class Paired(Section):
     """How often forget items are seen, and with how many retain items."""
 
@@ -54,6 +57,11 @@ class Paired(Section):
 
     accumulation: int = Field(default=4, ge=1)
     """Micro-batches a step."""
+
+    mean_over: MeanOver = Field(default="micro_batch", exclude_if=lambda of: of == "micro_batch")
+    """`micro_batch` takes the mean of the losses of a step's micro-batches, as released trainers
+    do, so that a token of a short micro-batch weighs more; `step` takes that over all items of the
+    step, so that only micro_batch times accumulation matters."""
 
     retain_per_forget: int = Field(default=1, ge=1)
     """Retain items beside each forget item."""

@@ -7,7 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from expunge.config import Section
-from expunge.unlearn.schedule.phases import Cycle, MicroBatch, Phase, chunks, shuffled
+from expunge.unlearn.schedule.phases import (
+    Cycle,
+    MeanOver,
+    MicroBatch,
+    Phase,
+    chunks,
+    shuffled,
+)
 
 
 class Sugd(Section):
@@ -71,6 +78,10 @@ class Alternate(Section):
 
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches a step."""
+
+    mean_over: MeanOver = Field(default="micro_batch", exclude_if=lambda of: of == "micro_batch")
+    """`micro_batch` takes the mean of the losses of a step's micro-batches; `step` takes that over
+    all items of the step, so that only micro_batch times accumulation matters."""
 
 
 def sugd(config: Sugd, forget: Sequence[str], retain: int, *, seed: int) -> list[Phase]:
