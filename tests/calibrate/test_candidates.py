@@ -193,7 +193,7 @@ def test_a_search_of_other_texts_or_of_other_sides_shares_no_trials():
 
     def key(members, nonmembers):
         search = Search.__new__(Search)
-        search.config = Calibrate()
+        search.config, search.ends = Calibrate(), []
         search.resident = SimpleNamespace(key="k", dtype="float32", hashes={})  # pyright: ignore
         sides = ([("", text) for text in side] for side in (members, nonmembers))
         search.given = Material([], *sides, [], None)

@@ -169,10 +169,10 @@ def test_a_wrong_answer_is_settled(text):
     assert settled_question("Paris", text)
 
 
-@pytest.mark.parametrize("text", ["he bought the car", "he bought the car.", "he bought"])
+@pytest.mark.parametrize("text", ["he bought the car", "he bought the car\ufffd", "he bought"])
 def test_a_passage_whose_last_word_may_grow_is_not_settled(text):
     assert not settled_completion("He bought the car", text)
-    assert completion_score("He bought the car", text + "pet") < 1
+    assert completion_score("He bought the car", text.rstrip("\ufffd") + "pet") < 1
 
 
 def test_a_passage_is_settled_once_a_word_has_followed():

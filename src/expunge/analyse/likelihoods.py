@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge import parallel
 from expunge.data.batches import TokenSequence, encode, encode_document, pack, packs_by_length
 from expunge.data.examples import Example
+from expunge.evaluate.balance import shape
 from expunge.evaluate.membership import mia
 from expunge.evaluate.memorisation import exact_memorisation
 from expunge.evaluate.reader import PACK_TOKENS, Reader
@@ -55,7 +56,7 @@ def likelihoods(
     membership = None
     if documents["members"] and documents["nonmembers"]:
         given = documents["members"], documents["nonmembers"]
-        membership = mia(*given, seed=config.seed, resamples=config.resamples)
+        membership = mia(*given, seed=config.seed, resamples=config.resamples) | shape(*given)
     return {"nll": losses, "terms": terms, "mia": membership}
 
 

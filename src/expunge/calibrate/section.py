@@ -102,7 +102,7 @@ class Calibrate(Section):
     per_term: int = Field(default=12, ge=2)
     """Items of each term that are screened, at most."""
 
-    documents: int = Field(default=48, ge=4)
+    documents: int = Field(default=40, ge=4)
     """Members, and non-members, that the search reads, at most; with by_task of each task. The
     finalists are balanced on all."""
 

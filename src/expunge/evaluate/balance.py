@@ -101,6 +101,15 @@ def balance(scored: Scored, *, resamples: int = 0) -> dict[str, dict[str, float]
     return found
 
 
+def shape(member_nll: Sequence[float], nonmember_nll: Sequence[float]) -> dict[str, float]:
+    """What an AUC of losses of 1/2 may hide, their `two_sided` AUC and `ks` distance; nothing of
+    fewer than two non-members."""
+    if len(nonmember_nll) < 2:
+        return {}
+    members, others = ([-nll for nll in side] for side in (member_nll, nonmember_nll))
+    return {"two_sided": two_sided_auc(members, others), "ks": ks_test(members, others)[0]}
+
+
 def _intervals(
     name: str, members: Sequence[float], others: Sequence[float], resamples: int
 ) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The whole evaluation of one model: generate once, score everything, keep every item."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from expunge.config import Section
 from expunge.data.batches import asked_tokens, encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.evaluate import collapse, semeval
-from expunge.evaluate.balance import balance
+from expunge.evaluate.balance import shape
 from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.membership import mia
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
@@ -211,12 +211,8 @@ def _semeval(
     task = semeval.task_aggregate(terms, partial=partial)
     membership = None
     if losses["members"] or losses["nonmembers"]:
-        membership = mia(
-            losses["members"],
-            losses["nonmembers"],
-            seed=config.seed,
-            resamples=config.resamples,
-        ) | _shape(losses)
+        sides = losses["members"], losses["nonmembers"]
+        membership = mia(*sides, seed=config.seed, resamples=config.resamples) | shape(*sides)
     return {
         "terms": terms,
         "counts": {term: len(values) for term, values in scores.items()},
@@ -230,15 +226,6 @@ def _semeval(
         "mmlu": mmlu,
         "final": semeval.final(task, _part(membership, "score"), _part(mmlu, "accuracy")),
     }
-
-
-def _shape(losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """What an AUC of 1/2 may hide: how the members' losses spread beside the non-members'."""
-    if len(losses["nonmembers"]) < 2:
-        return {}
-    members, others = ([-nll for nll in losses[side]] for side in ("members", "nonmembers"))
-    found = balance({"loss": (members, others)})["loss"]
-    return {name: found[name] for name in ("two_sided", "ks")}
 
 
 def _part(result: dict[str, Any] | None, name: str) -> float | None:

@@ -36,6 +36,7 @@ METHODS = {
         models=(2, 2),
         cost="two passes",
         fidelity="adapted",
+        differs="cosines in float64",
     ),
     "multislerp": Method(
         Span(spans.multislerp, of="either"),
@@ -51,6 +52,7 @@ METHODS = {
         base=False,
         cost="two passes",
         fidelity="adapted",
+        differs="iterates on inner products in float64; mergekit on the tensors in float32",
     ),
     "model_stock": Method(
         Span(spans.model_stock, of="deltas"),
