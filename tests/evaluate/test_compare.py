@@ -272,6 +272,18 @@ def test_items_that_do_not_make_up_a_number_are_not_behind_it():
     assert (found["s.accuracy"].how, found["s.macro"].how) == ("unpaired", "paired")
 
 
+def test_a_number_is_paired_over_the_common_items_where_one_has_more():
+    a, b = (choices(name, [n % 2 == 0 for n in range(44)]) for name in "ab")
+    items = dict(list(b.suites["s"].items.items())[2:])
+    hits = [row["correct"] for row in items.values()]
+    b.suites["s"].items.clear()
+    b.suites["s"].items.update(items)
+    b.suites["s"].numbers["accuracy"] = Number(float(np.mean(hits)), len(hits))
+    found = {one.name: one for one in compare(a, b, common=True).differences}
+    assert (found["s.accuracy"].how, found["s.accuracy"].n) == ("paired", 42)
+    assert found["s.accuracy"].difference == 0.0
+
+
 def aucs(name, members):
     rows = [item("members", f"m{n}", nll=value) for n, value in enumerate(members)]
     rows += [item("nonmembers", f"n{n}", nll=2.0 + n / 100) for n in range(20)]

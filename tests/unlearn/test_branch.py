@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.data.batches import encode, pack
+from expunge.data.batches import pack
 from expunge.data.examples import Example
 from expunge.errors import TrainingError
 from expunge.lora import Lora, adapters_of, add_adapter, load_adapter
@@ -21,7 +21,7 @@ from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.preparing import prepared
 from expunge.unlearn.reference import cached_reference
 from expunge.unlearn.section import Branch
-from expunge.unlearn.tune import Tune, tune
+from memorised import memorised
 
 FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
@@ -30,13 +30,7 @@ RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, tiny_folder, tokenizer):
     """The tiny model after memorising both halves, and their tokens."""
-    from expunge.models import load_model
-
-    model = load_model(tiny_folder)
-    items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
-    config = Tune(epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"})
-    tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
-    return model, items
+    return memorised(tiny_folder, tokenizer, FORGET + RETAIN, tmp_path_factory.mktemp("tune"))
 
 
 def branch(**changes) -> Branch:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expunge.data.batches import encode, pack
+from expunge.data.batches import pack
 from expunge.data.examples import Example
 from expunge.errors import DataError
 from expunge.scores import score
@@ -17,7 +17,7 @@ from expunge.unlearn.halves import Halves
 from expunge.unlearn.preparing import branch_demand, prepared
 from expunge.unlearn.retain import RETAIN_LOSSES
 from expunge.unlearn.section import Branch
-from expunge.unlearn.tune import Tune, tune
+from memorised import memorised
 
 FORGET = [
     Example(f"f{n}-qa0", f"Who is {w}?", a)
@@ -32,13 +32,7 @@ SHARES = {"flatten": 0.01}  # of the retain loss beside it, for what is squared 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, tiny_folder, tokenizer):
     """The tiny model after memorising both halves, and their tokens."""
-    from expunge.models import load_model
-
-    model = load_model(tiny_folder)
-    items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
-    config = Tune(epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"})
-    tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
-    return model, items
+    return memorised(tiny_folder, tokenizer, FORGET + RETAIN, tmp_path_factory.mktemp("tune"))
 
 
 def term(half: str, name: str, **changes) -> dict:

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from expunge.data.batches import encode, pack
+from expunge.data.batches import pack
 from expunge.data.examples import Example
-from expunge.models import load_model
 from expunge.scores import score
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
@@ -15,7 +14,7 @@ from expunge.unlearn.masks import MASKS
 from expunge.unlearn.schedule import SCHEDULES
 from expunge.unlearn.section import Branch
 from expunge.unlearn.steps import STEP_RULES
-from expunge.unlearn.tune import Tune, tune
+from memorised import memorised
 
 FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
@@ -70,11 +69,7 @@ def branch(section: str, field: str, name: str, changes: dict) -> Branch:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, tiny_folder, tokenizer):
     """The tiny model after memorising both halves, and their tokens."""
-    model = load_model(tiny_folder)
-    items = [encode(e, tokenizer, max_length=64) for e in FORGET + RETAIN]
-    config = Tune(epochs=150, batch=5, stop_nll=0.05, optimizer={"lr": 1e-2, "compute": "float32"})
-    tune(model, tokenizer, items, [], config, folder=tmp_path_factory.mktemp("tune"))
-    return model, items
+    return memorised(tiny_folder, tokenizer, FORGET + RETAIN, tmp_path_factory.mktemp("tune"))
 
 
 def answers(model, items) -> tuple[float, float]:

@@ -145,9 +145,9 @@ def _compare_suite(
         full, numbers = f"{suite}.{name}", (a.numbers[name], b.numbers[name])
         row = None
         for behind in _candidates(name, a, own):
-            pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
-            row = _paired(full, behind, pairs, numbers)
-            if row is not None:
+            if _makes(behind, a, numbers[0]) and _makes(behind, b, numbers[1]):
+                pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
+                row = _paired(full, behind, pairs)
                 shown |= {(group, behind.metric) for group in pairs if len(pairs) == 1}
                 break
         found.differences.append(row or _unpaired(full, *numbers))
@@ -226,18 +226,24 @@ def _pairs(
     return {group: np.array(values) for group, values in groups.items() if values}
 
 
-def _paired(
-    name: str, behind: Behind, pairs: Pairs, numbers: tuple[Number, Number] | None = None
-) -> Difference | None:
-    """The difference, item by item; None where these items do not make up the numbers."""
-    if not pairs or (behind.groups and len(pairs) < len(behind.groups)):
+def _makes(behind: Behind, side: SuiteReading, number: Number) -> bool:
+    """Whether a model's number is what all of these items of its own make."""
+    groups: dict[str, list[list[float]]] = {}
+    for (group, _), row in side.items.items():
+        value = row.get(behind.metric)
+        if value is not None and (not behind.groups or group in behind.groups):
+            groups.setdefault(group, []).append([float(value)])
+    if number.value is None or not groups or len(groups) < len(behind.groups):
+        return False
+    (value,) = statistic(behind, {group: np.array(v) for group, v in groups.items()})
+    return math.isclose(number.value, value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _paired(name: str, behind: Behind, pairs: Pairs) -> Difference | None:
+    """The difference, item by item; None where a group has no item that both were asked."""
+    if not pairs or len(pairs) < len(behind.groups):
         return None
     before, after = statistic(behind, pairs).tolist()
-    if numbers and not all(
-        number.value is not None and math.isclose(number.value, value, rel_tol=1e-9, abs_tol=1e-12)
-        for number, value in zip(numbers, (before, after), strict=True)
-    ):
-        return None
     if behind.how == "pooled":
         whole = np.concatenate(list(pairs.values()))
         drawn = paired_difference(whole[:, 0].tolist(), whole[:, 1].tolist(), name=name)

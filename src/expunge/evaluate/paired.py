@@ -14,17 +14,21 @@ from expunge.evaluate.semeval import task_aggregate
 
 
 def statistic(behind: Behind, groups: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The number itself of both models: (2,), of each group's values (n, 2)."""
+    """The number itself of k models: (k,), of each group's values (n, k)."""
     if behind.how == "pooled":
         return np.concatenate(list(groups.values())).mean(0)
     if behind.how == "auc":
         sign = -1 if behind.metric == "nll" else 1
         members, others = (sign * groups[name] for name in behind.groups)
-        return np.array([auc(members[:, i].tolist(), others[:, i].tolist()) for i in (0, 1)])
+        sides = zip(members.T.tolist(), others.T.tolist(), strict=True)
+        return np.array([auc(*side) for side in sides])
     means = {name: values.mean(0) for name, values in groups.items()}
     if behind.how == "means":
         return np.mean(list(means.values()), 0)
-    columns = ({n.replace(".", "/"): float(m[i]) for n, m in means.items()} for i in (0, 1))
+    terms = [name.replace(".", "/") for name in means]
+    columns = (
+        dict(zip(terms, column, strict=True)) for column in zip(*means.values(), strict=True)
+    )
     return np.array([task_aggregate(column, partial=True) for column in columns], float)
 
 
