@@ -17,7 +17,7 @@ from expunge.edit.task import Weights
 from expunge.errors import UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
-from expunge.evaluate.suite import evaluate
+from expunge.evaluate.suite import BESIDE, beside_items, evaluate
 from expunge.finished import Finished
 from expunge.merge.adapters import merge_adapters
 from expunge.recipe import Recipe, keep_recipe, kept_recipe, load_recipe, recipe_text
@@ -144,8 +144,10 @@ class Pipeline(Calibrating):
             if self.splits:
                 entry["folds"] = self.fold_scores(reader, items)
             runs.write_json(work / "scores.json", entry)
-            lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-            runs.write_text(work / "items.jsonl", "".join(lines))
+            told = beside_items(reader, self._evaluated, config)
+            for file, rows in (("items.jsonl", items), (BESIDE, told)):
+                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                runs.write_text(work / file, "".join(lines))
 
         inputs = {
             **self._weights_keys(weights),

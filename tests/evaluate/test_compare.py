@@ -423,6 +423,41 @@ def test_a_run_is_read_model_by_model_with_the_items_of_its_own_scores(tmp_path)
         read_place(str(run))
 
 
+def test_documents_and_questions_of_a_run_are_compared_one_by_one(tmp_path):
+    run, results = run_folder(tmp_path), json.loads((tmp_path / "results.json").read_text())
+    for name, key, shift in (("target", "aa", 0.0), ("weak", "bb", 0.3)):
+        sides = {"members": [1 + n / 10 + shift for n in range(20)], "nonmembers": [2.0] * 20}
+        hits = {"law": [True] * 8, "art": [n < 6 - 20 * shift for n in range(8)]}
+        rows = [item(s, f"{s}{n}", nll=v) for s, own in sides.items() for n, v in enumerate(own)]
+        rows += [
+            item(f"mmlu.{s}", f"{s}/{n}", correct=hit)
+            for s, own in hits.items()
+            for n, hit in enumerate(own)
+        ]
+        right = {s: {"n": 8, "correct": sum(own)} for s, own in hits.items()}
+        total, mean = sum(map(sum, hits.values())), np.mean([sum(h) / 8 for h in hits.values()])
+        auc = float(np.mean([(m < 2) + (m == 2) / 2 for m in sides["members"]]))
+        scored = results["models"][name]["semeval"]
+        scored["mmlu"] = {"accuracy": total / 16, "macro": mean, "n": 16, "per_subject": right}
+        scored["mia"] = {"auc": auc, "n": 40, "low": 0.0, "high": 1.0}
+        stage = run / "stages" / f"evaluate-{name}-{key}"
+        (stage / "scores.json").write_text(json.dumps(results["models"][name]))
+        (stage / "beside.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "results.json").write_text(json.dumps(results))
+    found = {row.name: row for row in compare(*read_place(str(run))).differences}
+    for name, n in (("mmlu", 16), ("mmlu.macro", 16), ("mia.auc", 40)):
+        assert (found[f"semeval.{name}"].how, found[f"semeval.{name}"].n) == ("paired", n)
+    assert found["semeval.mmlu"].difference == pytest.approx(-6 / 16)
+    assert found["semeval.mia.auc"].within_noise is False
+    assert "semeval.members.nll" in found  # and no row for each subject
+    assert not [name for name in found if name.startswith("semeval.mmlu.") and "macro" not in name]
+    (run / "stages" / "evaluate-weak-bb" / "beside.jsonl").unlink()
+    with pytest.raises(EvaluationError, match="semeval was not asked the same items: 56 only in"):
+        compare(*read_place(str(run)))
+    found = compare(*read_place(str(run)), common=True).differences
+    assert {row.how for row in found if "mmlu" in row.name} == {"unpaired"}
+
+
 def test_numbers_are_whole_where_there_is_little_room():
     name = "mmlu.high_school_government_and_politics.correct"
     row = Difference(name, "paired", 0.1234, 0.2345, 0.1111, -0.2222, 0.3333, 684, True)

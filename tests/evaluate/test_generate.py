@@ -68,6 +68,37 @@ def test_prompts_read_in_several_packs_give_the_same(lively, tokenizer, monkeypa
     assert generate(lively, tokenizer, prompts(), max_new_tokens=6) == expected
 
 
+@pytest.mark.parametrize("max_batch", [2, 64])
+def test_known_beginnings_are_read_and_not_written(lively, tokenizer, max_batch, monkeypatch):
+    texts, steps = prompts(), []
+    end = generate(lively, tokenizer, texts, max_new_tokens=20)[0][4]
+    with_end_at(lively, end)
+    step = generation._Rows.step
+    monkeypatch.setattr(generation._Rows, "step", lambda rows: steps.append(1) or step(rows))
+    expected = generate(lively, tokenizer, texts, max_new_tokens=20, max_batch=max_batch)
+    plain, ends = len(steps), [[*text, end] if len(text) < 20 else text for text in expected]
+    assert 0 < sum(text[-1] == end for text in ends) < len(texts)  # control
+    known = [text[: number % 21] for number, text in enumerate(ends)]
+    options = {"max_new_tokens": 20, "max_batch": max_batch}
+    assert generate(lively, tokenizer, texts, known=known, **options) == expected
+    steps.clear()
+    assert generate(lively, tokenizer, texts, known=ends, **options) == expected
+    assert len(steps) == 0 < plain
+    cut = generate(lively, tokenizer, texts, known=ends, max_new_tokens=3)
+    assert cut == [text[:3] for text in expected]
+    assert not steps
+
+
+def test_a_known_beginning_is_stopped_where_it_would_have_been(lively, tokenizer):
+    told = {"max_new_tokens": 100, "settled": lambda number, tokens: number == 0}
+    whole = generate(lively, tokenizer, [[5, 6], [9]], max_new_tokens=100)
+    plain = generate(lively, tokenizer, [[5, 6], [9]], **told)
+    assert plain == [whole[0][:EARLIEST_STOP], whole[1]]
+    for count in (10, EARLIEST_STOP, 60):
+        known = [text[:count] for text in whole]
+        assert generate(lively, tokenizer, [[5, 6], [9]], known=known, **told) == plain
+
+
 def test_nothing_to_generate_is_nothing(tiny, tokenizer):
     assert generate(tiny, tokenizer, []) == []
 

@@ -145,6 +145,37 @@ def test_what_nothing_stopped_is_written_once_for_all(tiny, tokenizer):
     assert reader.forwards == 2
 
 
+def remembered(tiny, tokenizer, count=12):
+    """A prompt, what the model says after it, and the two as a text that it scores."""
+    prompt = tokenizer("Who was")["input_ids"]
+    (made,) = reader_of(tiny, tokenizer).generations([prompt], max_new_tokens=count)
+    return prompt, made.tokens, TokenSequence("own", (*prompt, *made.tokens), len(prompt))
+
+
+def test_what_scoring_has_shown_is_not_written_again(tiny, tokenizer, monkeypatch):
+    prompt, expected, text = remembered(tiny, tokenizer)
+    assert len(expected) == 12
+    told = []
+    plain = reader_module.generate
+    monkeypatch.setattr(
+        reader_module, "generate", lambda *a, **o: told.append(o["known"]) or plain(*a, **o)
+    )
+    reader = reader_of(tiny, tokenizer)
+    wrong = [*expected[:5], expected[5] + 1, *expected[6:]]
+    reader.scores([TokenSequence("wrong", (*prompt, *wrong), len(prompt))])
+    (first,) = reader.generations([prompt], max_new_tokens=8)
+    reader.scores([text])
+    (second,) = reader.generations([prompt], max_new_tokens=20)
+    (shorter,) = reader.generations([prompt], max_new_tokens=15)
+    assert [list(known) for (known,) in told] == [expected[:5], expected, second.tokens]
+    assert first.tokens == expected[:8]
+    assert second.tokens[:12] == expected
+    assert shorter.tokens == second.tokens[:15]
+    (other,) = reader_of(tiny, tokenizer).generations([prompt], max_new_tokens=20)
+    assert told[-1] == [()]  # control: another reader has scored nothing
+    assert other == second
+
+
 def test_a_text_longer_than_the_model_reads_is_refused(tiny, tokenizer):
     reader = reader_of(tiny, tokenizer)
     long = TokenSequence("long", tuple([5] * (reader.context + 1)), 0)

@@ -8,12 +8,13 @@ import pytest
 
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
+from expunge.evaluate.membership import auc
 from expunge.evaluate.mmlu import Mmlu, Question
 from expunge.evaluate.numbers import Number, wilson
 from expunge.evaluate.reader import reader_of
 from expunge.evaluate.semeval import TERMS
 from expunge.evaluate.semeval_suite import entry_numbers
-from expunge.evaluate.suite import Evaluate, EvaluationData, evaluate
+from expunge.evaluate.suite import Evaluate, EvaluationData, beside_items, evaluate
 
 CONFIG = Evaluate(max_new_tokens=8, resamples=20, mmlu=Mmlu(shots=0))
 
@@ -60,6 +61,23 @@ def test_every_part_is_measured_and_every_item_has_its_row(tiny, tokenizer):
     assert entry["collapse"]["collapsed"]  # an untrained model writes noise
     assert all(value > 0 for value in entry["nll"].values())
     json.dumps([entry, rows], allow_nan=False)
+
+
+def test_documents_and_questions_have_rows_that_make_up_their_numbers(tiny, tokenizer):
+    reader = reader_of(tiny, tokenizer)
+    entry, _ = evaluate(reader, DATA, CONFIG, max_length=64, prompt_tail=32, separator="")
+    read = reader.forwards
+    rows = beside_items(reader, DATA, CONFIG)
+    assert reader.forwards == read
+    sides = {s: [r["nll"] for r in rows if r["group"] == s] for s in ("members", "nonmembers")}
+    assert (
+        auc(*([-nll for nll in side] for side in sides.values())) == entry["semeval"]["mia"]["auc"]
+    )
+    asked = [row for row in rows if row["group"] == "mmlu.s"]
+    assert [row["id"] for row in asked] == [f"s/{n}" for n in range(4)]
+    assert sum(row["correct"] for row in asked) / 4 == entry["semeval"]["mmlu"]["accuracy"]
+    assert len(rows) == 10
+    assert len(beside_items(reader, DATA, CONFIG.model_copy(update={"mmlu": None}))) == 6
 
 
 def test_batch_size_changes_nothing(tiny, tokenizer):

@@ -171,6 +171,24 @@ def test_scores_and_options_are_those_of_the_joined_logits(lively, other, tokeni
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_what_a_guarded_model_scores_best_is_not_taken_for_what_it_says(
+    lively, tokenizer, guard, monkeypatch
+):
+    from expunge.evaluate import reader as reader_module
+
+    told, plain = [], reader_module.generate
+    monkeypatch.setattr(
+        reader_module, "generate", lambda *a, **o: told.extend(o["known"]) or plain(*a, **o)
+    )
+    zero = contrasted(guard, Contrast(weights=(0.0,)), blocks=1)
+    for through in (zero, None):
+        reader = reader_of(lively, tokenizer, guard=through)
+        (said,) = reader.generations(PROMPTS[:1], max_new_tokens=9)
+        reader.scores([TokenSequence("t", (*PROMPTS[0], *said.tokens), len(PROMPTS[0]))])
+        reader.generations(PROMPTS[:1], max_new_tokens=12)
+    assert [len(known) for known in told] == [0, 0, 0, 9]  # the last one: the control
+
+
 def test_weight_zero_is_the_model_itself_token_for_token(lively, tokenizer, guard):
     zero = contrasted(guard, Contrast(weights=(0.0,)), blocks=1)
     wanted = [reader_of(lively, tokenizer, guard=g) for g in (None, zero)]

@@ -148,7 +148,8 @@ def _compare_suite(
             if _makes(behind, a, numbers[0]) and _makes(behind, b, numbers[1]):
                 pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
                 row = _paired(full, behind, pairs)
-                shown |= {(group, behind.metric) for group in pairs if len(pairs) == 1}
+                alone = len(pairs) == 1 or not behind.groups
+                shown |= {(group, behind.metric) for group in pairs if alone}
                 break
         found.differences.append(row or _unpaired(full, *numbers))
     for group, metric in [pair for pair in own if pair not in shown]:

@@ -47,6 +47,7 @@ def generate(
     max_batch: int = MAX_BATCH,
     settled: Settled | None = None,
     choose: Choose | None = None,
+    known: Sequence[Sequence[int]] = (),
     label: str = "generate",
 ) -> list[list[int]]:
     """A continuation of each prompt, without its end-of-text token.
@@ -54,14 +55,18 @@ def generate(
     Each token is the likeliest, or what `choose` takes. A row ends at end of text, at
     `max_new_tokens`, or where `settled` says so. `settled` exists because a destroyed model never
     ends its text: whoever knows the metrics may cut what cannot change them, never before
-    EARLIEST_STOP tokens, which is the text that collapse measures read.
+    EARLIEST_STOP tokens, which is the text that collapse measures read. `known` are the first
+    tokens of each continuation, where they are known (see Beginnings): they are read, not written.
     """
     check_prompts(model, prompts, max_new_tokens)
     if in_buckets(model):
         return continued_alone(model, tokenizer, prompts, max_new_tokens, choose)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
-    rows = _Rows(model, tokenizer, min(max_batch, len(prompts)), settled, max_new_tokens, choose)
+    slots = min(max_batch, len(prompts))
+    rows = _Rows(model, tokenizer, slots, settled, max_new_tokens, choose, known)
     with progress(label, len(prompts), "prompts") as bar:
+        waiting = [number for number in waiting if not rows.ends_as_known(number)]
+        bar(len(prompts) - len(waiting))
         while waiting or rows.live:
             free = rows.slots - len(rows.live)
             if waiting and (free >= max(1, rows.slots // 8) or not rows.live):
@@ -110,6 +115,7 @@ class _Rows:
     settled: Settled | None
     max_new_tokens: int
     choose: Choose | None = None
+    known: Sequence[Sequence[int]] = ()
     live: list[_Row] = field(default_factory=list)
     done: dict[int, list[int]] = field(default_factory=dict)
     cache: Cache | None = None
@@ -118,6 +124,16 @@ class _Rows:
         self.ends = end_tokens(self.model, self.tokenizer)
         self.device = next(self.model.parameters()).device
         self.frontier = Frontier(torch.empty(0), 0)
+
+    def ends_as_known(self, number: int) -> bool:
+        """Whether a prompt's known tokens are all that would be written; then they are kept."""
+        row = _Row(number, 0, [])
+        for token in self._begun(number):
+            row.new.append(token)
+            if self._has_ended(row):
+                self.done[number] = row.new
+                return True
+        return False
 
     def join(self, numbers: list[int], prompts: Sequence[Sequence[int]]) -> int:
         """Read the given prompts (longest first) into free slots; returns how many ended at once.
@@ -128,7 +144,8 @@ class _Rows:
         group: list[int] = []
         before = len(self.live)
         for number in numbers:
-            if group and sum(len(prompts[i]) for i in [*group, number]) > PACK_TOKENS:
+            texts = [*group, number]
+            if group and sum(len(prompts[i]) + len(self._begun(i)) for i in texts) > PACK_TOKENS:
                 self._read(group, prompts, columns)
                 group = []
             group.append(number)
@@ -164,17 +181,19 @@ class _Rows:
         from transformers import DynamicCache
 
         packed = DynamicCache()
-        pack = end_pack([prompts[i] for i in numbers], self.device)
+        texts = [[*prompts[i], *self._begun(i)] for i in numbers]
+        pack = end_pack(texts, self.device)
         states = hidden_states(self.model, pack, packed)
         if self.cache is None:
             self.cache = self._empty_cache(packed, columns)
         start = 0
-        for number, token in zip(numbers, self._next(states, numbers), strict=True):
-            length, slot = len(prompts[number]), len(self.live)
+        chosen = self._next(states, numbers)
+        for number, text, token in zip(numbers, texts, chosen, strict=True):
+            length, slot = len(text), len(self.live)
             for source, target in zip(packed.layers, self.cache.layers, strict=True):
                 target.keys[slot, :, :length] = source.keys[0, :, start : start + length]  # pyright: ignore
                 target.values[slot, :, :length] = source.values[0, :, start : start + length]  # pyright: ignore
-            self.live.append(_Row(number, length, [token]))
+            self.live.append(_Row(number, length, [*self._begun(number), token]))
             start += length
 
     def _empty_cache(self, like: DynamicCache, columns: int) -> Cache:
@@ -201,9 +220,7 @@ class _Rows:
         ended = 0
         for slot in reversed(range(first, len(self.live))):
             row = self.live[slot]
-            if row.new[-1] in self.ends:
-                row.new.pop()
-            elif len(row.new) < self.max_new_tokens and not self._is_settled(row):
+            if not self._has_ended(row):
                 continue
             self.done[row.number] = row.new
             last = len(self.live) - 1
@@ -216,12 +233,19 @@ class _Rows:
             ended += 1
         return ended
 
-    def _is_settled(self, row: _Row) -> bool:
-        return (
+    def _has_ended(self, row: _Row) -> bool:
+        """Whether no token follows; an end of text is taken off the row."""
+        if row.new[-1] in self.ends:
+            row.new.pop()
+            return True
+        return len(row.new) >= self.max_new_tokens or (
             self.settled is not None
             and len(row.new) % EARLIEST_STOP == 0
             and self.settled(row.number, row.new)
         )
+
+    def _begun(self, number: int) -> Sequence[int]:
+        return self.known[number] if self.known else ()
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -75,11 +75,14 @@ class Guarding:
         self._note({s.tokens: s.answer_start for s in made})
         return made
 
-    def filtered(self, prompt: Sequence[int], tokens: list[int], max_new_tokens: int) -> list[int]:
-        """An answer, or what replaces it."""
-        if self._guard is None:
-            return tokens
-        return self._guard.answer(prompt, tokens)[:max_new_tokens]
+    def filtered(
+        self, prompts: Sequence[Sequence[int]], written: list[list[int]], limit: int
+    ) -> list[list[int]]:
+        """Each answer, or what replaces it."""
+        guard = self._guard
+        if guard is None:
+            return written
+        return [guard.answer(p, tokens)[:limit] for p, tokens in zip(prompts, written, strict=True)]
 
     def _note(self, asked: dict[tuple[int, ...], int]) -> None:
         """Tell the stand-in which texts, by the length of their prompts, get noise."""

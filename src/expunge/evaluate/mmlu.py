@@ -142,6 +142,17 @@ def answer_mmlu(
     }
 
 
+def places_of(questions: Sequence[Question]) -> dict[int, str]:
+    """SUBJECT/number of each test question among its subject's, by the question's identity."""
+    counts: Counter[str] = Counter()
+    places = {}
+    for question in questions:
+        if question.split == "test":
+            places[id(question)] = f"{question.subject}/{counts[question.subject]}"
+            counts[question.subject] += 1
+    return places
+
+
 def letter_logits(
     reader: Reader,
     asked: Sequence[Question],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError
+from expunge.evaluate.beginnings import Beginnings
 from expunge.evaluate.generate import MAX_BATCH, Settled, generate
 from expunge.evaluate.guarding import Guarding
 from expunge.evaluate.prompts import check_sequences, context_length, sizes_of
@@ -84,6 +85,7 @@ class Reader:
         self._generations = Table("generations", key, inside)
         self.options = Table("options", key, inside)
         self.gradients = Table("gradients", key, inside)
+        self._beginnings = Beginnings()
         self.forwards = 0
 
     @cached_property
@@ -107,7 +109,10 @@ class Reader:
         def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
             yield from self._score([sequences[i] for i in missing], label)
 
-        return [token_scores(row) for row in looked_up(self._scores, keys, compute, sizes)]
+        found = [token_scores(row) for row in looked_up(self._scores, keys, compute, sizes)]
+        if not self.guard:  # which may choose other tokens than it scores
+            self._beginnings.scored(sequences, found)
+        return found
 
     def keep_scores(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows of the table of scores that were found on the way to something else."""
@@ -158,14 +163,15 @@ class Reader:
             missing.sort(key=lambda i: -len(prompts[i]))
             for low in range(0, len(missing), KEPT_PROMPTS):
                 part = missing[low : low + KEPT_PROMPTS]
-                done = self._generate(
-                    [prompts[i] for i in part], max_new_tokens, settled, part, label
-                )
-                yield kept(part, done)
+                asked = [prompts[i] for i in part]
+                yield kept(part, self._generate(asked, max_new_tokens, settled, part, label))
 
         sizes = [len(prompt) + max_new_tokens for prompt in prompts]
         rows = looked_up(self._generations, keys, compute, sizes)
-        return [Generation(list(row["tokens"]), row["complete"]) for row in rows]
+        made = [Generation(list(row["tokens"]), row["complete"]) for row in rows]
+        if not (self.guard or self._writer):
+            self._beginnings.written(prompts, made, max_new_tokens, self.tokenizer)
+        return made
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, special ones dropped; nothing is the empty string."""
@@ -182,7 +188,7 @@ class Reader:
         """Rows for some prompts; `numbers` are what `settled` knows them by."""
         if self._writer is not None:
             written = self._writer(self.guard.wrapped(prompts), max_new_tokens)
-            done = self._filtered(prompts, written, max_new_tokens)
+            done = self.guard.filtered(prompts, written, max_new_tokens)
             return [{"tokens": tokens, "complete": True} for tokens in done]
         if self.guard.filters_answers:
             settled = None
@@ -201,17 +207,13 @@ class Reader:
             max_new_tokens=max_new_tokens,
             max_batch=self.max_batch,
             settled=ask if settled else None,
+            known=[self._beginnings.after(prompt) for prompt in prompts],
             label=label,
         )
         return [
             {"tokens": tokens, "complete": place not in stopped}
-            for place, tokens in enumerate(self._filtered(prompts, found, max_new_tokens))
+            for place, tokens in enumerate(self.guard.filtered(prompts, found, max_new_tokens))
         ]
-
-    def _filtered(
-        self, prompts: list[Sequence[int]], written: list[list[int]], limit: int
-    ) -> list[list[int]]:
-        return [self.guard.filtered(p, w, limit) for p, w in zip(prompts, written, strict=True)]
 
     def _score(
         self, sequences: Sequence[TokenSequence], label: str
@@ -239,13 +241,11 @@ def reader_of(
     guard: Guard | None = None,
 ) -> Reader:
     """A reader of a model in memory, which keeps nothing on disk."""
-    size = len(output_head(model))
-    context = context_length(model)
     return Reader(
         lambda: model,
         tokenizer,
-        context=context,
-        vocabulary_size=size,
+        context=context_length(model),
+        vocabulary_size=len(output_head(model)),
         max_batch=max_batch,
         guard=guard,
     )

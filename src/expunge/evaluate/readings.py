@@ -11,6 +11,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.numbers import Behind, Number
 from expunge.evaluate.run import ITEMS, RESULTS, read_items, read_run
 from expunge.evaluate.semeval_suite import entry_behind, entry_group, entry_numbers
+from expunge.evaluate.suite import BESIDE
 from expunge.registry import did_you_mean
 
 NO_METRICS = frozenset({"tokens", "complete"})
@@ -183,7 +184,10 @@ def _run_reading(folder: Path, name: str, entry: Row) -> Reading:
     else:
         raise EvaluationError(f"the items of {name} in {folder} are not on disk any more")
     rows = [{"group": entry_group(row), **row} for row in read_items(stage / ITEMS)]
-    items = by_key(rows, str(stage / ITEMS))
+    beside = (
+        read_items(stage / BESIDE) if (stage / BESIDE).is_file() else []
+    )  # older runs have none
+    items = by_key(rows + beside, str(stage / ITEMS))
     scores = runs.read_json(stage / "scores.json")
     facts = {**scores["collapse"], "aggregates": ["task_aggregate", "final"]}
     suite = SuiteReading(entry_numbers(scores), items, facts, behind=entry_behind(scores))

@@ -13,7 +13,7 @@ from expunge.evaluate.mmlu import HUB, read_mmlu
 from expunge.evaluate.numbers import Behind, Measured, Number, mean_of, wilson
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.semeval import HALVES, final_of, mia_score_of
-from expunge.evaluate.suite import Evaluate, EvaluationData, document_losses, evaluate
+from expunge.evaluate.suite import Evaluate, EvaluationData, beside_items, evaluate
 
 _MEANS = (("qa", "knowledge"), ("sc", "regurgitation"))
 
@@ -68,12 +68,7 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         chat=section.chat,
     )
     items = [{"group": entry_group(row), **row} for row in rows]
-    losses = document_losses(reader, data, section.evaluate)
-    told = [
-        {"group": side, "id": document.id, "nll": nll}
-        for side in ("members", "nonmembers")
-        for document, nll in zip(getattr(data, side), losses[side], strict=True)
-    ]
+    told = beside_items(reader, data, section.evaluate)
     collapse = entry["collapse"]
     facts = {
         "collapsed": collapse["collapsed"],
@@ -95,14 +90,18 @@ def entry_group(row: Mapping[str, Any]) -> str:
 
 
 def entry_behind(entry: Mapping[str, Any]) -> dict[str, Behind]:
-    """The items behind the means over tasks, the aggregate and the AUC."""
+    """The items behind the means over tasks, the aggregate, the AUC and MMLU."""
     names = [t.replace("/", ".") for t, v in entry["semeval"]["terms"].items() if v is not None]
     found = {"task_aggregate": Behind("score", tuple(names), "aggregate")}
     for half in HALVES:
         for kind, name in _MEANS:
             own = tuple(n for n in names if n.startswith(f"{half}.") and n.endswith(f".{kind}"))
             found[f"{half}.{name}"] = Behind("score", own, "means")
-    return found | {"mia.auc": Behind("nll", ("members", "nonmembers"), "auc")}
+    return found | {
+        "mia.auc": Behind("nll", ("members", "nonmembers"), "auc"),
+        "mmlu": Behind("correct"),
+        "mmlu.macro": Behind("correct", how="means"),
+    }
 
 
 def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:

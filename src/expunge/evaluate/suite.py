@@ -15,9 +15,12 @@ from expunge.evaluate import collapse, semeval
 from expunge.evaluate.balance import shape
 from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.membership import mia
-from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu
+from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu, choose, places_of
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
+
+BESIDE = "beside.jsonl"
+"""Where a run keeps the rows of `beside_items`."""
 
 
 class Evaluate(Section):
@@ -147,6 +150,27 @@ def document_losses(
         texts = [encode_document(d, reader.tokenizer, max_length=length) for d in documents]
         losses[name] = [found.nll for found in reader.scores(texts, label="score documents")]
     return losses
+
+
+def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list[dict[str, Any]]:
+    """A row for each member, non-member and question asked: what `evaluate` found of them.
+
+    After `evaluate` nothing is read anew.
+    """
+    losses = document_losses(reader, data, config)
+    rows: list[dict[str, Any]] = [
+        {"group": side, "id": document.id, "nll": nll}
+        for side in ("members", "nonmembers")
+        for document, nll in zip(getattr(data, side), losses[side], strict=True)
+    ]
+    if config.mmlu is None:
+        return rows
+    asked, chosen, _ = choose(reader, data.mmlu, config.mmlu)
+    places = places_of(data.mmlu)
+    return rows + [
+        {"group": f"mmlu.{q.subject}", "id": places[id(q)], "correct": choice == q.answer}
+        for q, choice in zip(asked, chosen, strict=True)
+    ]
 
 
 def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate, *, chat: bool) -> int:
