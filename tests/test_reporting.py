@@ -77,6 +77,7 @@ def test_a_finished_run_is_reported_from_its_results(fields, tmp_path):
     assert expunge.report(run) == run and (run / "report.html").exists()
     assert material.finished and not material.missing
     assert set(material.items) == {"target", "strong", "weak", "merged"}
+    assert all("half" in row for rows in material.items.values() for row in rows)
     assert material.results.model_dump(mode="json") == json.loads(
         (run / "results.json").read_text()
     )
