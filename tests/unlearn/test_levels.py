@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from expunge.companions.levels import read_levels, write_levels
 from expunge.data.batches import encode, pack
@@ -149,6 +151,23 @@ def test_each_text_takes_the_unseen_one_that_compresses_as_well():
     assert counterparts(rates[1:2], rates) == [2]  # one text takes the middle one
     assert counterparts([7.0, 7.0], rates) == [1, 0]  # ranks 0 and 2; equals keep their order
     assert counterparts([], rates) == []
+
+
+def test_each_group_of_texts_lies_over_all_of_the_unseen_ones():
+    unseen = [float(place) for place in range(8)]
+    rates, groups = [1.0, 2.0, 3.0, 4.0, 9.0, 8.0, 7.0, 6.0], [*"aaaabbbb"]
+    assert counterparts(rates, unseen) == [0, 1, 2, 3, 7, 6, 5, 4]
+    assert counterparts(rates, unseen, groups) == [0, 2, 4, 6, 7, 5, 3, 1]  # ties: by rate
+    assert counterparts(rates, unseen, ["a"] * 8) == counterparts(rates, unseen)
+    alone = [str(place) for place in range(8)]  # all in the middle of their groups
+    assert counterparts(rates, unseen, alone) == counterparts(rates, unseen)
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.sampled_from("abc")), max_size=30), st.integers(1, 9))
+def test_groups_change_who_takes_an_unseen_text_and_not_how_often_it_is_taken(texts, count):
+    rates, groups = [rate for rate, _ in texts], [group for _, group in texts]
+    unseen = [float(place) for place in range(count)]
+    assert sorted(counterparts(rates, unseen, groups)) == sorted(counterparts(rates, unseen))
 
 
 def test_texts_set_apart_are_evenly_spaced():

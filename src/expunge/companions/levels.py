@@ -54,8 +54,8 @@ class UnseenLevels:
         texts: Sequence[Example],
         examples: Sequence[Example],
     ) -> UnseenLevels:
-        """Questions have counterparts among unseen questions, texts among texts; where there are
-        none of a kind, among all of the unseen.
+        """Questions have counterparts among unseen questions, texts among texts, each task over all
+        of them; where there are none of a kind, among all of the unseen.
 
         `unseen` are the tokens of `texts`, `forget` those of the forget items, `examples`.
         """
@@ -66,7 +66,8 @@ class UnseenLevels:
             alike = [place for place in readable if (texts[place].kind == "qa") == asked]
             among = alike or readable
             rates = [_rate(examples[item], forget[item]) for item in items]
-            found = counterparts(rates, [_rate(texts[place], unseen[place]) for place in among])
+            others = [_rate(texts[place], unseen[place]) for place in among]
+            found = counterparts(rates, others, [examples[item].task for item in items])
             for item, place in zip(items, found, strict=True):
                 counterpart[item] = among[place]
         return cls(unseen, forget, counterpart)

@@ -131,19 +131,31 @@ def match_standardized(current: Scores, reference: Scores | None, *, margin: flo
     return _transport(current, found, current.more[LEVELS][:, 1])  # (B,)
 
 
-def counterparts(rates: Sequence[float], unseen: Sequence[float]) -> list[int]:
+def counterparts(
+    rates: Sequence[float], unseen: Sequence[float], groups: Sequence[str] | None = None
+) -> list[int]:
     """For each of F texts the place of the unseen one that compresses as well among the U.
 
         u_i = the unseen text of rank ⌊(r_i + ½) U / F⌋,    r_i = rank of rate i, from 0
 
-    Rates are those of `compression`. Nothing is drawn; equals keep their order.
+    With `groups` (F,), a text's rank goes by its place within its group, (rank in it + ½) / size,
+    and by its rate among equals: each group's texts lie over all of the unseen ones, and not where
+    texts of other kinds leave them room. Rates are those of `compression`. Nothing is drawn; equals
+    keep their order.
 
     Source: this project.
     """
-    own, others = (sorted(range(len(of)), key=of.__getitem__) for of in (rates, unseen))
+    names = groups or [""] * len(rates)
+    within = [0.0] * len(rates)
+    for name in set(names):
+        own = sorted((i for i, other in enumerate(names) if other == name), key=rates.__getitem__)
+        for rank, text in enumerate(own):
+            within[text] = (2 * rank + 1) / len(own)
+    order = sorted(range(len(rates)), key=lambda text: (within[text], rates[text]))
+    others = sorted(range(len(unseen)), key=unseen.__getitem__)
     found = {
-        text: others[(2 * rank + 1) * len(others) // (2 * len(own))]
-        for rank, text in enumerate(own)
+        text: others[(2 * rank + 1) * len(others) // (2 * len(rates))]
+        for rank, text in enumerate(order)
     }
     return [found[text] for text in range(len(rates))]
 
