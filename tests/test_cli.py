@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -148,6 +149,11 @@ def test_help_is_shown_where_it_is_asked_for_or_nothing_is(words):
     assert done.returncode == (0 if "--help" in words else 2)
     assert "Usage: " in done.stdout + done.stderr
     assert "Missing" not in done.stdout + done.stderr
+
+
+def test_the_version_is_that_of_the_installed_package():
+    done = expunge("--version")
+    assert (done.returncode, done.stdout) == (0, f"expunge {version('expunge')}\n")
 
 
 @pytest.mark.parametrize("option", ["--lint", "--explain", "--stochastic"])

@@ -1,11 +1,11 @@
 """The command line: read, run, print. No logic."""
 
 import sys
-from typing import NoReturn, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 
-from expunge import parallel
+from expunge import __version__, parallel
 from expunge.cli.calibration import choosing
 from expunge.cli.facts import telling
 from expunge.cli.guards import guarding
@@ -31,6 +31,21 @@ app = typer.Typer(
 )
 for commands in (running, choosing, handling, guarding, publishing, telling, reading):
     app.add_typer(commands)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"expunge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
