@@ -4,11 +4,14 @@ Both take the same ten sequences, with the same factors, bf16 base weights and f
 peft gets them as a padded batch. The losses must agree before any time is counted.
 """
 
+from __future__ import annotations
+
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,6 +21,9 @@ from expunge.data.batches import TokenSequence, pack
 from expunge.lora import Lora, adapters_of, add_adapter
 from expunge.provenance import git_commit, machine
 from expunge.scores import score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LENGTHS = (250, 180, 60, 60, 40, 30, 30, 25, 20, 15)
 ROUNDS = 7
@@ -55,13 +61,13 @@ def main() -> None:
     sys.stdout.write(text + "\n")
 
 
-def _ours(folder: Path) -> torch.nn.Module:
+def _ours(folder: Path) -> PreTrainedModel:
     model = models.load_model(folder, dtype="bfloat16")
     add_adapter(model, Lora(dropout=0), seed=0)
     return model.train()
 
 
-def _peer(folder: Path) -> torch.nn.Module:
+def _peer(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -69,7 +75,7 @@ def _peer(folder: Path) -> torch.nn.Module:
     return get_peft_model(base, config).train()
 
 
-def _share_factors(ours: torch.nn.Module, peer: torch.nn.Module) -> None:
+def _share_factors(ours: PreTrainedModel, peer: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, layer in adapters_of(ours).items():
         torch.nn.init.normal_(layer.lora_B, std=0.01, generator=generator)
@@ -78,12 +84,12 @@ def _share_factors(ours: torch.nn.Module, peer: torch.nn.Module) -> None:
         other.lora_B["default"].weight.data.copy_(layer.lora_B.data)
 
 
-def _loss_ours(model: torch.nn.Module, rows: list[list[int]]) -> torch.Tensor:
+def _loss_ours(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
     sequences = [TokenSequence(str(i), tuple(row), 0) for i, row in enumerate(rows)]
     return -score(model, pack(sequences, "document", "cpu")).token_logps.mean()
 
 
-def _loss_peer(model: torch.nn.Module, rows: list[list[int]]) -> torch.Tensor:
+def _loss_peer(model: Any, rows: list[list[int]]) -> torch.Tensor:
     width = max(map(len, rows))
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full_like(tokens, -100)

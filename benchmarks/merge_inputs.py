@@ -14,7 +14,7 @@ def tuned_models(folder: Path, layers: int, dtype: str = "BF16") -> list[str]:
     """A base and two models near it, as folders; written once."""
     from expunge.merge.shards import SHARD_BYTES, Planned, ShardWriter
 
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(layers):
         at = f"model.layers.{layer}"
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -79,7 +79,7 @@ def loras(folder: Path, layers: int = 12, dtype: str = "bfloat16") -> list[str]:
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, std=0.01)
-            tuned.save_pretrained(folder / f"lora-{number}")
+            tuned.save_pretrained(str(folder / f"lora-{number}"))
             model = tuned.unload()
     return [str(base), *(f"{base}+{folder}/lora-{number}" for number in (1, 2))]
 

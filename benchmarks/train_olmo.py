@@ -79,7 +79,7 @@ def _recipe(folder: Path, options: Any) -> Any:
 def _random_model(folder: Path, shape: dict[str, int], tokenizer: Path) -> None:
     from transformers import OlmoConfig, OlmoForCausalLM
 
-    made = models.load_tokenizer(tokenizer)
+    made: Any = models.load_tokenizer(tokenizer)
     config = OlmoConfig(
         vocab_size=max(50304, len(made)) if shape["hidden_size"] > 1000 else len(made),
         hidden_size=shape["hidden_size"],

@@ -8,9 +8,11 @@ from typing import Any
 from train_items import sequences
 
 from expunge import lora, models
+from expunge.unlearn.companions import Chosen
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.passes import HalfData, Passes
 from expunge.unlearn.reference import cached_reference
+from expunge.unlearn.sets import Half
 from expunge.unlearn.steps import STEP_RULES, JointStep, Now
 from expunge.unlearn.trainer import Optimizer, autocast, train
 
@@ -29,7 +31,8 @@ def unlearn(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[flo
         )
     )
     config = _optimizer(spec)
-    halves = {half: sequences(spec[half]) for half in ("forget", "retain")}
+    names: tuple[Half, Half] = ("forget", "retain")
+    halves = {half: sequences(spec[half]) for half in names}
     begin = time.perf_counter()
     references = {
         half: cached_reference(
@@ -40,7 +43,7 @@ def unlearn(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[flo
             file=Path(spec["folder"]) / f"{half}.safetensors",
             max_tokens=config.max_tokens,
         )
-        for half in ("forget", "retain")
+        for half in names
     }
     seconds = time.perf_counter() - begin
     lora.load_adapter(model, Path(spec["factors"]))
@@ -50,15 +53,17 @@ def unlearn(spec: dict[str, Any], wait: Callable[[int], None]) -> tuple[list[flo
         for name, layer in layers.items()
         for factor in ("lora_A", "lora_B")
     }
-    data = {half: HalfData(halves[half], references[half]) for half in ("forget", "retain")}
+    data: dict[Half, HalfData] = {half: HalfData(halves[half], references[half]) for half in names}
     passes = Passes(model, data, objective, config.max_tokens)
     rule = STEP_RULES["joint"].fn
 
     def gradient(number: int) -> dict[str, float]:
         wait(number)
-        step = [{"forget": tuple(f), "retain": tuple(r)} for f, r in spec["steps"][number]]
+        step: list[Chosen] = [
+            {"forget": tuple(f), "retain": tuple(r)} for f, r in spec["steps"][number]
+        ]
 
-        def backward(*halves: str) -> dict[str, float]:
+        def backward(*halves: Half) -> dict[str, float]:
             return passes.backward([{half: batch[half] for half in halves} for batch in step])
 
         return rule(Now(list(parameters.values()), backward), JointStep())
