@@ -28,7 +28,7 @@ from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
 from expunge.unlearn.companions import CompanionSet
-from expunge.unlearn.levels import Levels, set_apart
+from expunge.unlearn.levels import set_apart
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.preparing import check_fit
 from expunge.unlearn.sets import Half
@@ -141,7 +141,7 @@ class Inputs:
         """The sets beside forget and retain that a branch reads; `alternates` for those of them."""
 
         def encode(examples: list[Example]) -> list[TokenSequence]:
-            return self._encode(examples, tokenizer)
+            return self._encode(examples, tokenizer, branch)
 
         sets, config = self.sets, branch.companions
         if branch.levels is not None and branch.levels.apart:
@@ -153,13 +153,15 @@ class Inputs:
 
     def unseen_levels(
         self,
-        config: Levels,
+        branch: Branch,
         forget: Sequence[TokenSequence],
         tokenizer: PreTrainedTokenizerBase,
     ) -> UnseenLevels:
-        """What gives the forget items the levels of unseen texts."""
-        texts = [self.sets.neutral[i] for i in set_apart(len(self.sets.neutral), config.apart)]
-        unseen = self._encode(texts, tokenizer)
+        """What gives the forget items of a branch the levels of unseen texts."""
+        assert branch.levels is not None
+        apart = set_apart(len(self.sets.neutral), branch.levels.apart)
+        texts = [self.sets.neutral[place] for place in apart]
+        unseen = self._encode(texts, tokenizer, branch)
         return UnseenLevels.of(unseen, forget, texts, self.sets.forget)
 
     @staticmethod
@@ -176,9 +178,13 @@ class Inputs:
         return self.recipe.model.reading
 
     def _encode(
-        self, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+        self,
+        examples: list[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        branch: Branch | None = None,
     ) -> list[TokenSequence]:
-        return encode_all(examples, tokenizer, **self._reading)
+        reading = self._reading if branch is None else branch.reading(self.recipe.model)
+        return encode_all(examples, tokenizer, **reading)
 
     def _load(
         self, weights: Weights, *, full: bool = False, quantize: Quantize | None = None

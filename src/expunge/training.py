@@ -25,7 +25,6 @@ from expunge.quantized import check_possible
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.checkpoints import SHORTENED
 from expunge.unlearn.halves import Halves
-from expunge.unlearn.levels import Levels
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import tune
 
@@ -80,9 +79,11 @@ class Training(Guards, ABC):
         same_text = how.model_copy(update={"each": 1})
         return self.folder.stage("alternates", same_text, inputs, build)
 
-    def levels(self, config: Levels, begun: Weights | None = None) -> Path:
-        """A level for each token of the forget items, found once, before the target is loaded; of
-        unseen texts as the adapter has them that a branch has `begun` with."""
+    def levels(self, branch: Branch, begun: Weights | None = None) -> Path:
+        """A level for each token of a branch's forget items, found once, before the target is
+        loaded; of unseen texts as the adapter has them that the branch has `begun` with."""
+        config = branch.levels
+        assert config is not None
         after: dict[str, str] = {}
         if config.of == "original":
             weights, key = self.original, self.original_hash
@@ -98,13 +99,14 @@ class Training(Guards, ABC):
             if weights.adapter is not None:
                 load_adapter(model, weights.adapter)
             tokenizer = models.load_tokenizer(self.original.base, model)
-            forget = self._encode(self.sets.forget, tokenizer)
+            forget = self._encode(self.sets.forget, tokenizer, branch)
             if config.of_tokens:
                 write_levels(model, forget, work)
             else:
-                self.unseen_levels(config, forget, tokenizer).write(model, work)
+                self.unseen_levels(branch, forget, tokenizer).write(model, work)
 
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key, **after}
+        inputs |= _length_input(branch)
         once = config.model_copy(update={"every": 0})
         return self.folder.stage("levels", once, inputs, build, together=True)
 
@@ -113,7 +115,7 @@ class Training(Guards, ABC):
         config, quantize = self.recipe.branches[name], self.recipe.model.quantize
         alternates = self.alternates(config) if config.reads_alternates else None
         begun = None if config.after is None else self.branch(config.after, seed)
-        levels = self.levels(config.levels, begun) if config.levels is not None else None
+        levels = self.levels(config, begun) if config.levels is not None else None
 
         def build(work: Path) -> None:
             full = config.training == "full"
@@ -121,19 +123,20 @@ class Training(Guards, ABC):
             if config.blocks is not None:
                 model = first_blocks(model, config.blocks)
                 models.save_model(model, tokenizer, work / "base")
-            forget = self._encode(self.sets.forget, tokenizer)
+            forget = self._encode(self.sets.forget, tokenizer, config)
             answers = None if alternates is None else read_alternates(alternates)
-            moves = config.levels if config.levels and config.levels.every else None
+            moves = config.levels is not None and config.levels.every > 0
             halves = Halves(
                 forget=forget,
-                retain=self._encode(self.sets.retain, tokenizer),
+                retain=self._encode(self.sets.retain, tokenizer, config),
                 companions=self.companions(config, forget, tokenizer, answers),
                 cache=self.folder.store / "cache",
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
                 + (f"-{config.blocks}" if config.blocks else "")
-                + (f"-{quantize}" if quantize else ""),
+                + (f"-{quantize}" if quantize else "")
+                + "".join(f"-{length}" for length in _length_input(config).values()),
                 levels=None if levels is None else read_levels(levels),
-                relevel=moves and self.unseen_levels(moves, forget, tokenizer).now,
+                relevel=self.unseen_levels(config, forget, tokenizer).now if moves else None,
             )
 
             def measure(now: PreTrainedModel) -> dict[str, float]:
@@ -196,3 +199,8 @@ class Training(Guards, ABC):
             return self.original_hash
         inside = folder.parent.parent == self.folder.store / "stages"
         return folder.parent.name if inside else runs.hash_folder(folder)
+
+
+def _length_input(branch: Branch) -> dict[str, str]:
+    """What stands for a branch's own cutting of texts, where it has one."""
+    return {} if branch.max_length is None else {"max_length": str(branch.max_length)}

@@ -68,7 +68,7 @@ def test_it_begins_where_the_other_ended(fields, tmp_path):
 
 def test_its_levels_are_those_of_the_model_it_begins_with(fields, tmp_path):
     pipeline = Pipeline(fields, tmp_path)
-    config = pipeline.recipe.branches["beyond"].levels
+    config = pipeline.recipe.branches["beyond"]
     level = pipeline.branch("level", 42)
     found, before = (read_levels(pipeline.levels(config, begun)) for begun in (level, None))
     model, tokenizer = load_model(pipeline.target.base), load_tokenizer(pipeline.target.base)

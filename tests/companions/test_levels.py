@@ -65,7 +65,7 @@ def inputs_of(weights) -> dict:
 
 
 def levels_of(pipeline, name):
-    return pipeline.levels(pipeline.recipe.branches[name].levels)
+    return pipeline.levels(pipeline.recipe.branches[name])
 
 
 def test_they_are_those_of_the_original_and_found_once_for_branches_and_seeds(
@@ -185,7 +185,7 @@ def test_levels_read_anew_are_those_of_the_weights_at_that_step(fields, tmp_path
         model = load_model(pipeline.target.base)
         load_adapter(model, kept[step])
         items = encoded(pipeline, pipeline.sets.forget, pipeline.target.base)
-        config = pipeline.recipe.branches["unseen"].levels
+        config = pipeline.recipe.branches["unseen"]
         tokenizer = load_tokenizer(pipeline.target.base)
         expected = pipeline.unseen_levels(config, items, tokenizer).now(model)
         torch.testing.assert_close(now, expected, rtol=1e-5, atol=1e-5)
@@ -248,7 +248,7 @@ def test_texts_set_apart_give_levels_and_are_trained_on_by_no_term(fields, tmp_p
     branch = branch.model_copy(update={"terms": (*branch.terms, NEUTRAL)})
     base = pipeline.original.base
     items, tokenizer = encoded(pipeline, pipeline.sets.forget, base), load_tokenizer(base)
-    apart = [text.id for text in pipeline.unseen_levels(branch.levels, items, tokenizer).unseen]
+    apart = [text.id for text in pipeline.unseen_levels(branch, items, tokenizer).unseen]
     read = pipeline.companions(branch, items, tokenizer, None)["neutral"].sequences
     names = [text.id for text in pipeline.sets.neutral]
     assert apart == [names[0], names[3]]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from expunge.config import Section
 from expunge.errors import RecipeError
 from expunge.lora import Lora
+from expunge.model_section import Model
 from expunge.unlearn.companions import Companions
 from expunge.unlearn.levels import Levels
 from expunge.unlearn.masks import Mask
@@ -43,6 +44,10 @@ class Branch(Section):
     blocks: int | None = Field(default=None, ge=1)
     """Train on the target's first blocks with its norm and head, as a guard's assistant; null: on
     all of it."""
+
+    max_length: int | None = Field(default=None, ge=8, exclude_if=lambda length: length is None)
+    """Longest sequence that this branch reads, in tokens, prompts whole; null: as the model section
+    cuts them. Attackers read a document from its first word, and what is cut is not unlearnt."""
 
     lora: Lora = Field(default_factory=Lora)
     """The adapter, where training is `lora`."""
@@ -146,6 +151,12 @@ class Branch(Section):
     def reads_alternates(self) -> bool:
         """Whether a term needs what only the target can write."""
         return any(term.half in ("alternate", "alternate_pair") for term in self.terms)
+
+    def reading(self, model: Model) -> dict[str, Any]:
+        """How its items are cut and joined, given the model section."""
+        if self.max_length is None:
+            return model.reading
+        return model.reading | {"max_length": self.max_length, "prompt_tail": None}
 
     @property
     def rule(self) -> StepRule:
