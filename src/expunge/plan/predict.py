@@ -184,7 +184,7 @@ class _Foreteller:
             branch = recipe.branches[name]
             work = unlearning(branch, self.data.halves(name, Path()), seen.seed or 0)
             full = branch.training == "full"
-            again = relevelling(branch, self.data, work.steps)
+            again = relevelling(branch, self.data.by(name), work.steps)
             ends, between = self._watching(name, branch, work.steps, tokenizer)
         fixed = self._fixed(name, work, full) + ends
         training = between + self.rates.token[name] * work.tokens + self.rates.adapted.read * again
@@ -216,7 +216,7 @@ class _Foreteller:
         watch, rates = branch.watch, self.rates
         if watch is None:
             return 0.0, 0.0
-        each = watching(watch, self.data) * rates.plain.read
+        each = watching(watch, self.data.by(name)) * rates.plain.read
         if watch.read == "evaluation":
             work = reading(name, self.pipeline, self.data, tokenizer)
             each += self._seconds(work, rates.adapted if branch.training == "lora" else rates.plain)

@@ -6,10 +6,10 @@ The schedules are seeded, so what a run will forward is known before it starts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -55,12 +55,18 @@ class Encoded:
     companions: dict[str, dict[Half, CompanionSet]] = field(default_factory=dict)
     """The other sets that a branch reads, by its name. Alternates are not written yet: the true
     answer stands in for each."""
+    longer: dict[str, Encoded] = field(default_factory=dict)
+    """The same of a branch, by its name, that cuts texts in its own way."""
+
+    def by(self, branch: str) -> Encoded:
+        """The tokens as a branch reads them."""
+        return self.longer.get(branch, self)
 
     def halves(self, branch: str, cache: Path) -> Halves:
         """The sets of a branch, as it takes them; levels, which are not found yet, are all 0."""
-        companions = self.companions.get(branch, {})
-        levels = [torch.zeros(len(sequence.tokens) - 1, 2) for sequence in self.forget]
-        return Halves(self.forget, self.retain, cache, "plan", companions, levels)
+        companions, read = self.companions.get(branch, {}), self.by(branch)
+        levels = [torch.zeros(len(sequence.tokens) - 1, 2) for sequence in read.forget]
+        return Halves(read.forget, read.retain, cache, "plan", companions, levels)
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,30 @@ def survey(recipe: Recipe, out: Path | None, scratch: Path, mark: dict[str, str]
 def encoded(pipeline: Pipeline, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """The sets of a recipe as training and evaluation see them."""
     recipe, sets = pipeline.recipe, pipeline.sets
-    how = recipe.model.reading
 
-    def tokens(examples: Iterable[Example]) -> list[TokenSequence]:
-        return [encode(example, tokenizer, **how) for example in examples]
+    def read(how: Mapping[str, Any]) -> Encoded:
+        halves = (sets.forget, sets.retain, sets.neutral)
+        forget, retain, neutral = ([encode(e, tokenizer, **how) for e in half] for half in halves)
+        return Encoded(forget, retain, neutral, documents)
 
     length = recipe.evaluate.document_tokens
     documents = [
         encode_document(document, tokenizer, max_length=length)
         for document in (*sets.members, *sets.nonmembers, *NEUTRAL)
     ]
-    forget = tokens(sets.forget)
+    longer = {
+        name: read(branch.reading(recipe.model))
+        for name, branch in recipe.branches.items()
+        if branch.max_length is not None
+    }
+    made = replace(read(recipe.model.reading), longer=longer)
     companions = {
-        name: pipeline.companions(branch, forget, tokenizer, _unwritten(sets.forget, branch))
+        name: pipeline.companions(
+            branch, made.by(name).forget, tokenizer, _unwritten(sets.forget, branch)
+        )
         for name, branch in recipe.branches.items()
     }
-    return Encoded(forget, tokens(sets.retain), tokens(sets.neutral), documents, companions)
+    return replace(made, companions=companions)
 
 
 def _unwritten(forget: Sequence[Example], branch: Branch) -> list[list[str]]:
@@ -176,8 +190,11 @@ def writing(config: Branch, data: Encoded) -> Reading:
 
 def levelling(recipe: Recipe, data: Encoded) -> int:
     """Tokens read to find levels, at most."""
-    given = [branch.levels for branch in recipe.branches.values() if branch.levels is not None]
-    return max(_level_tokens(levels, data) for levels in given)
+    return max(
+        _level_tokens(branch.levels, data.by(name))
+        for name, branch in recipe.branches.items()
+        if branch.levels is not None
+    )
 
 
 def relevelling(config: Branch, data: Encoded, steps: int) -> int:
