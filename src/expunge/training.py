@@ -106,7 +106,7 @@ class Training(Guards, ABC):
                 self.unseen_levels(branch, forget, tokenizer).write(model, work)
 
         inputs = {**self._training_inputs, "dtype": self.recipe.model.dtype, "levels": key, **after}
-        inputs |= _length_input(branch)
+        inputs |= {} if branch.max_length is None else {"max_length": str(branch.max_length)}
         once = config.model_copy(update={"every": 0})
         return self.folder.stage("levels", once, inputs, build, together=True)
 
@@ -134,7 +134,7 @@ class Training(Guards, ABC):
                 cache_key=f"{self._target_key}-{'float32' if full else self.recipe.model.dtype}"
                 + (f"-{config.blocks}" if config.blocks else "")
                 + (f"-{quantize}" if quantize else "")
-                + "".join(f"-{length}" for length in _length_input(config).values()),
+                + (f"-read-{config.max_length}" if config.max_length else ""),
                 levels=None if levels is None else read_levels(levels),
                 relevel=self.unseen_levels(config, forget, tokenizer).now if moves else None,
             )
@@ -199,8 +199,3 @@ class Training(Guards, ABC):
             return self.original_hash
         inside = folder.parent.parent == self.folder.store / "stages"
         return folder.parent.name if inside else runs.hash_folder(folder)
-
-
-def _length_input(branch: Branch) -> dict[str, str]:
-    """What stands for a branch's own cutting of texts, where it has one."""
-    return {} if branch.max_length is None else {"max_length": str(branch.max_length)}
