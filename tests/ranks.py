@@ -73,7 +73,7 @@ BRANCHES = {
         **BRANCH,
         "terms": [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}],
         "step": {"rule": "ngdiff", "every": 1},
-        "optimizer": {**OPTIMIZER, "kind": "sgd", "clip": None},
+        "optimizer": {**OPTIMIZER, "kind": "sgd", "clip": None, "weight_decay": 0},
     },
     "sam": {
         **BRANCH,

@@ -48,7 +48,8 @@ def trained(tuned, tokenizer, folder, name: str, **changes):
         **changes,
     }
     if name == "ngdiff":
-        fields["optimizer"] = {"kind": "sgd", "lr": 0.05, "clip": None, "compute": "float32"}
+        plain = {"kind": "sgd", "lr": 0.05, "clip": None, "weight_decay": 0}
+        fields["optimizer"] = {**plain, "compute": "float32"}
     config = Branch.model_validate(fields)
 
     def encoded(examples):

@@ -283,6 +283,10 @@ def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
         ({"step": {"rule": "ngdiff"}}, "optimizer.kind: sgd"),
         ({"step": {"rule": "ngdiff"}, "optimizer": {"kind": "sgd"}}, "optimizer.clip: null"),
         (
+            {"step": {"rule": "ngdiff"}, "optimizer": {**SGD, "weight_decay": 0.01}},
+            "optimizer.weight_decay: 0",
+        ),
+        (
             {
                 "step": {"rule": "ngdiff", "every": 0},
                 "terms": [{"half": "forget", "loss": "npo"}, TERMS[1]],

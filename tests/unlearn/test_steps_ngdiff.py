@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from expunge.unlearn.optimizer import Span, Stepper
+from expunge.unlearn.section import Branch
 from expunge.unlearn.steps.ngdiff import parabola
 
 
@@ -34,6 +36,21 @@ def test_one_small_plain_step_lowers_the_retain_loss_and_raises_the_forget_nll(t
         after = made.losses("forget", "retain")
         assert after["retain"] <= before["retain"] + 1e-12
         assert after["forget"] <= before["forget"] + 1e-12  # -M_F falls, so M_F rises
+
+
+def test_the_named_row_moves_weights_by_that_gradient_and_nothing_else(toy, linear):
+    """d·∇M_R ≤ 0 for the weights' movement d too; weight decay at large weights would break it."""
+    w = torch.tensor([100.0, 0.0])
+    f, r = torch.tensor([1.0, 0.01]), torch.tensor([1.0, -0.01])
+    made = toy(w, linear(-f), linear(r))
+    found, _ = made.gradient("ngdiff", every=0)
+    weight = torch.nn.Parameter(w.clone())
+    weight.grad = found
+    optimizer = Branch.model_validate({"objective": "ngdiff"}).optimizer
+    stepper = Stepper({"weight": weight}, optimizer, [Span(2)])
+    stepper.begin(0, 2)
+    stepper.step(rate=0.1)
+    torch.testing.assert_close(weight.detach(), w - 0.1 * found)
 
 
 def test_the_fitted_rate_is_the_exact_minimiser_of_a_quadratic(toy, quadratic, linear):

@@ -151,7 +151,7 @@ OBJECTIVES = {
         (_ASCENT, _NLL),
         beside={
             "step": {"rule": "ngdiff"},
-            "optimizer": {"kind": "sgd", "lr": 0.1, "clip": None},
+            "optimizer": {"kind": "sgd", "lr": 0.1, "clip": None, "weight_decay": 0.0},
         },
         fidelity="adapted",
         differs="plain descent, for which its guarantee holds",

@@ -40,10 +40,12 @@ class NgdiffStep(StepOptions):
                     f"the step rule ngdiff takes gradient_ascent on forget, not {term.loss}{on}; "
                     "the rule normalized takes any"
                 )
-        if self.every and (optimizer.kind != "sgd" or optimizer.clip is not None):
+        plain = optimizer.kind == "sgd" and optimizer.clip is None and not optimizer.weight_decay
+        if self.every and not plain:
             raise ValueError(
                 "the step rule ngdiff fits its rate along the gradient itself: set optimizer.kind: "
-                "sgd and optimizer.clip: null, or step.every: 0 for the schedule's rate"
+                "sgd, optimizer.clip: null and optimizer.weight_decay: 0, or step.every: 0 for the "
+                "schedule's rate"
             )
 
     def start(self, rate: float) -> State:
@@ -58,7 +60,8 @@ def ngdiff(now: Now, step: NgdiffStep) -> Record:
         η ← 0.9 η + 0.1 min(2η, max(η/2, η*)),    η* the minimum of a parabola in L_R(θ - x g)
 
     The forget loss is gradient_ascent, L_F = -M_F. To first order a plain step never trades one
-    half for the other; AdamW rescales each weight, and the guarantee is lost. A fit counts if the
+    half for the other; AdamW rescales each weight and weight decay adds to them, and the guarantee
+    is lost. A fit counts if the
     parabola opens upwards, falls along the step and explains the losses (R²). The ascent never
     fades: give the branch a stop guard.
 
