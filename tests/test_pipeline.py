@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import expunge
 from commands import Command, run
 from expunge.errors import DataError, RecipeError, RunError, TrainingError
 from expunge.evaluate.run import read_items
+from expunge.unlearn.optimizer import Stepper
 from expunge.unlearn.snapshots import snapshots
 
 TERMS = [
@@ -119,6 +121,38 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe, fields, tmp_p
     assert done.returncode == 0, done.stderr
     assert {k: v for k, v in weights(broken).items() if "evaluate" not in k} == weights(whole)
     assert not list(broken.glob("stages/*.partial"))
+
+
+def test_a_branch_that_ran_out_of_memory_goes_on_with_the_setting_that_fits(
+    fields, tmp_path, monkeypatch
+):
+    """What costs memory or time alone does not begin a branch anew; a learning rate does."""
+    strong = fields["branches"]["strong"]
+    strong["optimizer"] = {"lr": 1e-3, "compute": "float32", "checkpoint_seconds": 0}
+    fields = {**fields, "branches": {"strong": strong}, "merges": {}}
+    expunge.tune(fields, tmp_path)
+    plain, taken = Stepper.step, []
+
+    def counted(self, rate=None):
+        taken.append(self.rate)
+        if len(taken) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        plain(self, rate)
+
+    monkeypatch.setattr(Stepper, "step", counted)
+    with pytest.raises(TrainingError, match="memory"):
+        expunge.unlearn(fields, tmp_path)
+    assert len(taken) == 3
+    strong["optimizer"] |= {"max_tokens": 64, "checkpointing": True, "checkpoint_seconds": 30}
+    (folder,) = expunge.unlearn(fields, tmp_path).values()
+    steps = len((folder.parent / "log.jsonl").read_text().splitlines())
+    assert len(taken) == 3 + steps - 2 and steps > 4
+    said = json.loads((folder.parent / "stage.json").read_text())
+    assert said["section"]["optimizer"]["max_tokens"] == 64  # what ran is on record
+    assert not list((tmp_path / "stages").glob("*.partial"))
+    strong["optimizer"]["lr"] = 2e-3
+    expunge.unlearn(fields, tmp_path)
+    assert len(taken) == 3 + 2 * steps - 2
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])

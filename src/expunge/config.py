@@ -25,6 +25,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    def keyed(self) -> dict[str, Any]:
+        """The fields that a result depends on, as JSON: all, where a section says nothing else."""
+        fields = self.model_dump(mode="json")
+        for name in fields:
+            if isinstance(held := getattr(self, name), Section):
+                fields[name] = held.keyed()
+        return fields
+
 
 AnySection = TypeVar("AnySection", bound=Section)
 

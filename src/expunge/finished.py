@@ -43,12 +43,13 @@ class Finished(runs.Run):
 
     def _cut_short(self, name: str, section: Section, inputs: Mapping[str, str]) -> Path | None:
         """The last finished stage that differs from the one asked for in its budget alone."""
-        wanted = section.model_dump(mode="json"), dict(inputs)
         found = {}
         for note in self.store.glob(f"stages/{name}-*/{runs.PROVENANCE}"):
             said = runs.read_json(note)
             given = {key: value for key, value in said["inputs"].items() if key != "budget"}
             whole = note.parent.suffix != ".partial" and said["stage"] == name
-            if whole and "budget" in said["inputs"] and (said["section"], given) == wanted:
+            if not whole or "budget" not in said["inputs"] or given != dict(inputs):
+                continue
+            if said["key"] == runs.stage_key(name, section, said["inputs"]):
                 found[said["finished"]] = note.parent
         return found[max(found)] if found else None

@@ -139,7 +139,7 @@ def _build(build: Callable[[Path], Any], folder: Path, together: bool) -> None:
 def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
     """Twelve hex digits that stand for a stage's recipe, inputs and code version."""
     content = json.dumps(
-        [name, section.model_dump(mode="json"), dict(sorted(inputs.items())), expunge.__version__],
+        [name, section.keyed(), dict(sorted(inputs.items())), expunge.__version__],
         sort_keys=True,
     )
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +36,8 @@ class Optimizer(Section):
     """Type of the matrix products while weights are kept in float32 (autocast)."""
 
     max_tokens: int = Field(default=2048, ge=1)
-    """Tokens forwarded at once; memory grows with it, results do not change."""
+    """Tokens forwarded at once; memory grows with it. Results do not change, but that dropout is
+    drawn otherwise."""
 
     checkpointing: bool = False
     """Keep each block's input alone and compute the rest again in the backward pass: a third more
@@ -45,6 +46,11 @@ class Optimizer(Section):
     checkpoint_seconds: float = Field(default=30, ge=0)
     """Write a checkpoint when this long has passed since the last, or longer where writing is
     slow, so that it takes at most a twentieth of the time; 0 writes one every step."""
+
+    def keyed(self) -> dict[str, Any]:
+        """All but what costs memory or time alone: a branch goes on where that is changed."""
+        free = {"max_tokens", "checkpointing", "checkpoint_seconds"}
+        return {name: value for name, value in super().keyed().items() if name not in free}
 
 
 @dataclass(frozen=True)
