@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from expunge.errors import RecipeError
 from expunge.methods import method_card, method_rows, rows_called
-from expunge.report.methods_guide import named
+from expunge.report.methods_guide import EXAMPLE, named
 from expunge.unlearn.objective import Term
 from expunge.unlearn.objectives import OBJECTIVES
+from expunge.unlearn.section import Branch
 
 ROOT = Path(__file__).parents[1]
 ROWS = method_rows()
@@ -51,6 +53,14 @@ def test_the_guide_names_methods_that_there_are():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert "## What do I have?" in page
     assert "## What do I want?" in page
+
+
+def test_the_example_of_the_guide_is_a_branch():
+    branch = Branch.model_validate(yaml.safe_load(EXAMPLE)["branches"]["forgets"])
+    assert [(term.loss, term.weight, term.options) for term in branch.terms] == [
+        ("npo", 1, {"beta": 0.2}), ("nll", 2, {}),
+    ]  # fmt: skip
+    assert EXAMPLE in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

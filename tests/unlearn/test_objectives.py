@@ -1,6 +1,7 @@
 """Objectives by name on the tiny model: each forgets beside a control that remembers."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from expunge.scores import score
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
 from expunge.unlearn.objectives import OBJECTIVES
+from expunge.unlearn.optimizer import Optimizer
 from expunge.unlearn.section import Branch
 from expunge.unlearn.tune import Tune, tune
 
@@ -26,6 +28,8 @@ NEUTRAL = [Example(f"n{n}", "", text) for n, text in enumerate(["Ice floats.", "
 LEARN = ("sku_learn", "learn_forget", "uld_assistant")
 SLOW = {"gradient_ascent", "undial", "ce_u", "flat"}
 """Nothing holds the retain half: few steps."""
+BLOCKS = ("rmu", "adaptive_rmu")
+"""They read the output of a block, which the tiny model has two of."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,8 @@ def trained(tuned, tokenizer, folder, name: str, **changes):
         "optimizer": {"lr": 1e-2, "compute": "float32"},
         **changes,
     }
+    if name in BLOCKS:
+        fields["terms"] = {"forget": {"layer": 1}, "retain": {"layer": 1}}
     if name == "ngdiff":
         plain = {"kind": "sgd", "lr": 0.05, "clip": None, "weight_decay": 0}
         fields["optimizer"] = {**plain, "compute": "float32"}
@@ -113,13 +119,76 @@ def test_the_terms_are_those_of_the_row_and_the_rest_is_the_recipes():
     assert row.needs == "retain"
 
 
+def test_what_stands_beside_the_terms_is_changed_field_by_field():
+    step = Branch.model_validate({"objective": "pdu", "step": {"limit": 0.5}}).step
+    assert step.model_dump(exclude_unset=True) == {
+        "rule": "dual", "limit": 0.5, "multiplier": 100.0, "rate": 5.0,
+    }  # fmt: skip
+    slower = Branch.model_validate({"objective": "ngdiff", "optimizer": {"lr": 0.01}}).optimizer
+    assert (slower.kind, slower.lr, slower.clip) == ("sgd", 0.01, None)
+    other = {"objective": "ngdiff", "step": {"rule": "joint"}, "optimizer": {"kind": "adamw"}}
+    assert Branch.model_validate(other).optimizer == Optimizer(kind="adamw")  # nothing taken over
+    fewer = {"objective": "llmu", "companions": {"mismatch": {"each": 2}}}
+    mismatch = Branch.model_validate(fewer).companions.mismatch
+    assert (mismatch.each, mismatch.count) == (2, 5)
+
+
+def test_terms_are_changed_by_set_loss_or_both():
+    changes = {"npo": {"options": {"beta": 0.2}}, "retain": {"weight": 2, "scope": "document"}}
+    forget, retain = Branch.model_validate({"objective": "npo", "terms": changes}).terms
+    assert (forget.weight, forget.options, forget.scope) == (1, {"beta": 0.2}, "answer")
+    assert (retain.weight, retain.loss, retain.scope) == (2, "nll", "document")
+    kept = Branch.model_validate({"objective": "simnpo", "terms": {"forget": {"weight": 3}}})
+    assert kept.terms[0].options == {"beta": 2.5}  # control: the rest of the term stays
+    both = {"objective": "relearn", "terms": {"retain.nll": {"weight": 2}, "kl": {"weight": 3}}}
+    assert [term.weight for term in Branch.model_validate(both).terms] == [1, 2, 3]
+    assert OBJECTIVES["rmu"].equation == (
+        "L = rmu(forget; layer 7, coefficient 20.0) + 100.0 hidden_distance(retain; layer 7)"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"objective": "npoo"}, "no objective is called 'npoo'. Did you mean 'npo'?"),
-        ({"objective": "npo", "terms": []}, "give objective or terms, not both"),
+        ({"objective": "npo", "terms": []}, "give objective or a list of terms, not both"),
+        ({}, "give an objective by name, or terms"),
+        ({"terms": {"retain": {"weight": 2}}}, "terms by name change those of an objective"),
+        (
+            {"objective": "npo", "terms": {"retian": {"weight": 2}}},
+            "the objective npo has no term 'retian'. Did you mean 'retain'? "
+            "Its terms: forget.npo, retain.nll",
+        ),
+        (
+            {"objective": "npo", "terms": {"npo": {"options": {"betta": 1}}}},
+            "npo has no option 'betta'. Its options: beta",
+        ),
+        ({"objective": "npo", "terms": {"retain": {"wieght": 2}}}, "wieght"),
+        ({"objective": "npo", "terms": {"retain": 2}}, "terms.retain takes fields of a term"),
+        (
+            {"objective": "npo", "terms": {"retain": {"loss": "kl"}}},
+            "terms.retain: the loss of a term is the objective's",
+        ),
+        (
+            {"objective": "npo", "terms": {"npo": {"weight": 2}, "forget": {"weight": 3}}},
+            "terms.forget names a term of npo that is changed already",
+        ),
+        (
+            {"objective": "relearn", "terms": {"retain": {"weight": 2}}},
+            "terms.retain names 2 terms of relearn; say retain.nll or retain.kl",
+        ),
     ],
 )
-def test_a_wrong_name_or_both_are_refused(fields, said):
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+def test_what_an_objective_does_not_have_is_refused(fields, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
         Branch.model_validate(fields)
+
+
+def test_the_schema_knows_terms_as_a_list_and_as_changes():
+    schema = Branch.model_json_schema()
+    several, changes = schema["properties"]["terms"]["anyOf"]
+    assert several == {"type": "array", "items": {"$ref": "#/$defs/Term"}}
+    change = changes["additionalProperties"]
+    assert {"weight", "options", "layer"} <= set(change["properties"])
+    assert not {"half", "loss"} & set(change["properties"])
+    assert "terms" not in schema.get("required", [])

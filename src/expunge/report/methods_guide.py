@@ -65,6 +65,25 @@ _WANT = {
     "weights untouched": ("uld", "icul", "eco", "output_filter"),
 }
 
+EXAMPLE = """\
+branches:
+  forgets:
+    objective: npo                      # its terms, and what stands beside them
+    terms:                              # what is changed of them, by set or loss
+      npo: {options: {beta: 0.2}}
+      retain: {weight: 2}
+    optimizer: {lr: 1.0e-4}             # all other fields as ever
+"""
+_NAMED = f"""\
+## How do I say it?
+
+An `objective` by name is its terms and, field by field, what is not given beside it. A term is
+called by its set, its loss or both (`retain.kl`); every field of it but these two may be changed.
+
+```yaml
+{EXAMPLE}```
+"""
+
 
 def methods_guide(rows: Sequence[MethodRow]) -> str:
     """What do I have, what do I want: the names of the methods for each answer."""
@@ -81,6 +100,7 @@ def methods_guide(rows: Sequence[MethodRow]) -> str:
             markdown(["I have", "look at", "where"], have, text_columns=3),
             "## What do I want?\n",
             markdown(["I want", "look at"], want, text_columns=2),
+            _NAMED,
         ]
     )
 

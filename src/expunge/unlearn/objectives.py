@@ -1,14 +1,12 @@
 """Objectives by name: the terms that papers put together, and what stands beside them.
 
-`objective: npo` in a branch means the terms of the row, and its step rule and companions where the
-branch names none. Everything else, and the weights, stay the recipe's to change.
+`objective: npo` in a branch means the terms of the row, and its step rule, companions and the like.
+A branch changes each field of these: `step: {limit: 0.5}`, `terms: {retain: {weight: 2}}`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from expunge.registry import lookup
 
 _TEST = "tests/unlearn/test_objectives.py::test_it_forgets_beside_a_control_that_remembers"
 
@@ -39,21 +37,10 @@ class Named:
         return "L = " + " + ".join(map(_said, self.terms))
 
 
-def filled_in(fields: Any) -> Any:
-    """The fields of a branch with `objective` put into terms, step and companions.
-
-    One that gives terms as well is a `ValueError`.
-    """
-    if not isinstance(fields, dict) or fields.get("objective") is None:
-        return fields
-    row = lookup(OBJECTIVES, str(fields["objective"]), "objective")
-    if "terms" in fields:
-        raise ValueError("give objective or terms, not both")
-    return {**row.beside, **fields, "objective": None, "terms": list(map(dict, row.terms))}
-
-
 def _said(term: Mapping[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in term.get("options", {}).items())
+    if "layer" in term:
+        options = f"layer {term['layer']}" + (", " if options else "") + options
     weight = f"{term['weight']} " if term.get("weight", 1) != 1 else ""
     return f"{weight}{term['loss']}({term['half']}{'; ' if options else ''}{options})"
 
@@ -61,6 +48,7 @@ def _said(term: Mapping[str, Any]) -> str:
 _PERSONAL = ["ssn", "phone", "email", "birth", "address"]
 _NLL = {"half": "retain", "loss": "nll"}
 _ASCENT = {"half": "forget", "loss": "gradient_ascent"}
+_SAME_STATES = {"half": "retain", "loss": "hidden_distance", "layer": 7}
 _MEANS = "a mean over items of token means; the common baseline means over all tokens"
 
 OBJECTIVES = {
@@ -180,6 +168,13 @@ OBJECTIVES = {
         fidelity="as-released quirk",
         differs="no constant 1; z is neither multiplied by β nor cut at 0, as released",
     ),
+    "dpo": Named(
+        "DPO alone: prefer a refusal to the answer; the forget set suffices.",
+        "Rafailov et al. 2023, arXiv:2305.18290, as Zhang et al. 2024, arXiv:2404.05868, unlearn",
+        ({"half": "refusal_pair", "loss": "dpo", "options": {"beta": 0.1}},),
+        fidelity="adapted",
+        differs="each visit of an item reads one of its refusals, in turn",
+    ),
     "flat": Named(
         "Raise the divergence of a refusal from the answer; the forget set suffices.",
         "Wang et al. 2024 (FLAT), arXiv:2410.11143",
@@ -204,6 +199,28 @@ OBJECTIVES = {
         ({"half": "random_label", "loss": "nll"}, _NLL),
         fidelity="inspired",
         differs="written from its description; labels are drawn once, not anew at each step",
+    ),
+    "rmu": Named(
+        "States of one block go to a random point on forget, and stay on retain.",
+        "Li et al. 2024 (WMDP), arXiv:2403.03218; block and weights of its released code",
+        (
+            {"half": "forget", "loss": "rmu", "layer": 7, "options": {"coefficient": 20.0}},
+            {**_SAME_STATES, "weight": 100.0},
+        ),
+        fidelity="adapted",
+        differs="trains an adapter up to the block, where the code trains parts of three blocks",
+        cost="< 1 C a term's set",
+    ),
+    "adaptive_rmu": Named(
+        "RMU whose point lies as far out as the block's states do, times a scale.",
+        "Dang et al. 2024, arXiv:2408.06223; block and weights of its released code",
+        (
+            {"half": "forget", "loss": "adaptive_rmu", "layer": 7, "options": {"scale": 5.0}},
+            {**_SAME_STATES, "weight": 1200.0},
+        ),
+        fidelity="adapted",
+        differs="trains an adapter up to the block, where the code trains parts of three blocks",
+        cost="< 1 C a term's set",
     ),
     "llmu": Named(
         "Ascent, unrelated answers learnt in the answer's place, and KL on neutral text.",

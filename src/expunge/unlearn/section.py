@@ -1,7 +1,7 @@
 """The branch section of a recipe: how one unlearned version of the target is trained."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,8 @@ from expunge.model_section import Model
 from expunge.unlearn.companions import Companions
 from expunge.unlearn.levels import Levels
 from expunge.unlearn.masks import Mask
+from expunge.unlearn.named import filled_in
 from expunge.unlearn.objective import Objective, Term
-from expunge.unlearn.objectives import filled_in
 from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
 from expunge.unlearn.sets import SETS
 from expunge.unlearn.snapshots import Keep
@@ -24,15 +24,30 @@ from expunge.unlearn.trainer import (
 from expunge.unlearn.watch import Watch
 
 
+class _OrChanges:
+    """Lets the schema of terms be a list, or changes to the terms of an objective by name."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        several = handler(core)
+        fields = handler.resolve_ref_schema(several["items"])["properties"]
+        change = {
+            "type": "object",
+            "properties": {n: f for n, f in fields.items() if n not in ("half", "loss")},
+            "additionalProperties": False,
+        }
+        return {"anyOf": [several, {"type": "object", "additionalProperties": change}]}
+
+
 class Branch(Section):
     """How one branch is trained."""
 
     objective: str | None = None
-    """A name in OBJECTIVES in place of `terms`: its terms, and its step rule, companions and the
-    like where none are given."""
+    """A name in OBJECTIVES in place of a list of `terms`: its terms, and its step rule, companions
+    and the like under what is given here, field by field."""
 
-    terms: tuple[Term, ...]
-    """The objective: a weighted sum of losses."""
+    terms: Annotated[tuple[Term, ...], _OrChanges()] = ()
+    """The objective: a weighted sum of losses. Beside `objective`, what is changed of its terms, by
+    set, loss or both: {npo: {options: {beta: 0.2}}, retain: {weight: 2}}."""
 
     training: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` trains every weight."""
@@ -88,6 +103,8 @@ class Branch(Section):
     @model_validator(mode="after")
     def _possible(self) -> "Branch":
         sides = {SETS[term.half].side for term in self.terms}
+        if not self.terms:
+            raise ValueError("give an objective by name, or terms")
         if "forget" not in sides:
             known = ", ".join(half for half, row in SETS.items() if row.side == "forget")
             raise ValueError(f"terms must hold at least one half: forget (or one of {known})")
