@@ -18,6 +18,7 @@ ORDER = [
     *(
         "errors",
         "registry",
+        "needs",
         "config",
         "parallel",
         "zero",

@@ -1,21 +1,38 @@
 """The tables of methods: every row says where it is from, what it needs, and what proves it."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
 from expunge.errors import RecipeError
-from expunge.methods import method_card, method_rows, rows_called
-from expunge.report.methods_guide import EXAMPLE, named
+from expunge.methods import every_method, method_card, method_rows, rows_called
+from expunge.report.methods_guide import EXAMPLE, WHERE, asked_for, named
 from expunge.unlearn.objective import Term
 from expunge.unlearn.objectives import OBJECTIVES
 from expunge.unlearn.section import Branch
 
 ROOT = Path(__file__).parents[1]
 ROWS = method_rows()
+MADE = [row for row in every_method() if row.kind not in ("metric", "attack")]
+ALONE, RETAIN = "the forget set alone", "the forget set and a retain set"
+MODELS = "models or adapters that are trained already"
 FIDELITY = ("exact", "as-released quirk", "adapted", "inspired", "own")
+
+
+@cache
+def guide() -> list[tuple[str, str, list[str]]]:
+    """What one has, where to look, and the names there, as docs/methods.md lists them."""
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    table = page.split("## What do I have?")[1].split("##")[0]
+    lines = [line.strip("|\n").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    found, have = [], ""
+    for first, where, names in lines[2:]:
+        have = first.strip() or have
+        found.append((have, where, re.findall(r"`(\w+)`", names)))
+    return found
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['kind']}-{row['name']}")
@@ -53,6 +70,72 @@ def test_the_guide_names_methods_that_there_are():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert "## What do I have?" in page
     assert "## What do I want?" in page
+
+
+@pytest.mark.parametrize("row", MADE, ids=lambda row: f"{row.kind}-{row.name}")
+def test_a_method_stands_in_the_guide_once_where_it_belongs(row):
+    found = [
+        have for have, where, names in guide() if where == WHERE[row.kind] and row.name in names
+    ]
+    assert found == [asked_for(row.needs)]
+
+
+def test_the_guide_names_nothing_else():
+    assert sum(len(names) for *_, names in guide()) == len(MADE)
+
+
+@pytest.mark.parametrize(
+    ("have", "kind", "names"),
+    [
+        (ALONE, "forget loss", "npo npo_batch npo_token rmu adaptive_rmu undial hinge"),
+        (ALONE, "preference loss", "dpo kto flat_kl"),
+        (ALONE, "objective", "gradient_ascent dpo flat"),
+        (ALONE, "step rule", "joint sam smooth latent_adversarial repselect tar"),
+        (ALONE, "weight mask", "gradient magnitude wanda random last_blocks layers column"),
+        (ALONE, "token weighting", "spans entities surprisal memorised"),
+        (ALONE, "edit", "revs needle ablate"),
+        (ALONE, "schedule", "pairing sequential"),
+        (RETAIN, "objective", "npo rmu adaptive_rmu idk_dpo pdu"),
+        (RETAIN, "step rule", "dual normalized raised ngdiff ilu pcgu"),
+        (RETAIN, "weight mask", "wagle"),
+        (RETAIN, "schedule", "sugd agad layered alternate"),
+        (RETAIN, "edit", "prune"),
+        ("neutral texts", "objective", "llmu sku_learn"),
+        ("texts never read", "forget loss", "hinge_level match_level match_profile"),
+        (MODELS, "token weighting", "memorisation_gap"),
+        (MODELS, "forget loss", "hinge_level_token"),
+        (MODELS, "edit", "add pem_add analogy ia3_negate sku bias negate revert"),
+        (MODELS, "merge", "ties regmean"),
+        ("a retain set, and a model or an adapter", "edit", "sage"),
+        ("as an API gives them", "guard", "prefix input_filter output_filter icul"),
+        ("left alone, and helper models", "guard", "uld offset whp contrast"),
+        ("its weights left alone", "guard", "eco"),
+    ],
+)
+def test_who_has_this_is_sent_there(have, kind, names):
+    there = {n for h, where, each in guide() if have in h and where == WHERE[kind] for n in each}
+    assert set(names.split()) <= there
+
+
+def test_only_what_asks_for_less_stands_under_less():
+    alone = [row for row in MADE if ALONE in asked_for(row.needs)]
+    assert all(set(row.needs.data) <= {"forget"} and not row.needs.models for row in alone)
+    guards = {row.name: row.needs.access for row in MADE if row.kind == "guard"}
+    page = (ROOT / "docs" / "guards.md").read_text(encoding="utf-8")
+    acts_on = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, flags=re.MULTILINE))
+    text = ("prompt", "answer")
+    assert guards == {n: "text" if what in text else what for n, what in acts_on.items()}
+    assert {row.needs.access for row in MADE if row.kind != "guard"} == {"weights"}
+
+
+def test_needs_are_readable_text_in_json():
+    needs = {(row["kind"], row["name"]): row["needs"] for row in ROWS}
+    assert needs["guard", "uld"] == (
+        "data: forget, retain; models: an assistant that learnt forget alone; access: logits"
+    )
+    assert needs["forget loss", "npo"] == "data: forget; access: weights; reference log-probs"
+    assert needs["merge", "ties"] == "models: 1 model or more and a base; access: weights; density"
+    assert needs["metric", "regurgitation"] == "generations"
 
 
 def test_the_example_of_the_guide_is_a_branch():

@@ -1,7 +1,6 @@
 """Every method table of the program, as rows for `expunge methods` and docs/methods.md."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +12,7 @@ from expunge.evaluate.metrics import METRICS
 from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
 from expunge.registry import lookup
+from expunge.report.methods_page import MethodRow
 from expunge.report.methods_page import method_rows as rows_of
 from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.forget import FORGET_LOSSES
@@ -51,9 +51,14 @@ TABLES: dict[str, Mapping[str, Any]] = {
 }
 
 
+def every_method() -> list[MethodRow]:
+    """The rows of every table."""
+    return rows_of(TABLES)
+
+
 def method_rows() -> list[dict[str, str]]:
     """One dict a method: name, kind, source, fidelity, needs, cost, test, and its docstring."""
-    return [asdict(row) for row in rows_of(TABLES)]
+    return [{**vars(row), "needs": str(row.needs)} for row in every_method()]
 
 
 def methods_table() -> Table:

@@ -1,10 +1,11 @@
 """The generated documents: methods from docstrings, results from rows."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pytest
 
 from expunge.errors import RunError
+from expunge.needs import FORGET, Needs
 from expunge.report.board import add_rows
 from expunge.report.docs import write_docs
 from expunge.report.methods_page import Description, describe, method_row, method_rows, methods_page
@@ -34,8 +35,7 @@ def bare():
 @dataclass(frozen=True)
 class Loss:
     fn: object
-    needs_reference: bool = False
-    needs_hidden_states: bool = False
+    needs: Needs = FORGET
     test: str = ""
 
 
@@ -52,8 +52,8 @@ def test_a_docstring_is_taken_apart():
 
 
 def test_a_row_takes_from_its_table_then_from_its_function():
-    row = method_row("npo", "forget losses", Loss(npo, needs_reference=True, test="test_limits"))
-    assert (row.needs, row.test) == ("reference", "test_limits")
+    row = method_row("npo", "forget losses", Loss(npo, test="test_limits"))
+    assert (str(row.needs), row.test) == ("data: forget; access: weights", "test_limits")
     assert row.source.startswith("Zhang") and row.differs == "per token | not per sequence."
 
     @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def test_a_destroyed_system_has_no_final_in_the_docs():
 
 
 def test_stale_documents_are_found_and_written(tmp_path):
-    methods = [asdict(row) for row in method_rows({"masks": {"bare": bare}})]
+    methods = method_rows({"masks": {"bare": bare}})
     with pytest.raises(
         RunError, match=r"stale: .*methods\.md, .*results\.md, .*leaderboard\.md; run make docs"
     ):

@@ -9,6 +9,7 @@ import torch
 from expunge.data.batches import pack
 from expunge.data.examples import Example
 from expunge.errors import DataError
+from expunge.needs import Needs
 from expunge.scores import score
 from expunge.unlearn.departure import DEPARTURE_LOSSES
 from expunge.unlearn.footprint import Shape, memory_of
@@ -200,8 +201,9 @@ def test_a_term_on_items_that_the_set_lacks_is_refused(tuned, tokenizer, tmp_pat
 
 
 def test_rows_say_what_they_need():
-    assert FORGET_LOSSES["simnpo"].needs == ()
-    assert FORGET_LOSSES["wtnpo"].needs == ("reference log-probs",)
-    assert FORGET_LOSSES["undial"].needs == ("logits", "reference states")
-    assert FORGET_LOSSES["adaptive_rmu"].needs == ("hidden states", "reference hidden states")
-    assert RETAIN_LOSSES["kl"].needs == ("reference states",)
+    assert FORGET_LOSSES["simnpo"].needs.besides == ()
+    assert FORGET_LOSSES["wtnpo"].needs.besides == ("reference log-probs",)
+    assert FORGET_LOSSES["undial"].needs.besides == ("logits", "reference states")
+    hidden = ("hidden states", "reference hidden states")
+    assert FORGET_LOSSES["adaptive_rmu"].needs.besides == hidden
+    assert RETAIN_LOSSES["kl"].needs == Needs(("retain",), besides=("reference states",))

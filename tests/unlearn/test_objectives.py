@@ -11,6 +11,7 @@ from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.data.sets import Sets
 from expunge.models import load_model
+from expunge.needs import Needs
 from expunge.scores import score
 from expunge.unlearn.branch import train_branch
 from expunge.unlearn.halves import Halves
@@ -116,7 +117,7 @@ def test_the_terms_are_those_of_the_row_and_the_rest_is_the_recipes():
     assert Branch.model_validate(branch.model_dump(exclude_unset=True)) == branch
     row = OBJECTIVES["simnpo"]
     assert row.equation == "L = 0.1375 simnpo(forget; beta 2.5) + nll(retain)"
-    assert row.needs == "retain"
+    assert row.needs == Needs(("forget", "retain"))
 
 
 def test_what_stands_beside_the_terms_is_changed_field_by_field():

@@ -266,7 +266,7 @@ def test_a_row_names_a_test_and_has_a_section(rule):
 
 @every_rule
 def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
-    if "retain" in STEP_RULES[rule].needs:
+    if "retain" in STEP_RULES[rule].needs.data:
         with pytest.raises(ValueError, match="needs a term with half: retain"):
             branch(rule, terms=TERMS[:1])
     else:

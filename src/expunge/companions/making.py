@@ -6,7 +6,7 @@ Dimensions: F forget items, M companions of each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expunge.companions.alternates import write_alternates
@@ -15,6 +15,7 @@ from expunge.data.companions import Answers, mismatched, paraphrased, random_lab
 from expunge.data.examples import Example
 from expunge.data.refusals import read_refusals
 from expunge.data.sets import Sets
+from expunge.needs import BOTH, FORGET, Needs
 from expunge.unlearn.companions import Companions, CompanionSet
 from expunge.unlearn.sets import Half
 
@@ -130,7 +131,7 @@ class Companion:
     """Where it is described."""
     make: Callable[[Making], CompanionSet]
     test: str
-    needs: str = ""
+    needs: Needs = FORGET
     fidelity: str = "adapted"
     cost: str = "nothing is forwarded to make it"
 
@@ -146,7 +147,7 @@ COMPANIONS: dict[str, Companion] = {
         write_alternates,
         _alternate,
         "tests/companions/test_alternates.py::test_no_alternate_is_the_truth",
-        needs="the target",
+        needs=replace(FORGET, besides=("the target writes them",)),
         cost="max_new_tokens x count steps of generation for each forget item, once",
     ),
     "paraphrase": Companion(
@@ -156,13 +157,13 @@ COMPANIONS: dict[str, Companion] = {
         mismatched,
         _mismatch,
         f"{_TESTS}::test_a_mismatch_is_never_the_own_answer",
-        needs="retain, where the answers are of it",
+        needs=replace(BOTH, besides=("no retain with of: forget",)),
     ),
     "random_label": Companion(
         random_labels, _random_label, f"{_TESTS}::test_random_labels_keep_prompt_length_and_end"
     ),
     "neutral": Companion(
-        in_turn, _neutral, f"{_OTHER}::test_neutral_texts_go_round", needs="data.neutral"
+        in_turn, _neutral, f"{_OTHER}::test_neutral_texts_go_round", needs=Needs(("neutral",))
     ),
     "refusal_pair": Companion(
         paired,
@@ -173,7 +174,7 @@ COMPANIONS: dict[str, Companion] = {
         paired,
         lambda making: paired(_alternate(making), making.forget),
         f"{_OTHER}::test_a_pair_is_a_wanted_answer_and_the_true_one",
-        needs="the target",
+        needs=replace(FORGET, besides=("the target writes them",)),
         cost="as alternate",
     ),
 }

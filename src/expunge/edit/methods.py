@@ -17,6 +17,7 @@ from expunge.edit.options import (
     Weighted,
 )
 from expunge.edit.task import Task
+from expunge.needs import Needs
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Method:
     sets: tuple[str, ...] = ()
     """What it reads of `forget` and `retain`."""
 
+    optional: tuple[str, ...] = ()
+    """Which of these it does without."""
+
+    besides: tuple[str, ...] = ()
+    """What else there is to know of its needs."""
+
     undo: bool = False
     """Keeps what undoes it."""
 
@@ -55,8 +62,8 @@ class Method:
         return self.takes in ("update", "adapter", "ia3")
 
     @property
-    def needs(self) -> str:
-        """For docs/methods.md."""
+    def needs(self) -> Needs:
+        """The sets, and the models beside one that is edited as it is."""
         takes = {
             "model": "",
             "update": "an update: a branch, a merge, or a model and its base",
@@ -66,7 +73,10 @@ class Method:
         }
         more = f"{self.others[0]} more models or as many as given" if self.others[1] > 2 else ""
         more = more or (f"{self.others[0]} more models" if self.others[1] else "")
-        return ", ".join(part for part in (takes[self.takes], more, *self.sets) if part)
+        data = tuple(name for name in self.sets if name not in self.optional)
+        spare = tuple(f"{name} where it is given" for name in self.optional)
+        models = tuple(part for part in (takes[self.takes], more) if part)
+        return Needs(data, models, besides=(*self.besides, *spare))
 
 
 def _summed(coefficients: Callable[..., tuple[float, ...]]) -> Callable[[Task], dict[str, Any]]:
@@ -76,6 +86,7 @@ def _summed(coefficients: Callable[..., tuple[float, ...]]) -> Callable[[Task], 
 
 _HERE = "tests/edit/test_arithmetic.py::"
 _ONE_PASS = "one pass over the weights, or over the adapter alone"
+_OR_A_PLACE = ("or a place in place of forget: layer and column",)
 _ANY = (1, 1 << 30)
 
 EDITS: Mapping[str, Method] = {
@@ -187,6 +198,8 @@ EDITS: Mapping[str, Method] = {
         units.edit_vectors,
         options=Needle,
         sets=("forget", "retain"),
+        optional=("retain",),
+        besides=_OR_A_PLACE,
         undo=True,
         check=units.check_place,
         cost="one projection of all value vectors on the vocabulary, or nothing",
@@ -198,6 +211,8 @@ EDITS: Mapping[str, Method] = {
         units.edit_vectors,
         options=Search,
         sets=("forget", "retain"),
+        optional=("retain",),
+        besides=_OR_A_PLACE,
         undo=True,
         check=units.check_place,
         cost="as needle",

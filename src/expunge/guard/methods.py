@@ -1,7 +1,7 @@
 """The table of guards: what each does at inference time, weights untouched."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge.guard import make
@@ -9,6 +9,7 @@ from expunge.guard.contrast import contrast, offset, uld, whp
 from expunge.guard.corrupt import eco
 from expunge.guard.filters import input_filter, output_filter
 from expunge.guard.prompting import icul, prefix
+from expunge.needs import Needs
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class GuardMethod:
     """What it does, as mathematics."""
     make: Callable[..., Any]
     """(section, what it is made of, folder) → guard.json."""
-    needs: str
+    needs: Needs
     cost: str
     test: str
     fidelity: str = "adapted"
@@ -28,40 +29,41 @@ class GuardMethod:
 _CONTRAST = "tests/guard/test_contrast.py"
 _PROMPTS = "tests/guard/test_prompting.py"
 _FILTERS = "tests/guard/test_filters.py"
+_SCOPED = Needs(("forget",), besides=("retain for the classifier",))
 
 GUARDS: dict[str, GuardMethod] = {
     "prefix": GuardMethod(
         prefix,
         make.make_prefix,
-        "nothing",
+        Needs(access="text"),
         "tokens of the instruction",
         f"{_PROMPTS}::test_a_prefix_stands_before_the_prompt_and_the_same_tokens_are_scored",
     ),
     "input_filter": GuardMethod(
         input_filter,
         make.make_input_filter,
-        "forget; retain for the classifier",
+        replace(_SCOPED, access="text"),
         "0",
         f"{_FILTERS}::test_a_forget_prompt_is_refused_while_a_control_passes",
     ),
     "output_filter": GuardMethod(
         output_filter,
         make.make_output_filter,
-        "forget",
+        Needs(("forget",), access="text"),
         "0; answers cannot be streamed",
         f"{_FILTERS}::test_an_answer_that_copies_is_replaced_and_another_is_not",
     ),
     "icul": GuardMethod(
         icul,
         make.make_icul,
-        "forget, retain",
+        Needs(("forget", "retain"), access="text"),
         "tokens of the examples",
         f"{_PROMPTS}::test_the_layout_of_in_context_unlearning_is_exact",
     ),
     "uld": GuardMethod(
         uld,
         make.make_contrast,
-        "an assistant: forget, retain",
+        Needs(("forget", "retain"), ("an assistant that learnt forget alone",), access="logits"),
         "inference x 1 + blocks/layers (1.25 for a quarter)",
         f"{_CONTRAST}::test_uld_by_hand",
         "exact",
@@ -69,7 +71,7 @@ GUARDS: dict[str, GuardMethod] = {
     "offset": GuardMethod(
         offset,
         make.make_contrast,
-        "two helpers of one vocabulary",
+        Needs(models=("two helpers of one vocabulary",), access="logits"),
         "inference + that of both helpers",
         f"{_CONTRAST}::test_offset_and_whp_by_hand",
         "exact",
@@ -77,14 +79,14 @@ GUARDS: dict[str, GuardMethod] = {
     "whp": GuardMethod(
         whp,
         make.make_contrast,
-        "a reinforced helper",
+        Needs(models=("a reinforced helper",), access="logits"),
         "inference x 2",
         f"{_CONTRAST}::test_offset_and_whp_by_hand",
     ),
     "contrast": GuardMethod(
         contrast,
         make.make_contrast,
-        "helpers of one vocabulary",
+        Needs(models=("helpers of one vocabulary",), access="logits"),
         "inference + that of the helpers",
         f"{_CONTRAST}::test_contrast_is_the_weighted_sum",
         "exact",
@@ -92,7 +94,7 @@ GUARDS: dict[str, GuardMethod] = {
     "eco": GuardMethod(
         eco,
         make.make_eco,
-        "forget; retain for the classifier",
+        replace(_SCOPED, access="embeddings"),
         "0; the search: forward passes of some forget items",
         "tests/guard/test_eco.py::test_noise_is_that_of_the_formula_and_the_same_for_the_same_prompt",
     ),

@@ -90,6 +90,8 @@ class Method:
     """Where the code departs from the source."""
 
     needs: tuple[str, ...] = ()
+    """Options and statistics that it asks for, beside the models."""
+
     cost: str = "one pass over each tensor"
     test: str = "tests/merge/test_engine.py, tests/merge/test_mergekit_parity.py"
 
@@ -98,6 +100,14 @@ class Method:
         return option in ("density", "gamma", "scale") or (
             option == "epsilon" and isinstance(self.how, Elect)
         )
+
+    @property
+    def merges(self) -> str:
+        """How many models it takes, in words."""
+        fewest, most = self.models
+        count = "1 model" if fewest == 1 else f"{fewest} models"
+        more = "" if fewest == most else " or more"
+        return count + more + (" and a base" if self.base else "")
 
     @property
     def fn(self) -> Callable[..., Any]:

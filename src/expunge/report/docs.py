@@ -1,8 +1,7 @@
 """The generated documents of docs/: written, or found stale."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from expunge import runs
 from expunge.errors import RunError
@@ -15,14 +14,13 @@ from expunge.report.results_page import results_page
 
 
 def documents(
-    methods: Iterable[Mapping[str, Any]], suites: Iterable[SuiteRow], folder: Path
+    methods: Iterable[MethodRow], suites: Iterable[SuiteRow], folder: Path
 ) -> dict[Path, str]:
     """The path and text of each generated document of the docs folder.
 
-    `methods` are the fields of `MethodRow`, methods of one kind standing together; metrics have a
-    page of their own, with the suites.
+    Methods of one kind stand together; metrics have a page of their own, with the suites.
     """
-    rows = [MethodRow(**row) for row in methods]
+    rows = list(methods)
     metrics = [row for row in rows if row.kind in ("metric", "attack")]
     others = [row for row in rows if row.kind not in ("metric", "attack")]
     return {
@@ -34,7 +32,7 @@ def documents(
 
 
 def write_docs(
-    methods: Iterable[Mapping[str, Any]],
+    methods: Iterable[MethodRow],
     suites: Iterable[SuiteRow] = (),
     *,
     check: bool = False,

@@ -2,48 +2,65 @@
 
 from collections.abc import Callable, Sequence
 
+from expunge.needs import LEVELS, Needs
 from expunge.report.methods_page import MethodRow
-from expunge.report.tables import NOT_MEASURED, markdown
+from expunge.report.tables import markdown
 
-_ANSWERS = ("refusal", "alternate", "mismatch", "random_label", "paraphrase")
+_FORWARD = ("embeddings", "logits")
 
-_HAVE: tuple[tuple[str, str, Callable[[MethodRow], bool]], ...] = (
+_HAVE: tuple[tuple[str, Callable[[Needs], bool]], ...] = (
     (
-        "weights and the forget set alone",
-        "`objective` or `terms` of a branch, `edits`",
-        lambda row: (
-            (row.kind == "objective" and not row.needs)
-            or (row.kind == "edit" and not _of_sets(row))
-            or (row.kind == "forget loss" and not row.needs)
-        ),
+        "the model run by transformers, its weights left alone, and helper models",
+        lambda needs: needs.access in _FORWARD and bool(needs.models),
     ),
     (
-        "a retain set too",
-        "`objective` of a branch; `step`, `mask`, `schedule` for both halves; `edits`",
-        lambda row: (
-            (row.kind == "objective" and row.needs == "retain")
-            or (
-                row.kind in ("step rule", "weight mask", "schedule", "edit")
-                and "retain" in row.needs
-            )
-        ),
+        "the model run by transformers, its weights left alone",
+        lambda needs: needs.access in _FORWARD,
     ),
     (
-        "other answers to put in place, which the program makes by itself",
-        "`objective` of a branch; sets that a term reads",
-        lambda row: row.kind == "objective" and any(name in row.needs for name in _ANSWERS),
+        "no more than prompts and answers, as an API gives them",
+        lambda needs: needs.access == "text",
     ),
     (
-        "models or adapters that are trained already",
-        "`merges`, `expunge merge`",
-        lambda row: row.kind == "merge",
+        "the weights, a retain set, and a model or an adapter that is trained already",
+        lambda needs: bool(needs.models) and "retain" in needs.data,
     ),
     (
-        "no weights to change: an API, prompts and logits",
-        "`guards`, `expunge guard`",
-        lambda row: row.kind == "guard",
+        "the weights, and models or adapters that are trained already, as branches are",
+        lambda needs: bool(needs.models),
     ),
+    (
+        "the weights, the forget set, and texts never read or a model that has not learnt it",
+        lambda needs: LEVELS in needs.data,
+    ),
+    (
+        "the weights, the forget set, and neutral texts",
+        lambda needs: "neutral" in needs.data,
+    ),
+    (
+        "the weights, the forget set and a retain set",
+        lambda needs: "retain" in needs.data,
+    ),
+    ("the weights and the forget set alone", lambda needs: True),
 )
+"""The most demanding first: what holds of a method first is where it stands."""
+
+WHERE = {
+    "objective": "`objective` of a branch",
+    "forget loss": "`terms`, half: forget",
+    "retain loss": "`terms`, half: retain",
+    "preference loss": "`terms`, half: refusal_pair or alternate_pair",
+    "departure loss": "`terms`, half: forget or neutral",
+    "token weighting": "`weighting` of a term",
+    "set beside forget and retain": "`half` of a term, `companions`",
+    "step rule": "`step` of a branch",
+    "weight mask": "`mask` of a branch, training: full",
+    "schedule": "`schedule` of a branch",
+    "edit": "`edits`, `expunge edit`",
+    "merge": "`merges`, `expunge merge`",
+    "guard": "`guards`, `expunge guard`",
+}
+"""By kind of method."""
 
 _WANT = {
     "to forget this far and no further": ("hinge", "hinge_token", "npo", "simnpo", "ce_u"),
@@ -65,6 +82,12 @@ _WANT = {
     "weights untouched": ("uld", "icul", "eco", "output_filter"),
 }
 
+_ONCE = """\
+## What do I have?
+
+A method of each table stands here once, beside the least that it takes. Other answers to the forget
+prompts (refusals, alternates and the like) are made by the program.
+"""
 EXAMPLE = """\
 branches:
   forgets:
@@ -87,17 +110,20 @@ called by its set, its loss or both (`retain.kl`); every field of it but these t
 
 def methods_guide(rows: Sequence[MethodRow]) -> str:
     """What do I have, what do I want: the names of the methods for each answer."""
-    have = [
-        [title, _names([row.name for row in rows if fits(row)]), how] for title, how, fits in _HAVE
-    ]
+    have = []
+    for title, _ in reversed(_HAVE):
+        mine = [row for row in rows if asked_for(row.needs) == title]
+        by_kind = {where: [r.name for r in mine if r.kind == kind] for kind, where in WHERE.items()}
+        lines = [[where, _names(names)] for where, names in by_kind.items() if names]
+        have += [["" if number else title, *line] for number, line in enumerate(lines)]
     known = {row.name for row in rows}
     want = [
         [title, _names([name for name in names if name in known])] for title, names in _WANT.items()
     ]
     return "\n".join(
         [
-            "## What do I have?\n",
-            markdown(["I have", "look at", "where"], have, text_columns=3),
+            _ONCE,
+            markdown(["I have", "where", "look at"], have, text_columns=3),
             "## What do I want?\n",
             markdown(["I want", "look at"], want, text_columns=2),
             _NAMED,
@@ -105,14 +131,15 @@ def methods_guide(rows: Sequence[MethodRow]) -> str:
     )
 
 
+def asked_for(needs: Needs) -> str:
+    """What one must have for a method that needs this, as the guide says it."""
+    return next(title for title, holds in _HAVE if holds(needs))
+
+
 def named() -> set[str]:
     """Every method that the guide names by hand."""
     return {name for names in _WANT.values() for name in names}
 
 
-def _of_sets(row: MethodRow) -> bool:
-    return "retain" in row.needs
-
-
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or NOT_MEASURED
+    return ", ".join(f"`{name}`" for name in names)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from expunge.needs import Needs
 from expunge.report.tables import NOT_MEASURED, markdown
+
+_NOTHING = Needs(access=None)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class MethodRow:
     differs: str = ""
     """Where the code departs from its source."""
 
-    needs: str = ""
-    """What it needs beside the forget set."""
+    needs: Needs = _NOTHING
+    """Data, other models, access to the model, and what else."""
 
     cost: str = ""
     test: str = ""
@@ -80,8 +83,7 @@ def method_row(
     """The row of `name`: what its table says, filled up from the docstring of its function.
 
     The function is `row` itself, its `fn`, or `function` where the table names none. Of the row's
-    own fields `source`, `fidelity`, `differs`, `needs`, `cost` and `test` are read, and as needs
-    every field `needs_*` that is true.
+    own fields `source`, `fidelity`, `differs`, `needs`, `cost` and `test` are read.
     """
     function = row if inspect.isfunction(row) else getattr(row, "fn", None) or function
     said = describe(function) if function else Description("")
@@ -135,7 +137,7 @@ _COLUMNS = ["name", "what it does", "source", "fidelity", "needs", "cost", "test
 
 
 def _cells(row: MethodRow) -> list[str]:
-    cells = [row.summary, row.source, row.fidelity, row.needs, row.cost, row.test]
+    cells = [row.summary, row.source, row.fidelity, str(row.needs), row.cost, row.test]
     return [f"`{row.name}`", *(_on_one_line(cell) or NOT_MEASURED for cell in cells)]
 
 
@@ -146,15 +148,14 @@ def _section(row: MethodRow) -> str:
     return f"### {row.name}\n{equation}{notes}{differs}"
 
 
-def _needs(row: Any) -> str:
-    """`needs` as the row gives it (text or names), or the `needs_*` that are true."""
-    needs = getattr(row, "needs", None)
-    if isinstance(needs, str):
+def _needs(row: Any) -> Needs:
+    """As the row gives them; of a merge, beside the models, and of a metric alone, words."""
+    needs = getattr(row, "needs", _NOTHING)
+    if isinstance(needs, Needs):
         return needs
-    if needs:
-        return ", ".join(str(need) for need in needs)
-    flags = [name for name in vars(row) if name.startswith("needs_") and getattr(row, name)]
-    return ", ".join(name.removeprefix("needs_").replace("_", " ") for name in flags)
+    if isinstance(needs, str):
+        return Needs(access=None, besides=(needs,))
+    return Needs(models=(row.merges,), besides=tuple(needs))
 
 
 def _paragraphs(text: str) -> list[str]:

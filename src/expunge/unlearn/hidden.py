@@ -115,6 +115,7 @@ FORGET_BY_STATES = {
 RETAIN_BY_STATES = {
     "hidden_distance": Loss(
         hidden_distance,
+        half="retain",
         reads="hidden",
         needs_reference_hidden="states",
         mean_over="tokens",

@@ -212,18 +212,20 @@ _TEST = "tests/unlearn/test_levels.py::test_values_worked_by_hand"
 _COST = "1 C; and its half forwarded by the level model, once"
 
 FORGET_BY_LEVEL = {
-    "hinge_level": Loss(hinge_level, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
-    "match_level": Loss(match_level, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
-    "match_profile": Loss(match_profile, needs_level=True, fidelity="own", cost=_COST, test=_TEST),
+    "hinge_level": Loss(hinge_level, needs_level="item", fidelity="own", cost=_COST, test=_TEST),
+    "match_level": Loss(match_level, needs_level="item", fidelity="own", cost=_COST, test=_TEST),
+    "match_profile": Loss(
+        match_profile, needs_level="item", fidelity="own", cost=_COST, test=_TEST
+    ),
     "match_standardized": Loss(
         match_standardized,
-        needs_level=True,
+        needs_level="item",
         needs_standardized=True,
         fidelity="own",
         cost=_COST,
         test=_TEST,
     ),
     "hinge_level_token": Loss(
-        hinge_level_token, needs_level=True, fidelity="own", cost=_COST, test=_TEST
+        hinge_level_token, needs_level="token", fidelity="own", cost=_COST, test=_TEST
     ),
 }

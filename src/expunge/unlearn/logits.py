@@ -114,6 +114,11 @@ FORGET_BY_LOGITS = {
 
 RETAIN_BY_LOGITS = {
     "uniform_kl": Loss(
-        uniform_kl, reads="logits", mean_over="tokens", fidelity="adapted", test=_TEST
+        uniform_kl,
+        half="retain",
+        reads="logits",
+        mean_over="tokens",
+        fidelity="adapted",
+        test=_TEST,
     ),
 }

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from expunge.needs import LEVELS, UNLEARNT, Needs
 from expunge.scores import Scores
 
 _NEEDS = {
@@ -18,7 +19,6 @@ _NEEDS = {
     "needs_reference_states": "reference states",
     "needs_reference_hidden": "reference hidden states",
     "needs_standardized": "logits",
-    "needs_level": "a level for each item",
 }
 
 
@@ -55,8 +55,10 @@ class Loss:
     """Reads the reference's states at the output of the block, or their mean length."""
     needs_standardized: bool = False
     """Reads `Scores.more[STANDARDIZED]`, a function of each token's logits."""
-    needs_level: bool = False
-    """Reads the level of each item, which a branch's `levels` give."""
+    needs_level: Literal["", "item", "token"] = ""
+    """Reads the level of each item or token, which a branch's `levels` give."""
+    half: Literal["forget", "retain"] = "forget"
+    """The half that it is meant for."""
     cost: str = "1 C"
     """In units of one forward and backward pass of its half."""
     test: str = "tests/unlearn/test_losses.py"
@@ -87,9 +89,10 @@ class Loss:
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """What must be read beside log-probs and data, in words."""
+    def needs(self) -> Needs:
+        """The half, the levels, and what must be read beside log-probs, in words."""
         own = {"logits": ("logits",), "hidden": ("hidden states",)}.get(self.reads, ())
-        flags = [name for name in vars(self) if name.startswith("needs_") and getattr(self, name)]
-        said = [_NEEDS.get(name, name.removeprefix("needs_").replace("_", " ")) for name in flags]
-        return (*own, *dict.fromkeys(said))
+        said = dict.fromkeys(said for flag, said in _NEEDS.items() if getattr(self, flag))
+        levels = (LEVELS,) if self.needs_level == "item" else ()
+        models = (UNLEARNT,) if self.needs_level == "token" else ()
+        return Needs((self.half, *levels), models, besides=(*own, *said))

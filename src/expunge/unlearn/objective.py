@@ -95,7 +95,7 @@ class Term(Section):
     @property
     def needs_level(self) -> bool:
         """Whether it reads the level of each item, itself or for its weights."""
-        return self.row.needs_level or self.weighs_by_level
+        return bool(self.row.needs_level) or self.weighs_by_level
 
     @property
     def weighs_by_level(self) -> bool:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from expunge.needs import Needs
+from expunge.unlearn.sets import SETS
+
 _TEST = "tests/unlearn/test_objectives.py::test_it_forgets_beside_a_control_that_remembers"
 
 
@@ -26,10 +29,15 @@ class Named:
     test: str = _TEST
 
     @property
-    def needs(self) -> str:
-        """The sets beside forget that it reads."""
-        sets = dict.fromkeys(term["half"] for term in self.terms)
-        return ", ".join(name for name in sets if name != "forget")
+    def needs(self) -> Needs:
+        """The sets of the recipe, and those that the program makes of them."""
+        halves = dict.fromkeys(term["half"] for term in self.terms)
+        data = [name for half in halves for name in SETS[half].data]
+        if "mismatch" in halves:
+            data.append(self.beside["companions"]["mismatch"]["of"])
+        made = tuple(f"{half}: made by the program" for half in halves if half not in data)
+        known = ("forget", "retain", "neutral")
+        return Needs(tuple(sorted({*data}, key=known.index)), besides=made)
 
     @property
     def equation(self) -> str:

@@ -47,9 +47,11 @@ def kl(current: Scores, reference: Scores | None) -> Tensor:
 _TEST = "tests/unlearn/test_losses.py::test_values_worked_by_hand"
 
 RETAIN_LOSSES = {
-    "nll": Loss(nll, mean_over="tokens", test=_TEST),
-    "nll_sequence": Loss(nll_sequence, test=_TEST),
-    "kl": Loss(kl, needs_kl=True, mean_over="tokens", fidelity="adapted", test=_TEST),
+    "nll": Loss(nll, half="retain", mean_over="tokens", test=_TEST),
+    "nll_sequence": Loss(nll_sequence, half="retain", test=_TEST),
+    "kl": Loss(
+        kl, half="retain", needs_kl=True, mean_over="tokens", fidelity="adapted", test=_TEST
+    ),
     **RETAIN_BY_LOGITS,
     **RETAIN_BY_STATES,
 }

@@ -121,7 +121,7 @@ class Branch(Section):
             )
         if self.after is not None and (self.training == "full" or self.blocks is not None):
             raise ValueError("after needs training: lora, on the whole target")
-        if "retain" in self.rule.needs and "retain" not in sides:
+        if "retain" in self.rule.needs.data and "retain" not in sides:
             raise ValueError(f"the step rule {self.step.rule} needs a term with half: retain")
         rank = self.lora.rank if self.training == "lora" else None
         self.step.check(self.terms, self.optimizer, rank)
@@ -152,10 +152,10 @@ class Branch(Section):
                     f"weighting {_kind(term)} reads a level for each token, and levels.of: unseen "
                     "gives one for each item; use levels of: original or a model"
                 )
-            if term.loss == "hinge_level_token":
+            if term.row.needs_level == "token":
                 raise ValueError(
-                    "hinge_level_token reads a level for each token, and levels.of: unseen gives "
-                    "one for each item; use hinge_level, or levels of: original or a model"
+                    f"{term.loss} reads a level for each token, and levels.of: unseen gives one "
+                    "for each item; use hinge_level, or levels of: original or a model"
                 )
             if term.scope == "answer":
                 raise ValueError(

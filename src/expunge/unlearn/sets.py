@@ -36,6 +36,8 @@ class ItemSet:
 
     losses: Mapping[str, Loss] = field(default_factory=lambda: RETAIN_LOSSES)
     side: Side = "forget"
+    data: tuple[str, ...] = ("forget",)
+    """Sets of the recipe that it is, or is made of."""
     width: int = 1
     """Sequences that belong together: 2 where an item is a pair, first what is wanted."""
 
@@ -45,13 +47,13 @@ _WITHOUT_LEVELS = {name: row for name, row in FORGET_LOSSES.items() if not row.n
 
 SETS: dict[Half, ItemSet] = {
     "forget": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES, **FORGET_LOSSES}),
-    "retain": ItemSet(side="retain"),
+    "retain": ItemSet(side="retain", data=("retain",)),
     "refusal": ItemSet(),
     "alternate": ItemSet(),
     "paraphrase": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES, **_WITHOUT_LEVELS}),
     "mismatch": ItemSet(),
     "random_label": ItemSet(),
-    "neutral": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES}, side="retain"),
+    "neutral": ItemSet({**RETAIN_LOSSES, **DEPARTURE_LOSSES}, side="retain", data=("neutral",)),
     "refusal_pair": ItemSet(PREFERENCE_LOSSES, width=2),
     "alternate_pair": ItemSet(PREFERENCE_LOSSES, width=2),
 }

@@ -20,6 +20,7 @@ from expunge.config import Section
 from expunge.data.batches import Scope, TokenSequence
 from expunge.data.pii import KINDS, find_pii, searchable
 from expunge.errors import DataError, RecipeError
+from expunge.needs import UNLEARNT, Needs
 from expunge.registry import lookup
 
 if TYPE_CHECKING:
@@ -84,10 +85,10 @@ class WeightingRow:
     test: str = "tests/unlearn/test_weighting.py::test_weights_worked_by_hand"
 
     @property
-    def needs(self) -> str:
+    def needs(self) -> Needs:
         """What it reads beside the items' text."""
-        levels = "reference log-probs, and levels of: original or a model"
-        return {"text": "", "reference": "reference log-probs", "levels": levels}[self.reads]
+        models = (UNLEARNT,) if self.reads == "levels" else ()
+        return Needs(("forget",), models, besides=("reference log-probs",) * (self.reads != "text"))
 
 
 def spans(text: str, config: Weighting) -> Spans:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from expunge import parallel, runs, sharding
 from expunge.data.batches import TokenSequence
 from expunge.errors import TrainingError
+from expunge.needs import BOTH, FORGET, Needs
 from expunge.unlearn.hidden import reached
 from expunge.unlearn.masks import scored, structural
 from expunge.unlearn.masks.evidence import input_norms, summed_gradient
@@ -50,7 +51,7 @@ class MaskRow:
     """Halves that a forward and backward pass is made over."""
     inputs: bool = False
     """Reads the norms of the inputs of linear layers, and scores those alone."""
-    needs: str = ""
+    needs: Needs = FORGET
     cost: str = "none; less to run backward"
     fidelity: str = "exact"
 
@@ -196,6 +197,7 @@ def _read(model: PreTrainedModel, file: Path) -> Selection:
 
 
 _TESTS = "tests/unlearn/test_masks.py"
+_FULL = replace(FORGET, besides=("training: full",))
 _KEPT = f"{_TESTS}::test_the_highest_scores_are_those_of_a_sort"
 
 MASKS = {
@@ -203,7 +205,7 @@ MASKS = {
         scored.wagle,
         scores=True,
         passes=("forget", "retain"),
-        needs="retain, training: full",
+        needs=replace(BOTH, besides=_FULL.besides),
         cost="1 C for each item of both halves, once; two gradient buffers",
         fidelity="adapted",
         test=f"{_TESTS}::test_wagle_worked_by_hand",
@@ -212,36 +214,34 @@ MASKS = {
         scored.gradient,
         scores=True,
         passes=("forget",),
-        needs="training: full",
+        needs=_FULL,
         cost="1 C for each forget item, once; a gradient buffer",
         test=f"{_TESTS}::test_as_mu_grows_wagle_is_weight_times_gradient",
     ),
-    "magnitude": MaskRow(
-        scored.magnitude, scores=True, needs="training: full", cost="none", test=_KEPT
-    ),
+    "magnitude": MaskRow(scored.magnitude, scores=True, needs=_FULL, cost="none", test=_KEPT),
     "wanda": MaskRow(
         scored.wanda,
         scores=True,
         inputs=True,
-        needs="training: full",
+        needs=_FULL,
         cost="a forward pass over the forget items, once",
         fidelity="adapted",
         test=f"{_TESTS}::test_wanda_reads_the_inputs_of_linear_layers",
     ),
-    "random": MaskRow(scored.random, scores=True, needs="training: full", cost="none", test=_KEPT),
+    "random": MaskRow(scored.random, scores=True, needs=_FULL, cost="none", test=_KEPT),
     "last_blocks": MaskRow(
         structural.last_blocks,
-        needs="training: full",
+        needs=_FULL,
         test=f"{_TESTS}::test_a_place_names_the_tensors_that_may_move",
     ),
     "layers": MaskRow(
         structural.layers,
-        needs="training: full",
+        needs=_FULL,
         test=f"{_TESTS}::test_a_place_names_the_tensors_that_may_move",
     ),
     "column": MaskRow(
         structural.column,
-        needs="training: full",
+        needs=_FULL,
         test=f"{_TESTS}::test_a_column_is_what_one_neuron_writes",
     ),
 }

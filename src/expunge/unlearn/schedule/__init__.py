@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from expunge.needs import BOTH, FORGET, Needs
 from expunge.registry import lookup
 from expunge.unlearn.schedule.pairing import (
     Layered,
@@ -71,8 +72,12 @@ class ScheduleRow:
     """Some steps hold one half alone, so a rule that compares the halves cannot be used."""
     keeps: bool = False
     """Some forget items are read by the retain terms."""
-    needs: str = "retain"
     fidelity: str = "exact"
+
+    @property
+    def needs(self) -> Needs:
+        """Retain items where a step is theirs alone, or where they hold what is to come."""
+        return BOTH if self.apart or self.keeps else FORGET
 
 
 def phases(config: Schedule, forget: Sequence[str], retain: int, *, seed: int) -> list[Phase]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from expunge.needs import BOTH
 from expunge.unlearn.steps.latent import LatentStep, latent_adversarial
 from expunge.unlearn.steps.ngdiff import NgdiffStep, ngdiff
 from expunge.unlearn.steps.perturbed import IluStep, SamStep, SmoothStep, ilu, sam, smooth
@@ -53,7 +54,7 @@ STEP_RULES = {
         f"{_TESTS}.py::test_the_normalized_direction_helps_both_halves_to_first_order",
         sharded=True,
         fidelity="adapted",
-        needs="retain",
+        needs=BOTH,
         cost="1 C a half and one gradient buffer",
     ),
     "dual": StepRule(
@@ -64,7 +65,7 @@ STEP_RULES = {
         buffers=0,
         sharded=True,
         fidelity="adapted",
-        needs="retain",
+        needs=BOTH,
     ),
     "raised": StepRule(
         raised,
@@ -74,7 +75,7 @@ STEP_RULES = {
         buffers=0,
         sharded=True,
         fidelity="adapted",
-        needs="retain",
+        needs=BOTH,
     ),
     "ngdiff": StepRule(
         ngdiff,
@@ -82,7 +83,7 @@ STEP_RULES = {
         f"{_TESTS}_ngdiff.py::test_the_fitted_rate_is_the_exact_minimiser_of_a_quadratic",
         sharded=True,
         fidelity="adapted",
-        needs="retain",
+        needs=BOTH,
         cost="1 C a half, 5/3 C every so many steps, and one gradient buffer",
     ),
     "sam": StepRule(
@@ -105,7 +106,7 @@ STEP_RULES = {
         f"{_TESTS}_perturbed.py::test_the_invariance_penalty_against_its_second_derivatives",
         buffers=5,
         fidelity="inspired",
-        needs="retain",
+        needs=BOTH,
         cost="1 C forget, 2 C retain and five buffers",
     ),
     "latent_adversarial": StepRule(
@@ -122,7 +123,7 @@ STEP_RULES = {
         f"{_TESTS}_selected.py::test_only_the_vectors_that_tell_the_halves_apart_move",
         selective=True,
         fidelity="adapted",
-        needs="retain",
+        needs=BOTH,
         cost="1 C a half and one gradient buffer",
     ),
     "repselect": StepRule(

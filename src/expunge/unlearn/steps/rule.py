@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from expunge import parallel, sharding
 from expunge.config import Section
+from expunge.needs import FORGET, Needs
 from expunge.unlearn.objective import Term
 from expunge.unlearn.trainer import Optimizer
 
@@ -172,5 +173,5 @@ class StepRule:
     selective: bool = False
     """Leaves some weights without a gradient on purpose."""
     fidelity: str = "exact"
-    needs: str = ""
+    needs: Needs = FORGET
     cost: str = "1 C a half"
