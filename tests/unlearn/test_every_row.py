@@ -18,24 +18,31 @@ from memorised import memorised
 
 FORGET = [Example(f"f{n}-qa0", f"Who is {w}?", w[::-1]) for n, w in enumerate(["ann", "bob", "cy"])]
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
-SGD = {"kind": "sgd", "lr": 0.15, "weight_decay": 0, "clip": None}
+SGD = {"kind": "sgd", "lr": 0.1, "weight_decay": 0, "clip": None}
 ASCENT = [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}]
 LONGER = {"epochs": 40, "micro_batch": 3, "accumulation": 1}
 """For what moves few weights."""
+FORGOTTEN, KEPT = 1.0, 0.5
+"""Nats a token: at least so much of what is forgotten, at most so much of what is kept."""
 STEPS = {
     "dual": {"step": {"limit": 0.3}},
     "raised": {"step": {"first": 2}},
     "ngdiff": {"terms": ASCENT, "optimizer": SGD},
     "latent_adversarial": {"step": {"layer": 0}},
     "ilu": {"step": {"penalty": 0.01}},
-    "pcgu": {"step": {"share": 0.3}, "terms": ASCENT, "optimizer": SGD, "schedule": LONGER},
+    "pcgu": {
+        "step": {"share": 0.3},
+        "terms": ASCENT,
+        "optimizer": {**SGD, "lr": 0.3, "clip": 0.3},  # its retain terms choose and hold nothing
+        "schedule": {**LONGER, "epochs": 30},
+    },
 }
 CHOSEN = {
     **{kind: {"mask": {"ratio": 0.3}} for kind, row in MASKS.items() if row.scores},
     "magnitude": {"mask": {"ratio": 0.3}, "schedule": LONGER},
     "last_blocks": {"mask": {"count": 1}, "schedule": LONGER},
     "layers": {"mask": {"blocks": [0], "modules": ["mlp"]}},
-    "column": {"mask": {"block": 0, "index": 5}, "optimizer": {"lr": 0.3}, "schedule": LONGER},
+    "column": {"mask": {"block": 0, "index": 5}, "optimizer": {"lr": 0.1}, "schedule": LONGER},
 }
 TURNS = {
     "sugd": {"schedule": {"chunk": 2, "epochs": 5}},
@@ -86,6 +93,6 @@ def test_it_forgets_beside_what_it_keeps(tuned, tokenizer, tmp_path, row):
     given = {"seed": 1, "folder": tmp_path, "base": "tiny", "label": row[2]}
     train_branch(model, tokenizer, halves, branch(*row), **given)
     forget, retain = answers(model, items)
-    assert max(answers(tuned[0], items)) < 0.3  # control: untouched, it still remembers
-    assert forget > 1.0
-    assert retain < 0.75 * forget
+    assert max(answers(tuned[0], items)) < 0.1  # untouched, it remembers
+    assert forget > FORGOTTEN
+    assert retain < KEPT  # the control

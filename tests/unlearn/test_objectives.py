@@ -27,10 +27,16 @@ FORGET = [
 RETAIN = [Example(f"r{n}-qa0", f"Where is {w}?", w[::-1]) for n, w in enumerate(["oslo", "rome"])]
 NEUTRAL = [Example(f"n{n}", "", text) for n, text in enumerate(["Ice floats.", "Bees hum."])]
 LEARN = ("sku_learn", "learn_forget", "uld_assistant")
-SLOW = {"gradient_ascent", "undial", "ce_u", "flat"}
-"""Nothing holds the retain half: few steps."""
 BLOCKS = ("rmu", "adaptive_rmu")
 """They read the output of a block, which the tiny model has two of."""
+FORGOTTEN, KEPT = 1.0, 0.75
+"""Nats a token: at least so much of what is forgotten, at most so much of what is kept."""
+FITTED = {
+    "gradient_ascent": (5, 1e-2), "undial": (8, 1e-2), "ce_u": (7, 1e-2), "flat": (13, 5e-3),
+    "llmu": (9, 1e-2), "simnpo": (20, 2e-2), "satimp": (20, 3e-2),
+}  # fmt: skip
+"""Epochs and learning rate of those that read no retain items, so that nothing stops them short of
+the control, and of the two that begin slowly."""
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +89,16 @@ def answers(scores) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in LEARN])
 def test_it_forgets_beside_a_control_that_remembers(tuned, tokenizer, tmp_path, name):
-    few = {"schedule": {"epochs": 3, "micro_batch": 2, "accumulation": 1}} if name in SLOW else {}
-    before, after = trained(tuned, tokenizer, tmp_path, name, **few)
+    epochs, rate = FITTED.get(name, (20, 1e-2))
+    changes = {
+        "schedule": {"epochs": epochs, "micro_batch": 2, "accumulation": 1},
+        "optimizer": {"lr": rate, "compute": "float32"},
+    }
+    before, after = trained(tuned, tokenizer, tmp_path, name, **changes)
+    assert max(answers(before)) < 0.1  # untouched, it remembers
     forget, retain = answers(after)
-    assert forget > 1.2 * answers(before)[0]  # it knows the answers less
-    assert retain < forget  # and those of the control better
+    assert forget > FORGOTTEN
+    assert retain < KEPT  # the control
 
 
 @pytest.mark.parametrize("name", LEARN)
