@@ -15,10 +15,11 @@ from expunge.data.examples import Example
 from expunge.errors import RecipeError, TrainingError
 from expunge.unlearn import trainer
 from expunge.unlearn.branch import train_branch
+from expunge.unlearn.footprint import Shape, memory_of
 from expunge.unlearn.halves import Halves
-from expunge.unlearn.preparing import prepared
+from expunge.unlearn.preparing import branch_demand, prepared
 from expunge.unlearn.section import Branch
-from expunge.unlearn.steps import STEP_RULES, Step
+from expunge.unlearn.steps import STEP_RULES, JointStep, Step
 
 TERMS = [{"half": "forget", "loss": "gradient_ascent"}, {"half": "retain", "loss": "nll"}]
 PLAIN = {"lr": 1e-2, "compute": "float32", "checkpoint_seconds": 0}
@@ -271,6 +272,69 @@ def test_a_rule_that_needs_a_retain_term_is_refused_without_one(rule):
             branch(rule, terms=TERMS[:1])
     else:
         branch(rule, terms=TERMS[:1])
+
+
+TURNS = {
+    "sugd": {"kind": "sugd", "chunk": 2, "epochs": 1, "retain_per_forget": 2, "batch": 2},
+    "agad": {"kind": "agad", "chunk": 2, "epochs": 1, "batch": 2},
+}
+COMPARING = [("normalized", {}), ("ngdiff", {}), ("ilu", {}), ("pcgu", {})]
+COMPARING = [*COMPARING, ("repselect", {"of": "retain"})]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize(("rule", "options"), COMPARING, ids=lambda given: str(given))
+def test_a_rule_that_compares_the_halves_is_refused_where_they_take_turns(rule, options, turns):
+    step = {"rule": rule, **OPTIONS.get(rule, {}), **options}
+    branch(rule, step=step)  # control: both halves in each step
+    with pytest.raises(ValueError, match=f"the step rule {rule} compares both; use the rule joint"):
+        branch(rule, step=step, schedule=TURNS[turns])
+
+
+TURN_TAKING = [rule for rule in STEP_RULES if (rule, {}) not in COMPARING]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("rule", TURN_TAKING)
+def test_where_the_halves_take_turns_a_step_is_told_of_its_own_alone(
+    rule, turns, tiny, items, tmp_path
+):
+    """Steps of retain items are those of `joint`, and those of forget items come to something."""
+    config = branch(rule, schedule=TURNS[turns], lora={"rank": 2, "alpha": 4, "dropout": 0.0})
+    given, found = halves(items, tmp_path), {}
+    demand = branch_demand(config, given, seed=1, weights="float32")
+    assert memory_of(Shape.of(tiny.config.to_dict(), 1), demand) > 0
+    for name, used in ((rule, config), ("joint", config.model_copy(update={"step": JointStep()}))):
+        made = prepared(copy.deepcopy(tiny), given, used, seed=1)
+        for number in range(sum(span.steps for span in made.spans)):
+            for parameter in made.parameters.values():
+                parameter.grad = None
+            record = made.gradient(number)
+            grads = [p.grad for p in made.parameters.values() if p.grad is not None]
+            assert all(grad.isfinite().all() for grad in grads)
+            assert any(grad.any() for grad in grads)
+            found.setdefault(name, []).append((record, grads))
+    alone = 0
+    for (record, grads), (plain, expected) in zip(found[rule], found["joint"], strict=True):
+        assert [half in record for half in ("forget", "retain")] == [
+            half in plain for half in ("forget", "retain")
+        ]
+        if "forget" not in plain:
+            alone += 1
+            factor = record.get("weight", record.get("multiplier", 1.0))  # of raised and of dual
+            expected = [factor * grad for grad in expected]
+            torch.testing.assert_close(grads, expected, atol=1e-6, rtol=1e-4)
+            assert not any(name.startswith(("norm", "recall", "attack")) for name in record)
+    assert alone
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("rule", ["sam", "latent_adversarial", "tar"])
+def test_a_branch_whose_halves_take_turns_is_trained(rule, turns, tiny, tokenizer, items, tmp_path):
+    config = branch(rule, schedule=TURNS[turns])
+    given = {"seed": 1, "folder": tmp_path, "base": "tiny", "label": rule}
+    train_branch(tiny, tokenizer, halves(items, tmp_path), config, **given)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def step_gradient(
 
         def recall() -> dict[str, float]:
             found = recalling.backward(chosen("forget"), {"forget": -1.0})
-            return {"nll": -found["forget"]}
+            return {"nll": -found["forget"]} if found else {}
 
         now = Now(
             parameters=list(parameters.values()),

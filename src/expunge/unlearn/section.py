@@ -108,8 +108,8 @@ class Branch(Section):
         if "forget" not in sides:
             known = ", ".join(half for half, row in SETS.items() if row.side == "forget")
             raise ValueError(f"terms must hold at least one half: forget (or one of {known})")
-        compares = self.step.rule if self.rule.apart else None
-        check_schedule(self.schedule, retains="retain" in sides, apart=compares)
+        needs_both = self.step.rule if self.step.needs_both else None
+        check_schedule(self.schedule, retains="retain" in sides, needs_both=needs_both)
         if self.mask is not None and self.training == "lora":
             raise ValueError(
                 "a mask needs training: full; an adapter is confined by lora.layers and "

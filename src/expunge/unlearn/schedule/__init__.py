@@ -69,7 +69,7 @@ class ScheduleRow:
     cost: str
     test: str
     apart: bool = False
-    """Some steps hold one half alone, so a rule that compares the halves cannot be used."""
+    """Some steps hold one half alone, so a rule that compares the two cannot be used."""
     keeps: bool = False
     """Some forget items are read by the retain terms."""
     fidelity: str = "exact"
@@ -102,16 +102,16 @@ def mean_over(config: Schedule) -> MeanOver:
     return getattr(config, "mean_over", "micro_batch")
 
 
-def check_schedule(config: Schedule, *, retains: bool, apart: str | None) -> None:
-    """Refuse a schedule that needs retain terms where there are none, or whose steps of one half
-    alone a step rule, named by `apart`, cannot compare."""
+def check_schedule(config: Schedule, *, retains: bool, needs_both: str | None) -> None:
+    """Refuse a schedule that needs retain terms where there are none, or has steps of one half
+    alone where a step rule, named by `needs_both`, needs both in each."""
     row = row_of(config)
     if (row.apart or row.keeps) and not retains:
         raise ValueError(f"the schedule {config.kind} needs a term with half: retain")
-    if row.apart and apart is not None:
+    if row.apart and needs_both is not None:
         raise ValueError(
-            f"the schedule {config.kind} has steps of one half alone, and the step rule {apart} "
-            "compares both; use the rule joint"
+            f"the schedule {config.kind} has steps of one half alone, and the step rule "
+            f"{needs_both} compares both; use the rule joint"
         )
 
 

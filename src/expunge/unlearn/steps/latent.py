@@ -98,13 +98,14 @@ def latent_adversarial(now: Now, step: LatentStep) -> Record:
     with attack.on(now.model):
         with now.without_dropout(), _frozen(trained):
             for _ in range(step.inner_steps):
-                found.append(now.recall()["nll"])
+                found.append(now.recall())
                 attack.advance()
         attack.fixed = True
         record = now.backward("forget")
     record |= now.backward(*now.rest)
     parallel.sum_gradients(now.parameters)
-    return record | {"recall.first": found[0], "recall.last": found[-1]}
+    told = {"recall.first": found[0]["nll"], "recall.last": found[-1]["nll"]} if found[0] else {}
+    return record | told
 
 
 @dataclass

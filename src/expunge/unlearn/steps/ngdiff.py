@@ -30,6 +30,11 @@ class NgdiffStep(StepOptions):
     least_fit: float = Field(default=0.99, ge=0, lt=1)
     """R² below which a fit is not believed."""
 
+    @property
+    def needs_both(self) -> bool:
+        """The lengths of the two are brought together."""
+        return True
+
     def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
         """The forget loss is the NLL's ascent, and a fitted rate is that of a plain step."""
         for term in terms:

@@ -50,6 +50,11 @@ class IluStep(StepOptions):
     probe: float = Field(default=1e-3, gt=0, lt=1)
     """Length of the finite difference, as a share of the norm of the weights."""
 
+    @property
+    def needs_both(self) -> bool:
+        """Without retain items the penalty has no slope."""
+        return True
+
 
 def sam(now: Now, step: SamStep) -> Record:
     """Sharpness-aware forgetting: stay forgotten in a ball around the weights.
@@ -58,14 +63,14 @@ def sam(now: Now, step: SamStep) -> Record:
 
     Source: Fan et al. 2025, arXiv:2502.05374.
     """
-    _, ascent = now.gradient("forget")
+    ascended, ascent = now.gradient("forget")
     length = norm(ascent)
     with now.moved(ascent, step.radius / length):
         del ascent
         record = now.backward("forget")
     record |= now.backward(*now.rest)
     parallel.sum_gradients(now.parameters)
-    return record | {"norm.forget": length}
+    return record | ({"norm.forget": length} if ascended else {})
 
 
 def smooth(now: Now, step: SmoothStep) -> Record:

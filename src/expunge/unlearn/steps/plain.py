@@ -27,6 +27,11 @@ class NormalizedStep(StepOptions):
     fade_below: float = Field(default=0.0, ge=0)
     """Below this forget loss the forget direction fades in proportion; 0 never."""
 
+    @property
+    def needs_both(self) -> bool:
+        """The lengths of the two are brought together."""
+        return True
+
 
 class DualStep(StepOptions):
     """Forget under the constraint that the retain loss stays below a limit."""

@@ -36,6 +36,12 @@ class StepOptions(Section):
     def check_model(self, model: nn.Module) -> None:
         """Refuse, with a RecipeError, a model that the rule cannot train."""
 
+    @property
+    def needs_both(self) -> bool:
+        """Whether each step must hold items of both halves, for one gradient is read against the
+        other."""
+        return False
+
     def start(self, rate: float) -> State:
         """What the rule carries into the first step, where the peak learning rate is `rate`."""
         return {}
@@ -59,7 +65,8 @@ class Now:
     """(*halves) → the same record of the same items, without gradient and without dropout."""
 
     recall: Callable[[], Record] = _no_losses
-    """Adds the gradient of the mean NLL of the forget items to `.grad`: what an attacker lowers."""
+    """Adds the gradient of the mean NLL of the forget items to `.grad`: what an attacker lowers.
+    Empty where the step holds none."""
 
     rest: Sequence[str] = ("retain",)
     """The halves beside forget that a term reads."""

@@ -25,6 +25,11 @@ class PcguStep(StepOptions):
     """A matrix (out, in) is cut into rows, one an output, or columns, one an input; what has one
     dimension is one vector."""
 
+    @property
+    def needs_both(self) -> bool:
+        """Vectors are chosen by the angle between the two."""
+        return True
+
     def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
         """Moments and weight decay would move what was not chosen."""
         if optimizer.kind != "sgd" or optimizer.weight_decay:
@@ -45,6 +50,11 @@ class RepselectStep(StepOptions):
 
     of: Literal["forget", "retain"] = "forget"
     """Whose gradient's principal directions."""
+
+    @property
+    def needs_both(self) -> bool:
+        """Directions of the retain gradient are taken out of the forget gradient."""
+        return self.of == "retain"
 
     def check(self, terms: Sequence[Term], optimizer: Optimizer, rank: int | None) -> None:
         """A gradient of rank r has nothing left without r directions."""
@@ -111,7 +121,8 @@ def repselect(now: Now, step: RepselectStep) -> Record:
                 _collapse(f, *principal(basis, step.components))
     left = norm(now.free(forget)) / before
     now.leave((1.0, forget), (1.0, retain))
-    return record | kept | {"norm.forget": before, "share": left}
+    told = {"norm.forget": before, "share": left} if record else {}
+    return record | kept | told
 
 
 def principal(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def tar(now: Now, step: TarStep) -> Record:
     total: Gradients = [None] * len(parameters)
     with now.moved([None] * len(parameters), 0.0):
         for weight in weights:
-            first = now.recall()["nll"]
+            recalled = now.recall()
             for parameter, gradient in zip(parameters, now.taken(), strict=True):
                 parameter.grad = gradient
             attacker.step()
@@ -79,7 +79,8 @@ def tar(now: Now, step: TarStep) -> Record:
                     total[place] = scaled if held is None else held.add_(scaled)
             for name, value in found.items():
                 record[name] = record.get(name, 0.0) + share * value
-            record["recall.last"] = first
+            if recalled:
+                record |= {"recall.last": recalled["nll"], "attack.lr": rate}
     kept, retain = now.gradient(*now.rest)
     now.leave((1.0, total), (1.0, retain))
-    return record | kept | {"attack.lr": rate}
+    return record | kept
