@@ -43,8 +43,9 @@ def test_a_row_says_where_it_is_from_and_what_proves_it(row):
     assert row["fidelity"] in FIDELITY
     for place in row["test"].split(", "):
         path, _, function = place.partition("::")
+        assert function.startswith("test_"), "names a file and a test in it"
         text = (ROOT / path).read_text(encoding="utf-8")
-        assert not function or re.search(rf"def {re.escape(function.split('[')[0])}\(", text)
+        assert re.search(rf"def {re.escape(function.split('[')[0])}\(", text), "names a test"
     if row["fidelity"] == "exact":
         assert not row["differs"], "what differs is not exact"
     elif row["fidelity"] != "own":

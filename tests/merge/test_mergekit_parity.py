@@ -251,6 +251,11 @@ def test_a_negative_weight_subtracts_where_mergekit_undoes_it(tuned, tmp_path):
     torch.testing.assert_close(theirs[name], model[name])
 
 
+def test_rows_that_name_the_comparison_are_compared():
+    named = {name for name, method in METHODS.items() if method.test.endswith("makes_of_it")}
+    assert named == set(GIVEN)
+
+
 def test_every_method_of_mergekit_is_here():
     from mergekit.merge_methods.registry import registered_methods
 

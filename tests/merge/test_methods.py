@@ -1,5 +1,7 @@
 """Laws over the table of merge methods, and some of them worked by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -257,6 +259,22 @@ def test_consensus_drops_what_serves_one_model_alone():
     deltas = torch.tensor([[1.0, 1.0, 0.0], [1.0, -0.9, 2.0]])
     assert merged(deltas, "consensus").tolist() == [2.0, pytest.approx(0.1), 0.0]
     assert merged(deltas, "consensus", agree=1).tolist()[2] == 2.0  # control
+
+
+def test_pcb_weighs_entries_by_how_they_compete():
+    """With |δ| of each model from 0 to 1 and M = 2: s = exp(2 δ²) tanh(δ Σδ), of which the upper
+    half, from its bound to its greatest, is weighed from 0 to 1."""
+    deltas = torch.tensor([[1.0, 0.5, 0.0, 0.2], [0.0, 0.5, 1.0, -0.2]])
+    # the second entry is the bound of both models, and weighs 0
+    assert merged(deltas, "pcb", density=0.5).tolist() == pytest.approx([1, 0, 1, 0])
+    # from the least on it weighs something, for both the same
+    found = merged(deltas, "pcb", weights=[1.0, 3.0], density=1.0).tolist()
+    assert found == pytest.approx([1, (0.5 + 3 * 0.5) / 2, 3, 0])
+    # each model's scores by its own greatest: the second entry is the greatest of model 2
+    share = math.exp(0.5) * math.tanh(0.375) / (math.exp(2) * math.tanh(1))
+    uneven = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.25, 0.0]])
+    expected = (share * 0.5 + 1 * 0.25) / (share + 1)
+    assert merged(uneven, "pcb", density=1.0).tolist() == pytest.approx([1, expected, 0])
 
 
 def test_knots_and_tsv_give_back_what_does_not_overlap():

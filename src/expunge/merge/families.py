@@ -93,7 +93,9 @@ class Method:
     """Options and statistics that it asks for, beside the models."""
 
     cost: str = "one pass over each tensor"
-    test: str = "tests/merge/test_engine.py, tests/merge/test_mergekit_parity.py"
+    test: str = (
+        "tests/merge/test_mergekit_parity.py::test_a_merge_file_gives_what_mergekit_makes_of_it"
+    )
 
     def each(self, option: str) -> bool:
         """Whether an option is given one a model."""

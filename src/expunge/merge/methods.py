@@ -18,6 +18,7 @@ _MERGEKIT = {"vote": "weighted", "divide": "none"}
 _MERGEKIT_MEAN = {"vote": "weighted", "divide": "weights"}
 _TWO_PASSES = "three passes over each tensor: two to find the bound, one to merge"
 _SIGNED = "divides by Σ|w|, where mergekit's Σ w would undo a negative weight"
+_TESTS = "tests/merge/test_methods.py"
 
 METHODS = {
     "linear": Method(LINEAR, source="arXiv:2203.05482", options={"normalize": True}, base=False),
@@ -152,6 +153,7 @@ METHODS = {
         options={**_SUM, **_TRIM},
         needs=("density",),
         cost=_TWO_PASSES,
+        test=f"{_TESTS}::test_exactly_the_asked_number_is_kept_and_ties_go_to_the_lowest_index",
     ),
     "sce": Method(
         Elect("variance", elect=True, by_energy=True),
@@ -183,6 +185,7 @@ METHODS = {
         Piece(pieces.consensus),
         source="arXiv:2405.07813",
         options={"mask_scale": 0.4, "agree": 2, "lambda": 1.0},
+        test=f"{_TESTS}::test_consensus_drops_what_serves_one_model_alone",
     ),
     "pcb": Method(
         Piece(pieces.pcb, pieces.balance),
@@ -192,6 +195,7 @@ METHODS = {
         differs="does not clip outliers before weighing",
         needs=("density",),
         cost="four passes",
+        test=f"{_TESTS}::test_pcb_weighs_entries_by_how_they_compete",
     ),
     "knots": Method(
         Matrix(spectral.knots),
@@ -200,6 +204,7 @@ METHODS = {
         fidelity="adapted",
         differs="what is not a matrix is averaged",
         cost="an SVD of the models side by side",
+        test=f"{_TESTS}::test_knots_and_tsv_give_back_what_does_not_overlap",
     ),
     "tsv": Method(
         Matrix(spectral.tsv),
@@ -208,6 +213,7 @@ METHODS = {
         differs="what is not a matrix is averaged",
         cost="an SVD of each model and two of their bases",
         fidelity="adapted",
+        test=f"{_TESTS}::test_knots_and_tsv_give_back_what_does_not_overlap",
     ),
     "regmean": Method(
         Matrix(spectral.regmean, statistics=True),
@@ -217,6 +223,7 @@ METHODS = {
         differs="what has no Gram matrix is averaged",
         cost="one linear solve a matrix",
         fidelity="adapted",
+        test=f"{_TESTS}::test_regmean_fits_each_model_on_its_own_inputs",
     ),
     "eul_fusion": Method(
         Matrix(spectral.regmean, statistics=True),
@@ -234,5 +241,7 @@ METHODS = {
         Matrix(spectral.fisher, statistics=True),
         source="arXiv:2111.09832",
         needs=("the Fisher information of each model",),
+        test="tests/merge/test_statistics.py::test_fisher_information_counts_by_its_ratios_however_small_"
+        "and_none_is_equal",
     ),
 }
