@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from expunge.companions.making import COMPANIONS
 from expunge.errors import RecipeError
 from expunge.methods import every_method, method_card, method_rows, rows_called
 from expunge.report.methods_guide import EXAMPLE, WHERE, asked_for, named
@@ -53,12 +54,16 @@ def test_a_row_says_where_it_is_from_and_what_proves_it(row):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_is_no_nearer_to_its_source_than_its_terms(name):
-    row, order = OBJECTIVES[name], [*FIDELITY]
-    for term in map(Term.model_validate, row.terms):
-        weighting = term.weighting.row.fidelity if term.weighting else "exact"
-        for part in (term.row.fidelity, weighting):
-            assert order.index(part) <= order.index(row.fidelity), term
+def test_an_objective_is_no_nearer_to_its_source_than_its_parts(name):
+    """Its losses, their weightings and sets, and its step rule."""
+    row = OBJECTIVES[name]
+    branch = Branch.model_validate({"objective": name})
+    parts = [branch.rule]
+    for term in branch.terms:
+        parts += [term.row, *([term.weighting.row] if term.weighting else [])]
+        parts += [COMPANIONS[term.half]] if term.half in COMPANIONS else []
+    for part in parts:
+        assert FIDELITY.index(part.fidelity) <= FIDELITY.index(row.fidelity), part
 
 
 def test_no_name_stands_twice_in_a_table():

@@ -151,7 +151,10 @@ COMPANIONS: dict[str, Companion] = {
         cost="max_new_tokens x count steps of generation for each forget item, once",
     ),
     "paraphrase": Companion(
-        paraphrased, _paraphrase, f"{_TESTS}::test_a_paraphrase_keeps_the_answer", fidelity="own"
+        paraphrased,
+        _paraphrase,
+        f"{_TESTS}::test_a_paraphrase_keeps_the_answer",
+        fidelity="inspired",
     ),
     "mismatch": Companion(
         mismatched,

@@ -58,6 +58,7 @@ _NLL = {"half": "retain", "loss": "nll"}
 _ASCENT = {"half": "forget", "loss": "gradient_ascent"}
 _SAME_STATES = {"half": "retain", "loss": "hidden_distance", "layer": 7}
 _MEANS = "a mean over items of token means; the common baseline means over all tokens"
+_REFUSALS = "own refusals, a few for each item, read in turn"
 
 OBJECTIVES = {
     "gradient_ascent": Named(
@@ -156,11 +157,15 @@ OBJECTIVES = {
         "Learn to refuse what is to be forgotten.",
         "Maini et al. 2024 (TOFU), arXiv:2401.06121",
         ({"half": "refusal", "loss": "nll"}, _NLL),
+        fidelity="adapted",
+        differs=_REFUSALS,
     ),
     "idk_dpo": Named(
         "Prefer a refusal to the answer.",
         "Maini et al. 2024 (TOFU), arXiv:2401.06121; DPO, arXiv:2305.18290",
         ({"half": "refusal_pair", "loss": "dpo", "options": {"beta": 0.1}}, _NLL),
+        fidelity="adapted",
+        differs=_REFUSALS,
     ),
     "alt_po": Named(
         "Prefer another plausible answer, which the model writes itself.",
@@ -173,8 +178,9 @@ OBJECTIVES = {
         "NPO measured from how far refusals have moved.",
         "KTO, arXiv:2402.01306, as Zhang et al. 2024, arXiv:2404.05868, unlearn with it",
         ({"half": "refusal_pair", "loss": "kto", "options": {"beta": 0.1}}, _NLL),
-        fidelity="as-released quirk",
-        differs="no constant 1; z is neither multiplied by β nor cut at 0, as released",
+        fidelity="adapted",
+        differs="no constant 1; z is neither multiplied by β nor cut at 0, as released; "
+        f"{_REFUSALS}",
     ),
     "dpo": Named(
         "DPO alone: prefer a refusal to the answer; the forget set suffices.",
@@ -188,7 +194,7 @@ OBJECTIVES = {
         "Wang et al. 2024 (FLAT), arXiv:2410.11143",
         ({"half": "refusal_pair", "loss": "flat_kl"},),
         fidelity="adapted",
-        differs="means over an answer's own tokens, a loss for each pair",
+        differs=f"means over an answer's own tokens, a loss for each pair; {_REFUSALS}",
     ),
     "relearn": Named(
         "Learn other answers, written anew, in the answer's place; nothing is pushed down.",
@@ -279,7 +285,7 @@ OBJECTIVES = {
             {"half": "paraphrase", "loss": "nll"},
             {"half": "retain", "loss": "uniform_kl", "weight": 5.0},
         ),
-        fidelity="adapted",
+        fidelity="inspired",
         differs="paraphrases are made from templates; no perturbed answers",
         test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
     ),
