@@ -231,18 +231,40 @@ def test_a_term_that_cannot_be_is_refused_when_it_is_read(fields, says):
         Term.model_validate({"half": "forget", **fields})
 
 
-def test_an_option_that_a_loss_divides_by_is_refused_as_zero():
-    tables = {half: SETS[half].losses for half in ("forget", "retain", "refusal_pair")}
-    rows = [(half, row) for half, table in tables.items() for row in table.items()]
-    divides = []
-    for half, (name, row) in rows:
-        for option in row.options if row.reads == "scores" else ():
-            fields = {"half": half, "loss": name, "options": {option: 0.0}}
-            now, ref = scores([-1.0, -2.0], [-2.5]), scores([-0.5, -0.5], [-2.5])
-            if option in row.positive:
-                divides.append(name)
-                with pytest.raises(ValueError, match=f"{name} needs {option} above 0"):
-                    Term.model_validate(fields)
-            elif not (row.needs_kl or row.needs_level):
-                assert torch.isfinite(row(now, ref, **{option: 0.0})).all(), name
-    assert {"npo", "simnpo", "dpo", "kto"} <= set(divides)
+ROWS = {(half, name): row for half in SETS for name, row in SETS[half].losses.items()}
+EITHER_SIGN = {"gamma", "margin", "coefficient", "scale", "seed"}
+"""A margin may lie on either side, and so may the point that RMU drives states to."""
+
+
+@pytest.mark.parametrize(("half", "name"), [place for place, row in ROWS.items() if row.options])
+def test_an_option_that_breaks_a_loss_or_turns_it_around_is_refused(half, name):
+    row = ROWS[half, name]
+    assert {*row.options} - EITHER_SIGN == {*row.positive, *row.nonnegative}
+
+    def term(option: str, value: float) -> Term:
+        layer = 0 if row.reads == "hidden" else None
+        fields = {"half": half, "loss": name, "layer": layer, "options": {option: value}}
+        return Term.model_validate(fields)
+
+    for option in row.positive:
+        for value in (0.0, -1.0):
+            with pytest.raises(ValueError, match=f"{name} needs {option} above 0"):
+                term(option, value)
+    for option in row.nonnegative:
+        with pytest.raises(ValueError, match=f"{name} needs {option} of at least 0"):
+            term(option, -1e-3)
+    for option in row.options:
+        term(option, 0.5)  # control
+        if option in row.positive or row.reads != "scores" or row.needs_kl or row.needs_level:
+            continue
+        now, ref = scores([-1.0, -2.0], [-2.5]), scores([-0.5, -0.5], [-2.5])
+        assert torch.isfinite(row(now, ref, **{option: 0.0})).all()
+
+
+@pytest.mark.parametrize("name", [n for n, row in BY_SCORES.items() if not row.needs_level])
+def test_what_is_bounded_pulls_no_more_in_the_end_at_the_least_that_is_allowed(name):
+    row = BY_SCORES[name]
+    options = dict.fromkeys(row.positive, 1e-3) | dict.fromkeys(row.nonnegative, 0.0)
+    now = scores([-1e5], [-2e5])
+    row(now, scores([-0.5], [-0.5]), **options).sum().backward()
+    assert (float(now.token_logps.grad.abs().max()) < 1e-9) == row.bounded

@@ -66,3 +66,10 @@ def test_a_large_model_is_refused_unless_it_is_forced(tiny, monkeypatch):
     section(force=True).check_model(tiny)
     with pytest.raises(ValueError, match="less than or equal to 8"):
         section(attack_steps=9)
+
+
+def test_an_attacker_that_unlearns_is_refused():
+    section = STEP_RULES["tar"].options
+    for rate in (-1e-4, 0.0):
+        with pytest.raises(ValueError, match="greater than 0"):
+            section(attack_rates=(1e-4, rate))

@@ -31,6 +31,7 @@ DEPARTURE_LOSSES = {
         kl_away,
         needs_kl=True,
         mean_over="tokens",
+        positive=("limit",),
         fidelity="adapted",
         test="tests/unlearn/test_preference.py::test_kl_away_stops_at_its_limit",
     )

@@ -175,11 +175,20 @@ FORGET_LOSSES = {
         npo_token, needs_reference=True, positive=("beta",), fidelity="adapted", test=_TEST
     ),
     "simnpo": Loss(simnpo, positive=("beta",), test=_TEST),
-    "wga": Loss(wga, mean_over="tokens", test=_TEST),
-    "wtnpo": Loss(wtnpo, needs_reference=True, mean_over="tokens", test=_TEST),
-    "satimp": Loss(satimp, mean_over="tokens", test=_TEST),
-    "hinge": Loss(hinge, fidelity="own", test=_TEST),
-    "hinge_token": Loss(hinge_token, fidelity="own", test=_TEST),
+    "wga": Loss(wga, mean_over="tokens", positive=("beta",), test=_TEST),
+    "wtnpo": Loss(
+        wtnpo,
+        needs_reference=True,
+        mean_over="tokens",
+        positive=("beta",),
+        nonnegative=("alpha",),
+        test=_TEST,
+    ),
+    "satimp": Loss(
+        satimp, mean_over="tokens", positive=("beta1",), nonnegative=("beta2",), test=_TEST
+    ),
+    "hinge": Loss(hinge, positive=("target",), fidelity="own", test=_TEST),
+    "hinge_token": Loss(hinge_token, positive=("target",), fidelity="own", test=_TEST),
     **FORGET_BY_LEVEL,
     **FORGET_BY_LOGITS,
     **FORGET_BY_STATES,

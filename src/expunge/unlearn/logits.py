@@ -102,6 +102,7 @@ FORGET_BY_LOGITS = {
         reads="logits",
         needs_reference_states=True,
         mean_over="tokens",
+        positive=("beta",),
         fidelity="adapted",
         test=_TEST,
     ),

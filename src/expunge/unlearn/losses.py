@@ -72,7 +72,11 @@ class Loss:
     """Scored tokens at the start of each sequence that it leaves out, unless the term says so."""
 
     positive: tuple[str, ...] = ()
-    """Hyperparameters that it divides by, or that turn it around below 0."""
+    """Hyperparameters that it divides by, or that turn it around, rob it of its bound or leave
+    nothing of it at 0."""
+
+    nonnegative: tuple[str, ...] = ()
+    """Hyperparameters that do so below 0 alone."""
 
     fidelity: str = "exact"
     """exact · as-released quirk · adapted · inspired · own."""

@@ -67,8 +67,11 @@ class Term(Section):
             if name not in row.options:
                 known = ", ".join(row.options) or "none"
                 raise ValueError(f"{self.loss} has no option '{name}'. Its options: {known}")
-            if name in row.positive and self.options[name] <= 0:
-                raise ValueError(f"{self.loss} needs {name} above 0 (got {self.options[name]:g})")
+            value = self.options[name]
+            if name in row.positive and value <= 0:
+                raise ValueError(f"{self.loss} needs {name} above 0 (got {value:g})")
+            if name in row.nonnegative and value < 0:
+                raise ValueError(f"{self.loss} needs {name} of at least 0 (got {value:g})")
         if (row.reads == "hidden") != (self.layer is not None):
             says = "needs layer, the number of a block" if self.layer is None else "takes no layer"
             raise ValueError(f"{self.loss} {says}")

@@ -2,7 +2,7 @@
 
 import math
 import random
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,9 @@ class TarStep(StepOptions):
     attack_steps: int = Field(default=4, ge=1, le=8)
     """K, steps of the simulated fine-tuning."""
 
-    attack_rates: tuple[float, ...] = Field(default=(2e-5, 4e-5, 1e-4), min_length=1)
+    attack_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(2e-5, 4e-5, 1e-4), min_length=1
+    )
     """Learning rates of the attacker, one of which is drawn for each step."""
 
     decay: float = Field(default=0.0625, ge=0)
