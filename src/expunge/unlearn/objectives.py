@@ -183,11 +183,12 @@ OBJECTIVES = {
         f"{_REFUSALS}",
     ),
     "dpo": Named(
-        "DPO alone: prefer a refusal to the answer; the forget set suffices.",
-        "Rafailov et al. 2023, arXiv:2305.18290, as Zhang et al. 2024, arXiv:2404.05868, unlearn",
+        "DPO alone: prefer a refusal to the answer. Nothing holds the rest, which it refuses too.",
+        "Rafailov et al. 2023, arXiv:2305.18290; for unlearning Zhang et al. 2024, arXiv:2404.05868",
         ({"half": "refusal_pair", "loss": "dpo", "options": {"beta": 0.1}},),
         fidelity="adapted",
         differs="each visit of an item reads one of its refusals, in turn",
+        test="tests/unlearn/test_objectives.py::test_dpo_alone_refuses_the_control_too",
     ),
     "flat": Named(
         "Raise the divergence of a refusal from the answer; the forget set suffices.",
