@@ -1,6 +1,8 @@
 """Companions in training: what a visit reads, pairs that stay pairs, a branch that refuses."""
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,6 +17,7 @@ from expunge.errors import RecipeError, TrainingError
 from expunge.lora import Lora, add_adapter
 from expunge.models import load_model
 from expunge.scores import score
+from expunge.unlearn import reference
 from expunge.unlearn.branch import Branch, branch_demand, train_branch
 from expunge.unlearn.companions import Companions, CompanionSet, on_sides, with_companions
 from expunge.unlearn.halves import Halves
@@ -181,6 +184,28 @@ def test_a_reference_whose_file_is_cut_short_is_refused_in_a_line(tuned, tmp_pat
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(TrainingError, match=r"reference.safetensors cannot be read .*; delete it"):
         cached_reference(model, items, "answer", file=file, max_tokens=999)
+
+
+def test_a_reference_that_two_ask_for_at_once_is_computed_once(tuned, tmp_path, monkeypatch):
+    model, items = tuned
+    computed, forward = [], reference._forward
+
+    def slow(*given):
+        computed.append(given)
+        time.sleep(0.5)
+        return forward(*given)
+
+    monkeypatch.setattr(reference, "_forward", slow)
+    file = tmp_path / "cache" / "reference.safetensors"
+    with ThreadPoolExecutor(2) as threads:
+        asked = [
+            threads.submit(cached_reference, model, items, "answer", file=file, max_tokens=999)
+            for _ in range(2)
+        ]
+    one, two = [done.result().logps for done in asked]
+    assert len(computed) == 1
+    assert all(map(torch.equal, one, two))
+    assert list(file.parent.iterdir()) == [file]
 
 
 # --- pairs -------------------------------------------------------------------------------------

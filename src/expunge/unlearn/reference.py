@@ -7,7 +7,8 @@ states. Losses on its logits keep these too; losses on hidden states, d numbers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,12 +98,14 @@ def cached_reference(
     """The reference scores of `sequences`, read from `file` or computed and written there.
 
     Without `asked` they are the log-probs, and what the KL needs if `kl`. Whoever names `file` puts
-    the hash of the model, the data, the scope and `Asked.label` into the name.
+    the hash of the model, the data, the scope and `Asked.label` into the name. What another process
+    is computing is waited for.
     """
     asked = asked or Asked(logps=True, kl=kl)
-    if not parallel.from_main(file.exists()):
-        with switched_off(model):
-            _keep(_forward(model, sequences, scope, asked, max_tokens), file)
+    with _to_make(file) as missing:
+        if missing:
+            with switched_off(model):
+                _keep(_forward(model, sequences, scope, asked, max_tokens), file)
     before = None  # the head, which training moves
     if trains_head(model) and (asked.kl or asked.states):
         before = sharding.whole(output_head(model).detach()).clone()
@@ -144,6 +147,21 @@ def scores_now(
     return Reference(logps, standardized=standard)
 
 
+@contextmanager
+def _to_make(file: Path) -> Iterator[bool]:
+    """Whether this process is to write `file`; if so, no other does within the block."""
+    if parallel.from_main(file.exists()):
+        yield False
+        return
+    runs.make_folder(file.parent)
+    lock = file.with_name(f".{file.name}.lock")
+    with runs.readable_errors(lock), runs.locked(lock, f"{file}", wait=True):
+        missing = not parallel.from_main(file.exists())  # another process may have written it now
+        yield missing
+        if missing and parallel.is_main():
+            lock.unlink(missing_ok=True)
+
+
 def _of_all_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for part in parallel.gather(tensors) for name, tensor in part.items()}
 
@@ -152,7 +170,6 @@ def _keep(tensors: dict[str, Tensor], file: Path) -> None:
     """Write what all ranks found; then it is there for each of them."""
     found = _of_all_ranks(tensors)
     if parallel.is_main():
-        file.parent.mkdir(parents=True, exist_ok=True)
         with runs.replacing(file) as temporary, runs.safetensors_errors():
             save_file(found, temporary)
     parallel.barrier()
