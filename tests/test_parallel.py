@@ -287,6 +287,21 @@ def test_what_each_rank_would_do_alone_is_refused(monkeypatch):
             "fsdp_offload_params is not supported",
         ),
         (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_ACTIVATION_CHECKPOINTING": "true",
+            },
+            "set it to false, and optimizer.checkpointing: true in the recipe",
+        ),
+        (
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json",
+            },
+            r"deepspeed_config_file \(ds.json\) is not read; .* set zero_stage: 3",
+        ),
+        (
             {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
             "ZeRO stage 2 is not supported",
         ),

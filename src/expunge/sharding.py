@@ -37,6 +37,11 @@ def wanted() -> bool:
         raise RunError("FSDP version 1 is not supported; set fsdp_version: 2")
     if _asked("FSDP_OFFLOAD_PARAMS"):
         raise RunError("fsdp_offload_params is not supported; set it to false")
+    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise RunError(
+            "fsdp_activation_checkpointing is not read; set it to false, and "
+            "optimizer.checkpointing: true in the recipe"
+        )
     return True
 
 

@@ -29,6 +29,12 @@ def wanted() -> bool:
     asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if parallel.world() == 1 or not asked:
         return False
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file != "none":
+        raise RunError(
+            f"deepspeed_config_file ({file}) is not read; leave it out, and set zero_stage: 3 and "
+            "the devices of offloading to none, as configs/accelerate/zero3.yaml does"
+        )
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     if stage != "3":
         raise RunError(f"ZeRO stage {stage} is not supported; set zero_stage: 3")
