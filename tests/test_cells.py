@@ -17,6 +17,7 @@ import yaml
 
 import expunge
 from commands import run as command
+from expunge import on_ray
 from expunge.cells import Cell, Workers, do_here, side_by_side
 from expunge.cli import app
 from expunge.errors import DataError, ExpungeError, RecipeError, RunError
@@ -195,6 +196,19 @@ def test_ray_is_refused_to_several_processes(monkeypatch):
         do_on_ray(graph(("a", "")), print, Workers())
 
 
+def test_where_data_lies_is_passed_on_and_no_secret(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"EXPUNGE_DATA": "data", "HF_ENDPOINT": "http://hub.example", "HF_TOKEN": "secret"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    passed = on_ray._environment()
+    assert passed["EXPUNGE_DATA"] == str(tmp_path / "data")
+    assert passed["HF_ENDPOINT"] == "http://hub.example"
+    assert "secret" not in passed.values()
+    monkeypatch.delenv("EXPUNGE_DATA")
+    assert "EXPUNGE_DATA" not in on_ray._environment()
+
+
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"pip install 'expunge\[ray\]'"):
@@ -296,6 +310,17 @@ def test_what_a_cell_says_reaches_the_user(workers, capsys):
     code = "import sys; from expunge.progress import say; say('3 items are cut'); print('noise')"
     do_on_ray([Cell("says", (), code)], exec, workers)
     assert capsys.readouterr().err == "expunge: 3 items are cut\n"
+
+
+@needs_ray
+def test_a_worker_reads_data_where_the_driver_does(workers, tmp_path, monkeypatch):
+    (tmp_path / "items.jsonl").touch()
+    code = "from expunge.data.sources import locate; assert locate('data:items.jsonl').is_file()"
+    monkeypatch.delenv("EXPUNGE_DATA", raising=False)
+    with pytest.raises(DataError, match=r"items\.jsonl"):  # control
+        do_on_ray([Cell("reads", (), code)], exec, workers)
+    monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
+    do_on_ray([Cell("reads", (), code)], exec, workers)
 
 
 @needs_ray

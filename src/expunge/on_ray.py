@@ -24,7 +24,7 @@ TRIES_AGAIN = 3
 
 _PASSED_ON = (
     *("EXPUNGE_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
-    *("HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM"),
+    *("HF_DATASETS_OFFLINE", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM"),
 )
 _LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -148,8 +148,11 @@ def _use_threads(count: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """What of the driver's environment decides where models are found."""
-    return {name: value for name, value in os.environ.items() if name in _PASSED_ON}
+    """What of the driver's environment decides where models and data are found; no secrets."""
+    passed = {name: value for name, value in os.environ.items() if name in _PASSED_ON}
+    if data := os.environ.get("EXPUNGE_DATA"):
+        passed["EXPUNGE_DATA"] = str(Path(data).expanduser().absolute())
+    return passed
 
 
 @contextlib.contextmanager
