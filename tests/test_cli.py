@@ -128,6 +128,14 @@ def test_a_plan_is_kept_and_the_run_says_how_wrong_it_was(recipe, tmp_path):
     assert [r["stage"] for r in json.loads((out / "plan.json").read_text())["outcome"]]
 
 
+def test_branches_that_were_planned_say_how_wrong_the_plan_was(recipe, tmp_path):
+    path, out = recipe(), tmp_path / "out"
+    assert "only with --out" not in expunge("plan", path, "--out", out).stdout
+    assert "steps" in expunge("unlearn", path, "--out", out).stdout
+    (row,) = json.loads((out / "plan.json").read_text())["outcome"]
+    assert row["stage"] == "strong"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -69,10 +69,11 @@ def test_a_plan_names_every_stage_and_changes_nothing(recipe, tmp_path, capsys):
     assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
     assert json.loads(json.dumps(made.as_json()))["least_seconds"] < made.seconds
     for budget, verdict in ((3600, "enough for every step"), (0.1, "too little: the least is")):
-        print_plan(replace(made, budget=budget), as_json=False)
+        print_plan(replace(made, budget=budget), as_json=False, kept=budget > 1)
         shown = " ".join(capsys.readouterr().out.split())
         assert f"a budget of {budget:.0f} s is {verdict}" in shown
         assert f"total – {made.seconds:.1f}" in shown
+        assert ("is stated only with --out DIR" in shown) == (budget < 1)
 
 
 @pytest.mark.parametrize("until", [None, {}])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,6 +32,9 @@ from expunge.cli.options import (
 )
 from expunge.errors import RecipeError
 from expunge.report.commands import print_facts
+
+if TYPE_CHECKING:
+    from expunge.recipe import Recipe
 
 running = typer.Typer()
 
@@ -132,7 +135,8 @@ def leaderboard(
 def plan(
     recipe: RecipePath,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A run folder: finished stages count nothing.")
+        Path | None,
+        typer.Option("--out", help="The run's folder: what is finished counts nothing."),
     ] = None,
     model: ModelPath = None,
     seed: Seed = None,
@@ -145,7 +149,7 @@ def plan(
     """Foretell time and memory of each stage of RECIPE here, and pick settings that fit.
 
     A few steps are timed, in a temporary folder. With --out the plan is kept there, and the next
-    run says how wrong it was.
+    run says how wrong it was; without, nothing does.
     """
     from expunge.plan.budget import parse_budget
     from expunge.plan.predict import plan, write_plan
@@ -158,7 +162,7 @@ def plan(
         write_plan(made, out)
     if write is not None:
         write_recipe(read, made.settings, write)
-    print_plan(made, as_json)
+    print_plan(made, as_json, kept=out is not None)
 
 
 @running.command()
@@ -170,9 +174,11 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Make the target: the model that has memorised both halves."""
-    with tracking(track, recipe_of(recipe, model, None), out):
+    read = recipe_of(recipe, model, None)
+    with tracking(track, read, out):
         target = pipeline_of(recipe, out, model, None).target.base
     print_facts({"target": str(target)}, as_json)
+    _print_errors(read, out, as_json)
 
 
 @running.command()
@@ -186,6 +192,18 @@ def unlearn(
     as_json: Json = False,
 ) -> None:
     """Train the branches, of one seed: that of --seed, or the recipe's first."""
-    with tracking(track, recipe_of(recipe, model, seed), out):
+    read = recipe_of(recipe, model, seed)
+    with tracking(track, read, out):
         made = pipeline_of(recipe, out, model, seed).branches(branch)
     print_facts({n: str(weights.adapter or weights.base) for n, weights in made.items()}, as_json)
+    _print_errors(read, out, as_json)
+
+
+def _print_errors(recipe: Recipe, out: Path, as_json: bool) -> None:
+    """How wrong the run folder's plan was of what is finished; nothing where there is none."""
+    from expunge.plan.outcome import add_outcome
+    from expunge.report.terminal import print_rows
+
+    rows = add_outcome(recipe, out)
+    if rows and not as_json:
+        print_rows(rows, as_json=False)

@@ -7,8 +7,11 @@ from expunge.plan.predict import Plan
 from expunge.report.terminal import console, print_rows
 
 
-def print_plan(made: Plan, as_json: bool) -> None:
-    """Print the stages, the total, what the machine has and the picked settings."""
+def print_plan(made: Plan, as_json: bool, *, kept: bool) -> None:
+    """Print the stages, the total, what the machine has and the picked settings.
+
+    Of a plan that is not `kept` in a run folder it says that its error will not be stated.
+    """
     out = console()
     if as_json:
         out.print_json(json.dumps(made.as_json()))
@@ -29,6 +32,8 @@ def print_plan(made: Plan, as_json: bool) -> None:
     print_rows(rows, as_json=False)
     for line in (*_machine(made), *(one.sentence for one in made.settings), *_budget(made)):
         out.print(line, markup=False)
+    if not kept:
+        out.print("how wrong this was is stated only with --out DIR, after the run into it")
 
 
 def _machine(made: Plan) -> list[str]:
