@@ -10,6 +10,8 @@ import typer
 import yaml
 
 from expunge.cli import app
+from expunge.unlearn.footprint import Demand, Shape, memory_of
+from expunge.unlearn.trainer import Optimizer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -69,9 +71,43 @@ SYMBOL = r"^\| `(\w)` \| ([\d.e]+) \|"
 FORMULA = r"^\| .* \| `([^`|]+)` \| ([\d.]+) (GB|s) \|$"
 
 
+def memory(shards: float, rank: int | None) -> int:
+    """What the code foretells of a branch of the section's model, on one of `shards` GPUs."""
+    sizes = {name: int(float(value)) for name, value in rows(SYMBOL)}
+    shape = Shape(*(sizes[name] for name in "LdkfHVN"))
+    demand = Demand(
+        optimizer=Optimizer(max_tokens=sizes["T"], checkpointing=True),
+        weights="float32" if rank is None else "bfloat16",
+        passes=((sizes["n"],) * (sizes["S"] // sizes["n"]),),
+        piece=sizes["n"],
+        longest=sizes["n"],
+        rank=rank,
+        kl=True,
+        shards=int(shards),
+        buffers=1,
+    )
+    return memory_of(shape, demand)
+
+
+def value_of(formula: str) -> float:
+    symbols = {name: float(value) for name, value in rows(SYMBOL)}
+    rank = int(symbols["r"])
+    code = {
+        "lora": lambda shards: memory(shards, rank),
+        "full": lambda shards: memory(shards, None),
+    }
+    return eval(formula, {"__builtins__": {}}, {**symbols, **code})
+
+
 @pytest.mark.parametrize(("formula", "said", "unit"), rows(FORMULA))
 def test_a_number_follows_from_its_formula(formula, said, unit):
-    symbols = {name: float(value) for name, value in rows(SYMBOL)}
-    value = eval(formula, {"__builtins__": {}}, symbols) / UNITS[unit]
+    value = value_of(formula) / UNITS[unit]
     assert f"{value:.3g}" == f"{float(said):.3g}"
     assert float(said) == float(f"{value:.3g}")
+
+
+def test_the_parts_of_a_lora_branch_add_up_to_what_the_code_foretells():
+    formulas = [formula for formula, _, _ in rows(FORMULA)]
+    parts = formulas[: formulas.index("lora(G)")]
+    assert len(parts) == 8
+    assert sum(map(value_of, parts)) == pytest.approx(value_of("lora(G)"), rel=1e-6)
