@@ -11,7 +11,6 @@ from expunge.companions.making import COMPANIONS
 from expunge.errors import RecipeError
 from expunge.methods import every_method, method_card, method_rows, rows_called
 from expunge.report.methods_guide import EXAMPLE, WHERE, asked_for, named
-from expunge.unlearn.objective import Term
 from expunge.unlearn.objectives import OBJECTIVES
 from expunge.unlearn.section import Branch
 

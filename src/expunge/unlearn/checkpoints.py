@@ -66,7 +66,7 @@ def save(
                 continue
             gathered = sharding.whole(parts[part])
             if parallel.is_main():
-                tensors[f"{name}|{part}"] = gathered.view(sharding.shape_of(parameter))
+                tensors[f"{name}|{part}"] = gathered.view(sharding.shape_of(parameter)).cpu()
     if not parallel.is_main():
         return
     with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():

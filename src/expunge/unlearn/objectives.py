@@ -184,7 +184,7 @@ OBJECTIVES = {
     ),
     "dpo": Named(
         "DPO alone: prefer a refusal to the answer. Nothing holds the rest, which it refuses too.",
-        "Rafailov et al. 2023, arXiv:2305.18290; for unlearning Zhang et al. 2024, arXiv:2404.05868",
+        "DPO, arXiv:2305.18290; for unlearning Zhang et al. 2024, arXiv:2404.05868",
         ({"half": "refusal_pair", "loss": "dpo", "options": {"beta": 0.1}},),
         fidelity="adapted",
         differs="each visit of an item reads one of its refusals, in turn",
