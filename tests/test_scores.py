@@ -103,6 +103,25 @@ def test_kl_to_oneself_is_0_and_beside_it_what_the_definition_says(dtype, near):
     assert errors[0] < 1.1 * errors[1] + 1e-6  # no worse than by the logits of both
 
 
+@pytest.mark.parametrize(("sharp", "near"), [(0, 1e-3), (20, 2e-3)])
+def test_a_small_kl_of_bfloat16_states_is_not_lost_in_rounding(sharp, near):
+    """Of flat distributions and of peaked ones; the vocabulary has a rest behind its stretches."""
+    generator = torch.Generator().manual_seed(0)
+    head = (0.05 * torch.randn(5001, 256, generator=generator)).bfloat16()
+    toward = sharp * torch.rand(200, 1, generator=generator) * head[-200:].float()
+    states = (torch.randn(200, 256, generator=generator) + toward / 0.8).bfloat16()
+    moved = (states + 0.03 * torch.randn(200, 256, generator=generator)).bfloat16()
+    q, p = ((h.double() @ head.double().T).log_softmax(-1) for h in (states, moved))
+    exact = (q.exp() * (q - p)).sum(-1)
+    assert 1e-4 < exact.mean() < 1e-3  # control
+    error = token_kl(moved, head, anchor_of(states, head)) - exact
+    assert error.square().mean().sqrt() < near
+    assert error.mean().abs() < near / 5
+    logps = token_logps(moved, head, torch.arange(4801, 5001))
+    wanted = p[torch.arange(200), torch.arange(4801, 5001)]
+    assert (logps - wanted).abs().max() < 0.03  # half a step of the largest logits
+
+
 @pytest.mark.parametrize("sharp", [0.3, 2.0, 8.0])
 def test_log_probs_of_narrow_logits_are_those_of_the_logits_as_they_are_rounded(sharp):
     """Of likely targets too, whose NLL is far below what bfloat16 tells from 1."""

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from expunge.products import product, product_back
+from expunge.softmax import Block
 
 BLOCK = 256
 """Scored tokens whose logits are held at once."""
-
-CACHED = 1 << 22
-"""Bytes of logits that are read at once on a CPU: pass after pass finds them in its cache."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,9 @@ class Anchor:
 
     Where the head is frozen, two things of each distribution suffice: its mean row of the head and
     its entropy. Where the head moves, the reference's states and its own head are kept.
+
+    Rows are kept in the type of the states. What that rounds off, times the reference's state, is
+    added to the entropy: the KL is then wrong by the rounding times how far the state has moved.
     """
 
     rows: Tensor  # (N, d) mean rows of the head; final hidden states where `head` is given
@@ -99,60 +100,12 @@ def logps_and_anchor(states: Tensor, head: Tensor, targets: Tensor) -> tuple[Ten
     rows, entropies = torch.empty_like(states), torch.empty_like(logps)
     weight = head.to(states.dtype)
     for block in blocks(len(states)):
-        here = _Block.of(states[block], weight)
+        here = Block.of(states[block], weight)
         logps[block] = here.logps(targets[block])
-        rows[block] = product_back(here.p, weight)
-        entropies[block] = here.entropy()
+        mean = here.mean_row(weight)
+        rows[block] = mean
+        entropies[block] = here.entropy() + _along(mean - rows[block], states[block])
     return logps, Anchor(rows, entropies)
-
-
-@dataclass
-class _Block:
-    """The distributions p of a block of states: n tokens."""
-
-    logits: Tensor  # (n, V) in the type of the states
-    p: Tensor  # (n, V) in the same
-    top: Tensor  # (n,) float32, the greatest logit
-    total: Tensor  # (n,) float32, the sum of p as it is rounded
-    log_top: Tensor  # (n,) float32, log of the greatest p
-
-    @classmethod
-    def of(cls, states: Tensor, weight: Tensor) -> "_Block":
-        """softmax(W h), kept in the type of the states: in bfloat16 a float32 copy of the logits
-        and what is made of it would take twice as long as the product itself.
-
-        A p near 1 is then known to three digits, but those beside it add up to 1 - p exactly
-        enough: log p is log1p of what the others add up to.
-        """
-        logits = product(states, weight)
-        p = torch.empty_like(logits)
-        total, most, top = torch.empty(3, len(logits), device=logits.device)
-        for rows in in_cache(logits):
-            torch.softmax(logits[rows], -1, out=p[rows])
-            total[rows] = p[rows].sum(-1, dtype=torch.float32)
-            most[rows], top[rows] = p[rows].amax(-1), logits[rows].amax(-1)
-        log_top = torch.where(most > 0.5, torch.log1p(most - total), most.log())
-        return cls(logits, p, top, total, log_top)
-
-    def logps(self, targets: Tensor) -> Tensor:
-        """log p of the targets: (n,) float32."""
-        chosen = self.logits.gather(1, targets[:, None]).squeeze(1)
-        return chosen.float() - self.top + self.log_top
-
-    def entropy(self) -> Tensor:
-        """H = -Σ p log p: (n,) float32."""
-        found, top = -self.log_top, self.top.to(self.logits.dtype)  # exact: it is one of them
-        for rows in in_cache(self.logits):
-            below = self.logits[rows].sub_(top[rows, None])
-            found[rows] -= below.mul_(self.p[rows]).sum(-1, dtype=torch.float32)
-        return found
-
-    def residual(self, targets: Tensor) -> Tensor:
-        """p - 1_y in place of p: (n, V)."""
-        chosen = self.p.gather(1, targets[:, None])
-        others = (self.total[:, None] - chosen.float()).to(self.p.dtype)
-        self.p[torch.arange(len(targets), device=targets.device), targets] = -others.squeeze(1)
-        return self.p  # scatter_ would copy all of it twice
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -167,7 +120,7 @@ class _TokenLogps(torch.autograd.Function):
         weight = head.to(states.dtype)
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for block in blocks(len(states)):
-            here = _Block.of(states[block], weight)
+            here = Block.of(states[block], weight)
             logps[block] = here.logps(targets[block])
             if slope is not None:
                 slope[block] = -product_back(here.residual(targets[block]), weight)
@@ -185,7 +138,7 @@ class _TokenLogps(torch.autograd.Function):
             return to_states, None, None
         to_head = None
         for block in blocks(len(states)):
-            residual = _Block.of(states[block], weight).residual(targets[block])
+            residual = Block.of(states[block], weight).residual(targets[block])
             residual.mul_(-grad[block, None].to(residual.dtype))
             part = product(residual.T, states[block].T).float()
             to_head = part if to_head is None else to_head.add_(part)
@@ -201,15 +154,15 @@ class _TokenLogpsAndKL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weight, rows = head.to(states.dtype), rows.to(states.dtype)
         logps = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        kl, mean = torch.empty_like(logps), torch.empty_like(states)
+        kl, to_logps, to_kl = (torch.empty_like(one) for one in (logps, states, states))
         for block in blocks(len(states)):
-            here = _Block.of(states[block], weight)
+            here = Block.of(states[block], weight)
             logps[block] = here.logps(targets[block])
-            mean[block] = product_back(here.p, weight)
-            kl[block] = here.entropy()
-        to_kl = mean - rows
-        kl += torch.linalg.vecdot(to_kl.float(), states.float()) - entropies
-        ctx.save_for_backward(weight[targets] - mean, to_kl)
+            mean = here.mean_row(weight)
+            further = mean - rows[block]
+            kl[block] = here.entropy() + _along(further, states[block]) - entropies[block]
+            to_logps[block], to_kl[block] = weight[targets[block]] - mean, further
+        ctx.save_for_backward(to_logps, to_kl)
         return logps, kl
 
     @staticmethod
@@ -261,8 +214,6 @@ def blocks(count: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
-def in_cache(block: Tensor) -> list[slice]:
-    """The rows of a block of logits (n, V), as many at once as a CPU keeps in its cache."""
-    count, size = block.shape[0], block.shape[1] * block.element_size()
-    step = max(1, CACHED // size) if block.device.type == "cpu" else max(1, count)
-    return [slice(start, start + step) for start in range(0, count, step)]
+def _along(rows: Tensor, states: Tensor) -> Tensor:
+    """rows·h of each token: (n,) float32."""
+    return torch.linalg.vecdot(rows, states.float())

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from expunge.heads import Anchor, blocks, in_cache, token_kl, token_logps, token_logps_and_kl
+from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
 from expunge.packs import Pack, hidden_states, output_head
 from expunge.products import product
+from expunge.softmax import in_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
