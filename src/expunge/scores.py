@@ -6,7 +6,7 @@ Logits exist only for the scored tokens, a block at a time; no [T x V] matrix is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -164,26 +164,24 @@ def logits_statistics(
     for block in blocks(len(states)):
         logits, chosen = logits_of(states[block]), targets[block]
         found += [_of_rows(logits[rows].float(), chosen[rows])[0] for rows in in_cache(logits)]
-    return _joined(found, states.device)
+    return joined_statistics(found, states.device)
 
 
 @torch.no_grad()
 def head_residuals(
     states: Tensor, head: Tensor, targets: Tensor
-) -> tuple[TokenStatistics, list[Tensor]]:
-    """token_statistics, and ∂NLL/∂logits = p - 1_y of each token in float32, in blocks (n, V)."""
+) -> Iterator[tuple[TokenStatistics, Tensor]]:
+    """token_statistics, and ∂NLL/∂logits = p - 1_y in float32 (n, V), a block at a time."""
     weight = head.to(states.dtype)
-    found, residuals = [], []
     for block in blocks(len(states)):
-        logits = product(states[block], weight)
+        logits, found = product(states[block], weight), []
         residual = torch.empty(logits.shape, device=logits.device)
         for rows in in_cache(residual):
             statistics, odds, total = _of_rows(logits[rows].float(), targets[block][rows])
             torch.div(odds, total[:, None], out=residual[rows])
             found.append(statistics)
         residual[torch.arange(len(residual)), targets[block]] -= 1
-        residuals.append(residual)
-    return _joined(found, states.device), residuals
+        yield joined_statistics(found, states.device), residual
 
 
 def _of_rows(x: Tensor, targets: Tensor) -> tuple[TokenStatistics, Tensor, Tensor]:
@@ -207,7 +205,7 @@ def _of_rows(x: Tensor, targets: Tensor) -> tuple[TokenStatistics, Tensor, Tenso
     return TokenStatistics(logp, above.long(), hit, log_total - mean, variance), odds, total
 
 
-def _joined(found: list[TokenStatistics], device: torch.device) -> TokenStatistics:
+def joined_statistics(found: list[TokenStatistics], device: torch.device) -> TokenStatistics:
     """The statistics of blocks as one."""
     if not found:
         none = torch.zeros(0, device=device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 import zlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from expunge.attention import PACKED_ATTENTION, register_attention
 from expunge.data.batches import TokenSequence, encode_document, pack
 from expunge.data.examples import Document
 from expunge.errors import DataError, EvaluationError, RecipeError
+from expunge.evaluate import gradients
 from expunge.evaluate.attacks import (
     ATTACKS,
     Read,
@@ -37,7 +39,7 @@ from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tables import TokenScores
 from expunge.lora import Lora, add_adapter
 from expunge.models import load_model
-from expunge.scores import score
+from expunge.scores import head_residuals, score
 
 
 @pytest.mark.parametrize(
@@ -214,19 +216,23 @@ def plain_norm(model, text) -> float:
     return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
 
 
+@pytest.mark.parametrize("block", [4, 256])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(tiny, tokenizer, tied):
+def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(
+    tiny, tokenizer, tied, block, monkeypatch
+):
     """Texts shorter and longer than the width go two ways, one of which forms the gradient."""
+    monkeypatch.setattr("expunge.heads.BLOCK", block)
     config = tiny.config
     config.tie_word_embeddings, config.pad_token_id = tied, 5  # whose embedding does not move
     register_attention()
     model = LlamaForCausalLM._from_config(config, attn_implementation=PACKED_ATTENTION).eval()
     width, reader = config.hidden_size, reader_of(model, tokenizer)
-    texts = [TokenSequence(str(n), (0, *[5, 7, 5, 11] * n), 1) for n in (2, width)]
+    texts = [TokenSequence(str(n), (0, *[5, 7, 5, 11] * n), 1) for n in (3, width)]
     assert len(texts[0].tokens) < width < len(texts[1].tokens)
     found = gradient_norms(reader, texts)
     for text, norm in zip(texts, found, strict=True):
-        assert norm == pytest.approx(plain_norm(model, text), rel=1e-4)
+        assert norm == pytest.approx(plain_norm(model, text), rel=1e-5)
     read = reader.forwards
     scores = reader.scores(texts)
     assert reader.forwards == read
@@ -234,6 +240,26 @@ def test_a_norm_knows_the_head_as_embedding_and_finds_the_scores(tiny, tokenizer
         np.testing.assert_allclose(ours.logp, again.logp, atol=1e-5)
         np.testing.assert_allclose(ours.variance, again.variance, rtol=1e-4)
         np.testing.assert_array_equal(ours.rank, again.rank)
+
+
+def test_a_norm_holds_no_more_residuals_than_the_head_has_numbers(tiny, tokenizer, monkeypatch):
+    """Of a text longer than the width a block at a time; a shorter one's are kept."""
+    monkeypatch.setattr("expunge.heads.BLOCK", 4)
+    seen, most = [], []
+
+    def noted(*given):
+        for statistics, residual in head_residuals(*given):
+            seen.append(weakref.ref(residual))
+            most.append(sum(one() is not None for one in seen))
+            yield statistics, residual
+
+    monkeypatch.setattr(gradients, "head_residuals", noted)
+    width, reader = tiny.config.hidden_size, reader_of(tiny, tokenizer)
+    for count, held in ((width - 2, 8), (2 * width, 2)):
+        most.clear()
+        gradient_norms(reader, [TokenSequence(str(count), (0, *[5, 7] * (count // 2)), 1)])
+        assert max(most) == held
+        assert 4 * held <= width  # tokens
 
 
 def test_gradient_norms_are_those_of_the_model_and_kept(tiny_folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,12 @@ from expunge.errors import EvaluationError
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.scoring import COLUMNS
 from expunge.evaluate.tables import key_of, looked_up, sequence_key
-from expunge.heads import BLOCK
+from expunge.heads import blocks
 from expunge.lora import adapters_of
-from expunge.packs import hidden_states, output_head
+from expunge.packs import Pack, hidden_states, output_head
 from expunge.products import product, product_back
 from expunge.progress import progress
-from expunge.scores import TokenStatistics, head_residuals
+from expunge.scores import TokenStatistics, head_residuals, joined_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,43 +66,68 @@ def _norm(
     head = output_head(model)
     with torch.enable_grad(), _squares_of_layers(model) as squares:
         states = hidden_states(model, packed)
-        found, residuals = head_residuals(states.detach(), head, packed.targets)
-        weight = head.detach().to(states.dtype)
-        slope = torch.cat([product_back(r.to(states.dtype), weight) for r in residuals])
+        found, slope, of_head = _of_head(states.detach(), head.detach(), packed)
         gradients = torch.autograd.grad(states, parameters, slope / len(states), allow_unused=True)
     squares += [_square(g) for g in gradients if g is not None]
     embedded = next((g for p, g in zip(parameters, gradients, strict=True) if p is head), None)
-    squares += _squares_of_head(states.detach(), residuals, embedded, packed.tokens)
+    squares += of_head.squares(embedded)
     norm = float(torch.stack(squares).sum().sqrt())
     if not norm < float("inf"):
         raise EvaluationError(f"the gradient of {sequence.id!r} is not finite; the model is broken")
     return norm, found
 
 
-def _squares_of_head(
-    states: Tensor, residuals: list[Tensor], embedded: Tensor | None, tokens: Tensor
-) -> list[Tensor]:
-    """What the head adds: ‖G‖² for its gradient G = Rᵀ H / N, and 2 ⟨G, E⟩.
+@dataclass
+class _Head:
+    """The gradient of the head of a text's mean NLL, G = Rᵀ H / N (V, d), as far as it is needed:
+    R (N, V) are the residuals, H (N, d) the states."""
 
-    R (N, V) the residuals, H (N, d) the states; ‖Rᵀ H‖² = Σ_st (r_s · r_t)(h_s · h_t) for a text
-    shorter than the width. E (V, d) is the gradient of the same matrix as embedding, if it is one:
-    other than 0 in the rows of `tokens` alone.
+    square: Tensor
+    """‖Rᵀ H‖²."""
+    rows: Tensor
+    """Rows of Rᵀ H, in float32."""
+    some: Tensor | slice
+    """The ids that they are of."""
+    count: int
+    """N."""
+
+    def squares(self, embedded: Tensor | None) -> list[Tensor]:
+        """‖G‖², and 2 ⟨G, E⟩ where E (V, d) is the gradient of the same matrix as embedding: other
+        than 0 in the rows of the text's tokens alone."""
+        found = [self.square / self.count**2]
+        if embedded is not None:
+            both = self.rows * embedded[self.some].float()
+            found.append(2 * both.sum(dtype=torch.float64) / self.count)
+        return found
+
+
+def _of_head(states: Tensor, head: Tensor, packed: Pack) -> tuple[TokenStatistics, Tensor, _Head]:
+    """What the head says of the tokens, ∂(Σ NLL)/∂H (N, d), and its own gradient.
+
+    Of a text shorter than the width ‖Rᵀ H‖² = Σ_st (r_s · r_t)(h_s · h_t), and the residuals are
+    kept for it; of a longer one Rᵀ H is formed block by block. So float32 numbers are held for no
+    more than the head has.
     """
-    count, width, h = *states.shape, states.float()
-    if count < width:
-        r = torch.cat(residuals)
-        squares = [_paired(_inner(r), _inner(h)) / count**2]
-        some = tokens.unique()
-        rows = product(r[:, some].T, h.T)
-    else:
-        rows = h.new_zeros(residuals[0].shape[1], width)
-        for residual, part in zip(residuals, h.split(BLOCK), strict=True):
-            rows += product(residual.T, part.T)
-        squares = [_square(rows) / count**2]
-        some = slice(None)
-    if embedded is not None:
-        squares.append(2 * (rows * embedded[some].float()).sum(dtype=torch.float64) / count)
-    return squares
+    count, width = states.shape
+    weight, short = head.to(states.dtype), count < width
+    some = packed.tokens.unique() if short else slice(None)
+    found, slopes, kept, rows = [], [], [], None
+    square = states.new_zeros((), dtype=torch.float64)
+    read = head_residuals(states, head, packed.targets)
+    for block, (statistics, residual) in zip(blocks(count), read, strict=True):
+        found.append(statistics)
+        slopes.append(product_back(residual.to(states.dtype), weight))
+        h = states[block].float()
+        more = product(residual[:, some].T, h.T)
+        rows = more if rows is None else rows.add_(more)
+        if short:
+            square = square + _paired(_inner(residual), _inner(h))
+            for r, other in kept:
+                square = square + 2 * _dot(product(residual, r), product(h, other))
+            kept.append((residual, h))
+    assert rows is not None
+    own = _Head(square if short else _square(rows), rows, some, count)
+    return joined_statistics(found, states.device), torch.cat(slopes), own
 
 
 @contextmanager
@@ -155,8 +181,12 @@ def _inner(rows: Tensor) -> list[Tensor]:
 
 def _paired(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
     """Σ_st (g_s · g_t)(x_s · x_t), of what `_inner` gives of g and of x."""
-    a, between, b = ((p * q).sum(dtype=torch.float64) for p, q in zip(one, two, strict=True))
+    a, between, b = map(_dot, one, two)
     return a + 2 * between + b
+
+
+def _dot(one: Tensor, two: Tensor) -> Tensor:
+    return (one * two).sum(dtype=torch.float64)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Linear]:
