@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from expunge.data.batches import pack
@@ -344,6 +345,15 @@ def test_a_schedule_says_of_what_the_means_of_a_step_are_taken(tuned, tmp_path):
     ):
         made = prepared(copy.deepcopy(tuned[0]), halves(tuned[1], tmp_path), config, seed=1)
         assert made.passes.mean_over == expected
+
+
+@pytest.mark.parametrize(("half", "loss"), [("forget", "npo_batch"), ("alternate_pair", "kto")])
+def test_a_loss_of_whole_micro_batches_is_refused_where_means_are_over_a_step(half, loss):
+    terms = [{"half": half, "loss": loss}, {"half": "retain", "loss": "nll"}]
+    for kind in ("pairing", "alternate"):
+        branch(terms=terms, schedule={"kind": kind})  # control
+        with pytest.raises(ValidationError, match=f"{loss} reads a micro-batch as one"):
+            branch(terms=terms, schedule={"kind": kind, "mean_over": "step"})
 
 
 def test_terms_over_answers_ignore_prompts_that_another_term_reads(tuned):

@@ -206,7 +206,7 @@ class Passes:
         """The part's share of what `term` takes the mean of over its micro-batch, times what that
         weighs among the `batches` of the step."""
         share = self._share_of_batch(part, term)
-        if not share or self.mean_over == "micro_batch" or term.row.mean_over == "micro-batch":
+        if not share or self.mean_over == "micro_batch":
             return share
         counts = [self._counted(batch[term.half], term) for batch in batches if term.half in batch]
         own = self._counted(part.whole[term.half], term)

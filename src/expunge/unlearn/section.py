@@ -14,7 +14,7 @@ from expunge.unlearn.levels import Levels
 from expunge.unlearn.masks import Mask
 from expunge.unlearn.named import filled_in
 from expunge.unlearn.objective import Objective, Term
-from expunge.unlearn.schedule import Pairing, Schedule, check_schedule
+from expunge.unlearn.schedule import Pairing, Schedule, check_schedule, mean_over
 from expunge.unlearn.sets import SETS
 from expunge.unlearn.snapshots import Keep
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
@@ -110,6 +110,12 @@ class Branch(Section):
             raise ValueError(f"terms must hold at least one half: forget (or one of {known})")
         needs_both = self.step.rule if self.step.needs_both else None
         check_schedule(self.schedule, retains="retain" in sides, needs_both=needs_both)
+        whole = [term.loss for term in self.terms if term.row.mean_over == "micro-batch"]
+        if whole and mean_over(self.schedule) == "step":
+            raise ValueError(
+                f"{whole[0]} reads a micro-batch as one, so schedule.mean_over: step cannot part "
+                "it; leave mean_over out, and read a step's items as one by accumulation: 1"
+            )
         if self.mask is not None and self.training == "lora":
             raise ValueError(
                 "a mask needs training: full; an adapter is confined by lora.layers and "

@@ -61,7 +61,8 @@ class Paired(Section):
     mean_over: MeanOver = Field(default="micro_batch", exclude_if=lambda of: of == "micro_batch")
     """`micro_batch` takes the mean of the losses of a step's micro-batches, as released trainers
     do, so that a token of a short micro-batch weighs more; `step` takes that over all items of the
-    step, so that only micro_batch times accumulation matters."""
+    step, so that only micro_batch times accumulation matters. Losses that read a micro-batch as one
+    (`npo_batch`, `kto`) are refused beside it."""
 
     retain_per_forget: int = Field(default=1, ge=1)
     """Retain items beside each forget item."""
