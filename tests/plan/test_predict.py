@@ -11,7 +11,7 @@ from expunge.data.examples import Example
 from expunge.lora import Lora, adapters_of
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
-from expunge.plan import pace
+from expunge.plan import pace, settings
 from expunge.plan.folder import Seen
 from expunge.plan.outcome import run_as_planned
 from expunge.plan.pace import Pace
@@ -21,7 +21,9 @@ from expunge.plan.settings import Settings, with_settings, write_recipe
 from expunge.plan.shown import print_plan
 from expunge.plan.work import encoded, reading, tuning, unlearning
 from expunge.recipe import load_recipe
-from expunge.unlearn.footprint import shape_of
+from expunge.unlearn.fit import SPARE
+from expunge.unlearn.footprint import Demand, Shape, shape_of
+from expunge.unlearn.optimizer import Optimizer
 from expunge.unlearn.passes import Passes
 from expunge.unlearn.watch import Watch
 
@@ -154,6 +156,27 @@ def test_a_plan_of_another_recipe_is_compared_with_nothing(recipe, tmp_path):
 
 def test_a_run_without_a_plan_has_nothing_to_compare(recipe, tmp_path):
     assert run_as_planned(recipe, tmp_path / "run", None, 0.0)[1] == []
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_float32_is_advised_where_a_narrow_type_is_emulated(monkeypatch, native):
+    monkeypatch.setattr(settings, "product_type", lambda: "bfloat16" if native else "float32")
+    shape = Shape(2, 32, 16, 48, 4, 257, 10**6)
+    given = {"passes": ((64,) * 8,), "piece": 64, "longest": 64, "rank": 2, "dropout": True}
+    held = Demand(Optimizer(max_tokens=64), "bfloat16", **given)
+    stages = {"narrow": held, "wide": replace(held, weights="float32")}
+    rates = Rates(shape, scale=dict.fromkeys(stages, 1.0))
+    narrow, wide = settings.settings_of(stages, rates)
+    assert narrow.change == {"max_tokens": 512}
+    assert "optimizer.max_tokens: 512 needs" in narrow.sentence
+    assert "draws other dropout masks" in narrow.sentence
+    assert ("model.dtype: float32 is faster and needs" in narrow.sentence) == (not native)
+    assert "model.dtype" not in wide.sentence
+    room = int(narrow.change_needs_bytes / (1 - SPARE)) + 1
+    monkeypatch.setattr(settings, "room_bytes", lambda: room)
+    (full,) = settings.settings_of({"narrow": held}, rates)
+    assert full.change == narrow.change
+    assert "model.dtype" not in full.sentence  # there is no room for it
 
 
 def test_the_picked_settings_are_written_into_the_recipe(recipe, tmp_path):

@@ -93,7 +93,7 @@ def test_the_formula_counts_what_the_layers_keep(tiny, full, dropout):
     assert shape.layers * layer_bytes(shape, asked) == pytest.approx(each, rel=0.15)
 
 
-def test_the_least_change_that_fits_is_picked():
+def test_smaller_packs_and_then_checkpoints_are_picked_where_room_is_short():
     stage = demand(optimizer=Optimizer(max_tokens=4096))
     need = memory_of(BIG, stage)
     assert fitting(BIG, stage, 2 * need) == stage
@@ -104,6 +104,27 @@ def test_the_least_change_that_fits_is_picked():
     found = fitting(BIG, stage, least - 10_000_000)
     assert found.optimizer.checkpointing
     assert fitting(BIG, stage, 1_000_000) is None
+
+
+def test_larger_packs_and_no_checkpoints_are_picked_where_there_is_room():
+    slow = Optimizer(max_tokens=64, checkpointing=True)
+    stage = demand(optimizer=slow, passes=((32,) * 96,), piece=32, longest=32)
+    found = fitting(BIG, stage, 10**12)
+    assert changes_of(slow, found.optimizer) == {"max_tokens": 4096, "checkpointing": False}
+    needs = memory_of(BIG, stage.at(max_tokens=1024, checkpointing=False))
+    found = fitting(BIG, stage, int(needs / (1 - fit.SPARE)) + 1)
+    assert changes_of(slow, found.optimizer) == {"max_tokens": 1024, "checkpointing": False}
+    tight = fitting(BIG, stage, int(memory_of(BIG, stage) / (1 - fit.SPARE)) + 1)
+    assert tight == stage  # all that is faster needs more
+    short = replace(stage, passes=((32,) * 5,))
+    assert fitting(BIG, short, 10**12).optimizer.max_tokens == 256  # what a step holds
+
+
+def test_settings_that_fit_are_left_where_others_would_hardly_be_faster():
+    stage = demand(optimizer=Optimizer(max_tokens=2048))
+    assert fit.cost(stage.at(max_tokens=4096)) < fit.cost(stage)
+    assert fitting(BIG, stage, 10**12) == stage
+    assert fitting(BIG, stage.at(max_tokens=256), 10**12).optimizer.max_tokens == 4096  # control
 
 
 def test_any_error_of_full_memory_is_told_and_others_are_left(tiny, monkeypatch):

@@ -1,12 +1,12 @@
 """The settings of a recipe that this machine is best run with, and the recipe that has them.
 
-Only what leaves the result as it is, up to rounding: tokens forwarded at once, checkpoints of
-activations, and the type of the products.
+Only what leaves the result as it is, up to rounding: tokens forwarded at once (with dropout they
+draw other masks), checkpoints of activations, and the type of the products.
 """
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from expunge import runs
 from expunge.plan.rates import Rates
 from expunge.recipe import Recipe
 from expunge.unlearn.fit import changes_of, fits, fitting, room_bytes
-from expunge.unlearn.footprint import Demand, memory_of
+from expunge.unlearn.footprint import Demand, Shape, memory_of
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training stage should be changed to; nothing where the recipe's settings fit."""
+    """What a training stage should be changed to; nothing where the recipe's settings fit and no
+    others are predicted to be clearly faster."""
 
     stage: str
     fits: bool
@@ -33,18 +34,31 @@ class Settings:
     change: dict[str, Any] | None
     """Fields of its optimizer, with better values; None where no setting fits."""
     change_needs_bytes: int | None
+    float32_needs_bytes: int | None = None
+    """Where the base is held in a narrow type that this machine emulates, and float32 fits."""
+    dropout: bool = False
+    """Whether other packs draw other masks."""
 
     @property
     def sentence(self) -> str:
         """One line for the terminal."""
         needs, room = f"{self.needs_bytes / 1e9:.1f}", f"{self.room_bytes / 1e9:.1f}"
-        start = f"{self.stage}: {'fits' if self.fits else 'does not fit'} ({needs} of {room} GB)"
+        said = f"{self.stage}: {'fits' if self.fits else 'does not fit'} ({needs} of {room} GB)"
         if self.change is None:
-            return f"{start}; no setting of its optimizer fits"
-        if not self.change:
-            return f"{start} as it is"
-        fields = ", ".join(f"optimizer.{k}: {str(v).lower()}" for k, v in self.change.items())
-        return f"{start}; {fields} needs {(self.change_needs_bytes or 0) / 1e9:.1f} GB"
+            return f"{said}; no setting of its optimizer fits"
+        if self.change:
+            fields = ", ".join(f"optimizer.{k}: {str(v).lower()}" for k, v in self.change.items())
+            said += f"; {fields} needs {(self.change_needs_bytes or 0) / 1e9:.1f} GB"
+            if self.dropout and "max_tokens" in self.change:
+                said += " and draws other dropout masks"
+        else:
+            said += " as it is"
+        if self.float32_needs_bytes is not None:
+            said += (
+                "; this machine emulates narrow products: model.dtype: float32 is faster and needs "
+                f"{self.float32_needs_bytes / 1e9:.1f} GB"
+            )
+        return said
 
 
 def settings_of(demands: dict[str, Demand], rates: Rates) -> list[Settings]:
@@ -57,8 +71,20 @@ def settings_of(demands: dict[str, Demand], rates: Rates) -> list[Settings]:
         better = fitting(rates.shape, typed, room, scale=scale)
         change = None if better is None else changes_of(demand.optimizer, better.optimizer)
         needs = None if better is None else memory_of(rates.shape, better, scale=scale)
-        found.append(Settings(stage, fits(need, room), need, room, change, needs))
+        wide = None if better is None else _wide_bytes(rates.shape, better, room, scale)
+        given = stage, fits(need, room), need, room, change, needs, wide, demand.dropout
+        found.append(Settings(*given))
     return found
+
+
+def _wide_bytes(shape: Shape, demand: Demand, room: int, scale: float) -> int | None:
+    """What a stage needs with its base in float32, where that fits and is faster: where the machine
+    has no products of the type that it is held in."""
+    if demand.weights == "float32" or demand.quantized or product_type() != "float32":
+        return None
+    wide = replace(demand, weights="float32").at(compute="float32")
+    needs = memory_of(shape, wide, scale=scale)
+    return needs if fits(needs, room) else None
 
 
 def product_type() -> str:

@@ -36,8 +36,8 @@ class Optimizer(Section):
     """Type of the matrix products while weights are kept in float32 (autocast)."""
 
     max_tokens: int = Field(default=2048, ge=1)
-    """Tokens forwarded at once; memory grows with it. Results do not change, but that dropout is
-    drawn otherwise."""
+    """Tokens forwarded at once; memory grows with it. Results do not change, up to rounding, where
+    dropout is 0; with dropout other masks are drawn."""
 
     checkpointing: bool = False
     """Keep each block's input alone and compute the rest again in the backward pass: a third more
