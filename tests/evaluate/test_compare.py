@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import expunge
 from commands import run as command
 from expunge.errors import EvaluationError, RunError
 from expunge.evaluate import compare as compare_module
+from expunge.evaluate.balance import two_sided_auc
 from expunge.evaluate.compare import (
     Comparison,
     Difference,
@@ -103,6 +105,9 @@ def test_a_number_is_paired_only_where_it_is_the_mean_of_its_items():
         ("s.forget", "unpaired"),
         ("s.forget.score", "paired"),
     ]
+    dotted = {"forget.score": Number(0.4, 10)}  # likewise, under the items' own name
+    row = only(compare(scored("a", values, dotted), scored("b", values, dotted)))
+    assert (row.name, row.how) == ("s.forget.score", "unpaired")
     dotted = {"forget.score": Number(0.5, 10)}
     row = only(compare(scored("a", values, dotted), scored("b", values, dotted)))
     assert (row.name, row.how, row.difference) == ("s.forget.score", "paired", 0.0)
@@ -288,8 +293,11 @@ def aucs(name, members):
     rows = [item("members", f"m{n}", nll=value) for n, value in enumerate(members)]
     rows += [item("nonmembers", f"n{n}", nll=2.0 + n / 100) for n in range(20)]
     value = auc([-v for v in members], [-(2.0 + n / 100) for n in range(20)])
+    sides = [-v for v in members], [-(2.0 + n / 100) for n in range(20)]
     behind = {"mia.auc": Behind("nll", ("members", "nonmembers"), "auc")}
+    behind["mia.two_sided"] = replace(behind["mia.auc"], how="two_sided")
     numbers = {"mia.auc": Number(value, len(rows), 0.0, 1.0)}
+    numbers["mia.two_sided"] = Number(two_sided_auc(*sides), len(rows))
     return Reading(name, {"s": SuiteReading(numbers, by_key(rows, name), {}, behind=behind)})
 
 
@@ -297,6 +305,9 @@ def test_an_auc_is_compared_by_the_same_documents():
     a = aucs("a", [1.0 + n / 10 for n in range(20)])  # ten lie below every non-member
     row = compare(a, aucs("b", [1.4 + n / 10 for n in range(20)])).differences[0]
     assert (row.name, row.how, row.n) == ("s.mia.auc", "paired", 40)
+    assert row.difference < 0 and row.within_noise is False
+    row = compare(a, aucs("b", [2.1] * 20)).differences[1]
+    assert (row.name, row.how, row.b) == ("s.mia.two_sided", "paired", 0.0)
     assert row.difference < 0 and row.within_noise is False
     same = compare(a, aucs("c", [1.0 + n / 10 for n in range(20)])).differences[0]
     assert (same.difference, same.within_noise) == (0.0, True)  # control

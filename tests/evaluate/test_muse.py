@@ -8,9 +8,11 @@ import torch
 
 from expunge.errors import DataError, EvaluationError, RecipeError
 from expunge.evaluate import muse
+from expunge.evaluate.compare import compare
 from expunge.evaluate.muse_suite import GROUPS, Muse, muse_suite
 from expunge.evaluate.numbers import Number
 from expunge.evaluate.reader import reader_of
+from expunge.evaluate.readings import Reading, SuiteReading, by_key
 from expunge.evaluate.run import evaluate_model
 from expunge.evaluate.suites import parse_suites
 
@@ -154,6 +156,23 @@ def test_leakage_from_a_model_its_results_and_its_auc(tiny_folder, folder, tmp_p
     (tmp_path / "retrained" / "items.jsonl").write_text("\n".join(lines))
     with pytest.raises(EvaluationError, match="on other texts"):
         run(retrained=str(tmp_path / "retrained"))
+
+
+def test_the_leakage_of_two_models_is_compared_text_by_text(tiny, tokenizer, folder):
+    readings = []
+    for name in "ab":
+        measured = muse_suite(reader_of(tiny, tokenizer), section(folder, retrained_auc=0.8))
+        items = by_key(measured.items, name)
+        suite = SuiteReading(measured.numbers, items, {}, behind=measured.behind)
+        readings.append(Reading(name, {"muse": suite}))
+        with torch.no_grad():
+            for parameter in tiny.parameters():
+                parameter *= 1.5
+    found = {row.name: row for row in compare(*readings).differences}
+    area, leakage = found["muse.privacy.auc"], found["muse.privacy.leakage"]
+    assert (area.how, leakage.how, leakage.n) == ("paired", "paired", 7)
+    assert leakage.difference == pytest.approx(area.difference / 0.8 * 100)
+    assert leakage.b == pytest.approx(measured.numbers["privacy.leakage"].value)
 
 
 def test_wrong_input_is_one_line(tiny, tokenizer, folder):

@@ -8,9 +8,11 @@ import torch
 
 from expunge.errors import DataError, EvaluationError, ModelError, RecipeError
 from expunge.evaluate import tofu
+from expunge.evaluate.compare import compare
 from expunge.evaluate.numbers import Number
 from expunge.evaluate.reader import reader_of
-from expunge.evaluate.run import evaluate_model, read_run
+from expunge.evaluate.readings import read_place
+from expunge.evaluate.run import _write, evaluate_model, read_run
 from expunge.evaluate.suites import parse_suites
 from expunge.evaluate.tofu_suite import Tofu, question_tokens, tofu_suite
 
@@ -249,3 +251,31 @@ def test_wrong_places_are_one_line(tiny, tokenizer, folder):
         tofu_suite(reader, section(folder))
     with pytest.raises(RecipeError, match="forget01"):
         parse_suites(["tofu"], ["tofu.forget=forget99"])
+
+
+def test_two_models_are_compared_item_by_item_under_each_name_once(
+    tiny, tokenizer, folder, tmp_path, monkeypatch
+):
+    # An untrained model repeats no word and prefers no answer, so its utility would be 0.
+    monkeypatch.setattr(tofu, "answer_rouge", lambda answer, text: 0.25 + len(text) % 4 / 8)
+    monkeypatch.setattr(tofu, "kept_truth", lambda ratio: 1 / (1 + ratio))
+    readings = []
+    for name in "ab":
+        measured = tofu_suite(reader_of(tiny, tokenizer), section(folder))
+        measured.facts["collapsed"] = False
+        _write(tmp_path / name, {"suites": {"tofu": measured.as_json()}}, {"tofu": measured})
+        readings += read_place(str(tmp_path / name))
+        with torch.no_grad():
+            for parameter in tiny.parameters():
+                parameter *= 1.5
+    found = compare(*readings).differences
+    assert [row.name for row in found] == [f"tofu.{name}" for name in measured.numbers]
+    of = {row.name.removeprefix("tofu."): row for row in found}
+    numbers = [reading.suites["tofu"].numbers for reading in readings]
+    for name in [*(f"{group}.truth_ratio" for group in tofu.GROUPS), "model_utility"]:
+        row, (a, b) = of[name], (one[name].value for one in numbers)
+        assert (row.how, row.a, row.b) == ("paired", pytest.approx(a), pytest.approx(b))
+        assert row.low <= row.difference <= row.high
+    assert of["model_utility"].difference != 0 < of["model_utility"].a
+    ratios = [row["truth_ratio"] for row in measured.items[:4]]
+    assert of["forget.truth_ratio"].b != pytest.approx(sum(ratios) / 4)  # control: it is not R

@@ -13,7 +13,7 @@ import numpy as np
 
 from expunge.errors import EvaluationError
 from expunge.evaluate.numbers import Behind, Number, resampled
-from expunge.evaluate.paired import paired_statistic, statistic
+from expunge.evaluate.paired import makes, paired_statistic, statistic, value_of
 from expunge.evaluate.readings import Key, Reading, Row, SuiteReading, metrics_of
 
 FEWEST = 6
@@ -145,15 +145,18 @@ def _compare_suite(
         full, numbers = f"{suite}.{name}", (a.numbers[name], b.numbers[name])
         row = None
         for behind in _candidates(name, a, own):
-            if _makes(behind, a, numbers[0]) and _makes(behind, b, numbers[1]):
+            if makes(behind, a.items, numbers[0]) and makes(behind, b.items, numbers[1]):
                 pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
                 row = _paired(full, behind, pairs)
-                alone = len(pairs) == 1 or not behind.groups
-                shown |= {(group, behind.metric) for group in pairs if alone}
+                if isinstance(behind.metric, str) and (len(pairs) == 1 or not behind.groups):
+                    shown |= {(group, behind.metric) for group in pairs}
                 break
         found.differences.append(row or _unpaired(full, *numbers))
     for group, metric in [pair for pair in own if pair not in shown]:
-        name = ".".join(part for part in (suite, group, metric) if part)
+        own_name = ".".join(part for part in (group, metric) if part)
+        if own_name in {**a.numbers, **b.numbers}:
+            continue  # of a number made otherwise, two rows of one name would contradict
+        name = f"{suite}.{own_name}"
         behind = Behind(metric, (group,))
         pairs = _pairs(found, name, behind, keys, (a.items, b.items), common)
         found.differences.append(
@@ -209,7 +212,7 @@ def _pairs(
     """What both say of each item behind a number, by group; one that only one model has is refused,
     or, with `common`, left out."""
     own = [key for key in keys if not behind.groups or key[0] in behind.groups]
-    both = [(key, [side[key].get(behind.metric) for side in items]) for key in own]
+    both = [(key, [value_of(behind, side[key]) for side in items]) for key in own]
     halves = [key for key, values in both if (values[0] is None) != (values[1] is None)]
     if halves:
         count = f"{len(halves)} of {len(own)} items (first: {halves[0][1]})"
@@ -219,30 +222,17 @@ def _pairs(
                 "--common compares the others"
             )
         found.notes.append(f"{name}: left out, measured in only one: {count}")
-    groups: dict[str, list[list[float]]] = {group: [] for group in behind.groups}
+    groups: dict[str, list[Any]] = {group: [] for group in behind.groups}
     for (group, _), values in both:
-        known = [float(value) for value in values if value is not None]
-        if len(known) == 2:
-            groups.setdefault(group, []).append(known)
-    return {group: np.array(values) for group, values in groups.items() if values}
-
-
-def _makes(behind: Behind, side: SuiteReading, number: Number) -> bool:
-    """Whether a model's number is what all of these items of its own make."""
-    groups: dict[str, list[list[float]]] = {}
-    for (group, _), row in side.items.items():
-        value = row.get(behind.metric)
-        if value is not None and (not behind.groups or group in behind.groups):
-            groups.setdefault(group, []).append([float(value)])
-    if number.value is None or not groups or len(groups) < len(behind.groups):
-        return False
-    (value,) = statistic(behind, {group: np.array(v) for group, v in groups.items()})
-    return math.isclose(number.value, value, rel_tol=1e-9, abs_tol=1e-12)
+        if None not in values:
+            groups.setdefault(group, []).append(values)
+    return {group: np.array(values, float) for group, values in groups.items() if values}
 
 
 def _paired(name: str, behind: Behind, pairs: Pairs) -> Difference | None:
-    """The difference, item by item; None where a group has no item that both were asked."""
-    if not pairs or len(pairs) < len(behind.groups):
+    """The difference, item by item; None where a group has too few items that both were asked."""
+    fewest = 2 if behind.how == "two_sided" else 1
+    if not pairs or len(pairs) < len(behind.groups) or min(map(len, pairs.values())) < fewest:
         return None
     before, after = statistic(behind, pairs).tolist()
     if behind.how == "pooled":

@@ -95,7 +95,7 @@ def membership_suite(reader: Reader, section: Membership) -> Measured:
         for group, document, read in zip(groups, documents, reads, strict=True)
     ]
     numbers: dict[str, Number] = {}
-    behind = {f"{name}.auc": Behind(name, GROUPS, "auc") for name in section.attacks}
+    behind: dict[str, Behind] = {}
     for name in section.attacks:
         scored = {
             group: [row[name] for row in items if row["group"] == group and row[name] is not None]
@@ -115,6 +115,8 @@ def membership_suite(reader: Reader, section: Membership) -> Measured:
             count = len(sides[0]) + len(sides[1])
             numbers[f"{name}.two_sided"] = Number(shape["two_sided"], count, *ends)
             numbers[f"{name}.ks"] = Number(shape["ks"], count)
+        behind[f"{name}.auc"] = Behind(name, GROUPS, "auc")
+        behind[f"{name}.two_sided"] = Behind(name, GROUPS, "two_sided")
     return Measured(numbers, items, facts, behind)
 
 

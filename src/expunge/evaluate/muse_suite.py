@@ -15,7 +15,7 @@ from expunge.errors import EvaluationError
 from expunge.evaluate import muse
 from expunge.evaluate.attacks import min_k
 from expunge.evaluate.membership import mia
-from expunge.evaluate.numbers import Measured, Number, estimate
+from expunge.evaluate.numbers import Behind, Measured, Number, estimate
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
@@ -101,6 +101,7 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
         _numbers(items, retrained, section),
         [_row(item) for item in items],
         {**facts, "given": given, "prompts_cut": cut},
+        _behind(retrained),
     )
 
 
@@ -187,6 +188,15 @@ def _numbers(items: Sequence[_Item], retrained: float | None, section: Muse) -> 
         leakages = [muse.privacy_leakage(x, retrained) for x in (value, low, high)]
         numbers["privacy.leakage"] = Number(leakages[0], n, leakages[1], leakages[2])
     return numbers
+
+
+def _behind(retrained: float | None) -> dict[str, Behind]:
+    """The texts behind the AUC, and behind the leakage where the retrained model's is known."""
+    area = Behind("score", ("privacy.holdout", "privacy.forget"), "auc")
+    if retrained is None:
+        return {"privacy.auc": area}
+    leakage = replace(area, scale=100 / retrained, shift=-100)
+    return {"privacy.auc": area, "privacy.leakage": leakage}
 
 
 def _retrained_auc(reader: Reader, items: Sequence[_Item], section: Muse) -> float | None:

@@ -33,13 +33,20 @@ class Number:
 class Behind:
     """The items that a number is made of, and how."""
 
-    metric: str
+    metric: str | tuple[str, ...]
+    """One, or for `harmonic` several."""
+
     groups: tuple[str, ...] = ()
     """Theirs; every group's where none is named."""
 
-    how: Literal["pooled", "means", "aggregate", "auc"] = "pooled"
+    how: Literal["pooled", "means", "aggregate", "harmonic", "auc", "two_sided"] = "pooled"
     """`pooled`: the mean of all; `means`: of the groups' means; `aggregate`: their harmonic mean,
-    of forget groups 1 - v; `auc`: of two groups, members first, by -v where the metric is `nll`."""
+    of forget groups 1 - v; `harmonic`: that of every metric's mean in every group; `auc` and
+    `two_sided`: of two groups, members first, by -v where the metric is `nll`."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    """The number is scale · that + shift."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Readings: what was measured of one model, read back from a folder of results or of a run."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from expunge.evaluate.semeval_suite import entry_behind, entry_group, entry_numb
 from expunge.evaluate.suite import BESIDE
 from expunge.registry import did_you_mean
 
-NO_METRICS = frozenset({"tokens", "complete"})
-"""Numbers of an item that say how far it was generated, not what came of it."""
+NO_METRICS = frozenset({"tokens", "complete", "averaged_truth_ratio"})
+"""Numbers of an item that say how far it was generated, or one of its metrics in another form."""
 
 Row = Mapping[str, Any]
 Key = tuple[str, str]
@@ -158,9 +159,14 @@ def _evaluated(name: str, folder: Path) -> Reading:
 
 
 def _behind(folder: Path, name: str, fields: Any) -> Behind:
-    if not isinstance(fields, dict) or set(fields) != {"metric", "groups", "how"}:
+    if not isinstance(fields, dict) or not (
+        {"metric", "groups", "how"}
+        <= set(fields)
+        <= {one.name for one in dataclasses.fields(Behind)}
+    ):
         raise EvaluationError(f"{folder / RESULTS}: behind {name} no items are named")
-    return Behind(fields["metric"], tuple(fields["groups"]), fields["how"])
+    several = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return Behind(**fields | several)
 
 
 def _run_readings(folder: Path, models: Row, only: str | None) -> list[Reading]:

@@ -99,6 +99,7 @@ def entry_behind(entry: Mapping[str, Any]) -> dict[str, Behind]:
             found[f"{half}.{name}"] = Behind("score", own, "means")
     return found | {
         "mia.auc": Behind("nll", ("members", "nonmembers"), "auc"),
+        "mia.two_sided": Behind("nll", ("members", "nonmembers"), "two_sided"),
         "mmlu": Behind("correct"),
         "mmlu.macro": Behind("correct", how="means"),
     }

@@ -14,7 +14,7 @@ from expunge.data.chat import chat_tokens
 from expunge.data.records import part, read_records, sample
 from expunge.errors import EvaluationError
 from expunge.evaluate import tofu
-from expunge.evaluate.numbers import Measured, Number, bootstrap, estimate
+from expunge.evaluate.numbers import Behind, Measured, Number, bootstrap, estimate
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
@@ -80,6 +80,13 @@ class _Item:
         right = self.record.get("paraphrased_answer", answer)
         return [answer, right, *self.record["perturbed_answer"]]
 
+    @property
+    def averaged(self) -> dict[str, float | None]:
+        """The metrics as they are averaged: not R itself, but what is best at 1."""
+        ratio = self.metrics["truth_ratio"]
+        truth = tofu.forget_truth if self.group == "forget" else tofu.kept_truth
+        return {**self.metrics, "truth_ratio": None if ratio is None else truth(ratio)}
+
 
 def tofu_suite(reader: Reader, section: Tofu) -> Measured:
     """Three metrics of four sets, the model utility, and the forget quality."""
@@ -117,6 +124,7 @@ def tofu_suite(reader: Reader, section: Tofu) -> Measured:
         _numbers(items, retained),
         [_row(item) for item in items],
         {**facts, "given": given, "prompts_cut": cut},
+        _BEHIND,
     )
 
 
@@ -183,11 +191,8 @@ def _numbers(items: Sequence[_Item], retained: list[float] | None) -> dict[str, 
     """forget.probability, …, world.truth_ratio, model_utility, forget_quality."""
     values: dict[str, list[float]] = {}
     for item in items:
-        for metric, value in item.metrics.items():
+        for metric, value in item.averaged.items():
             if value is not None:
-                if metric == "truth_ratio":
-                    truth = tofu.forget_truth if item.group == "forget" else tofu.kept_truth
-                    value = truth(value)
                 values.setdefault(f"{item.group}.{metric}", []).append(value)
     numbers = {
         name: estimate(values.get(name, []), name=f"tofu.{name}")
@@ -225,12 +230,21 @@ def _ratios(values: Iterable[float | None]) -> list[float]:
 
 
 def _row(item: _Item) -> dict[str, Any]:
-    """The `truth_ratio` is R itself, as the forget quality of another model needs it."""
+    """The `truth_ratio` is R itself, as the forget quality of another model needs it;
+    `averaged_truth_ratio` is what its number is the mean of."""
     return {
         "group": item.group,
         "id": item.record["id"],
         **item.metrics,
+        "averaged_truth_ratio": item.averaged["truth_ratio"],
         "prompt": item.record["question"],
         "truth": item.record["answer"],
         "generation": item.generation,
     }
+
+
+_AVERAGED = ("probability", "rouge", "averaged_truth_ratio")
+_BEHIND = {
+    f"{group}.truth_ratio": Behind("averaged_truth_ratio", (group,)) for group in tofu.GROUPS
+}
+_BEHIND["model_utility"] = Behind(_AVERAGED, tofu.GROUPS[1:], "harmonic")
