@@ -65,6 +65,24 @@ def test_other_groups_are_asked_for_by_name():
     assert leaks(reading(), group="forget.Task1.sc")["items"] == 2
 
 
+def test_rows_of_two_sets_that_share_a_number_are_no_document():
+    rows = [
+        {"group": group, "id": name, "score": score}
+        for group, name, score in (
+            ("forget.verbatim", "0", 0.9),
+            ("forget.knowledge", "0", 0.5),
+            ("forget.verbatim", "7sc0", 0.4),
+            ("forget.knowledge", "7qa0", 0.2),  # control: items of one document
+        )
+    ]
+    found = leaks(reading(rows))["documents"]
+    assert [(one["document"], one["worst"], len(one["items"])) for one in found] == [
+        ("forget.verbatim 0", 0.9, 1),
+        ("forget.knowledge 0", 0.5, 1),
+        ("7", 0.4, 2),
+    ]
+
+
 def test_what_is_ambiguous_or_not_there_is_said():
     plain = [{"group": "forget", "id": "x", "jaccard": 1.0, "cosine": 1.0}]
     with pytest.raises(EvaluationError, match="say which: --metric jaccard or cosine"):

@@ -54,8 +54,14 @@ def leaks(
 
 
 def document_of(row: Row) -> str:
-    """The document of an item: as it says itself, or its id without the kind at its end."""
-    return str(row.get("document") or Example(str(row["id"]), "", "").document)
+    """The document of an item: as it says itself, or its id without the kind at its end.
+
+    An id that is a number alone is that of a row, which another group has too: the group is told.
+    """
+    if row.get("document"):
+        return str(row["document"])
+    name, group = str(row["id"]), row.get("group")
+    return f"{group} {name}" if group and name.isdecimal() else Example(name, "", "").document
 
 
 def _document(document: str, rows: Sequence[Row], metric: str, sign: int) -> dict[str, Any]:
