@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.balance import CHEAP, balance, separation_gap, two_sided_auc
+from expunge.evaluate.balance import CHEAP, balance, separation_gap, shape, two_sided_auc
 from expunge.evaluate.membership import auc
 
 
@@ -58,3 +58,15 @@ def test_attacks_that_need_no_more_than_scores():
 def test_too_few_non_members_have_no_other_mean():
     with pytest.raises(EvaluationError, match="a member and two non-members"):
         two_sided_auc([1.0], [1.0])
+
+
+def test_the_shape_of_losses_has_an_interval_where_it_is_drawn():
+    rng = np.random.default_rng(0)
+    members, others = rng.normal(0, 3, 40).tolist(), rng.normal(0, 1, 30).tolist()
+    plain = shape(members, others)
+    assert set(plain) == {"two_sided", "ks"}
+    found = shape(members, others, resamples=200)
+    low, high = found.pop("two_sided_interval").values()
+    assert found == plain
+    assert 0.5 < low < plain["two_sided"] < high < 1
+    assert shape(members, others[:1], resamples=200) == {}

@@ -42,6 +42,14 @@ def test_without_data_the_openings_are_judged(tiny, tokenizer):
     assert found.numbers["neutral.empty"].high - found.numbers["neutral.empty"].low > 0.1
 
 
+def test_prompts_of_kept_texts_that_do_not_fit_are_counted(tiny, tokenizer, tmp_path):
+    rows = [{"id": f"t{n}-sc1", "input": "so " * n, "output": "a"} for n in (1, 300)]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = collapse_suite(reader_of(tiny, tokenizer), Collapse(kept=str(path)))
+    assert found.facts["prompts_cut"] == 1
+
+
 def test_kept_texts_are_judged_and_questions_only_reported(tiny, tokenizer, kept):
     section = Collapse(kept=kept, limit=4)
     found = collapse_suite(reader_of(tiny, tokenizer), section)

@@ -109,6 +109,10 @@ def test_every_question_has_a_row_also_beyond_the_limit(tiny, tokenizer, tmp_pat
     assert [item["id"] for item in found.items] == list("01234")
     assert [item["cloze"] is None for item in found.items] == [False] * 2 + [True] * 3
     assert found.numbers["generated"].n == found.numbers["generated.g"].n == 2
+    assert found.facts["prompts_cut"] == 0
+    long = given(tmp_path, [{**ROW, "question": "long " * 200}, {**ROW, "id": "short"}])
+    section = Knowledge(path=long, max_new_tokens=2)
+    assert knowledge_suite(reader_of(tiny, tokenizer), section).facts["prompts_cut"] == 1
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,9 @@ def test_a_limit_leaves_no_item_without_its_row(tiny, tokenizer, folder):
     assert len(measured.items) == 14
     assert sum(item["score"] is not None for item in measured.items) == 5
     assert measured.numbers["privacy.auc"].n == 2
+    assert measured.facts["texts_cut"] == 0
+    short = muse_suite(reader_of(tiny, tokenizer), section(folder, limit=1, document_tokens=8))
+    assert short.facts["texts_cut"] == 2
 
 
 def test_leakage_from_a_model_its_results_and_its_auc(tiny_folder, folder, tmp_path):

@@ -80,6 +80,24 @@ def test_documents_and_questions_have_rows_that_make_up_their_numbers(tiny, toke
     assert len(beside_items(reader, DATA, CONFIG.model_copy(update={"mmlu": None}))) == 6
 
 
+def test_texts_that_are_cut_are_counted(tiny, tokenizer):
+    """64 tokens of an item and 32 of its prompt are read, and here 20 of a document."""
+    long = EvaluationData(
+        forget=[Example("asc0", "p", "x" * 80, "Task1"), Example("bsc0", "p" * 40, "x", "Task1")],
+        retain=[Example("csc0", "p", "x", "Task1")],
+        members=[Document("m", "a" * 30), Document("n", "b" * 20)],
+        nonmembers=[Document("o", "c" * 30), Document("q", "d" * 21)],
+        neutral=documents("neutral"),
+    )
+    config = CONFIG.model_copy(update={"mmlu": None, "document_tokens": 20})
+    entry = run(tiny, tokenizer, long, config)[0]
+    assert entry["texts_cut"] == {"answers": 2, "members": 1, "nonmembers": 2, "neutral": 3}
+    two_sided, mia = entry_numbers(entry)["mia.two_sided"], entry["semeval"]["mia"]
+    assert two_sided.low <= two_sided.value == mia["two_sided"] <= two_sided.high
+    whole = run(tiny, tokenizer)[0]["texts_cut"]
+    assert not any(whole.values())  # control
+
+
 def test_batch_size_changes_nothing(tiny, tokenizer):
     one = run(tiny, tokenizer, config=CONFIG.model_copy(update={"max_batch": 1}))[1]
     many = run(tiny, tokenizer)[1]

@@ -5,6 +5,7 @@ Dimensions: M members, N non-members.
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,13 +102,20 @@ def balance(scored: Scored, *, resamples: int = 0) -> dict[str, dict[str, float]
     return found
 
 
-def shape(member_nll: Sequence[float], nonmember_nll: Sequence[float]) -> dict[str, float]:
-    """What an AUC of losses of 1/2 may hide, their `two_sided` AUC and `ks` distance; nothing of
-    fewer than two non-members."""
+def shape(
+    member_nll: Sequence[float], nonmember_nll: Sequence[float], *, resamples: int = 0
+) -> dict[str, Any]:
+    """What an AUC of losses of 1/2 may hide, their `two_sided` AUC and `ks` distance; with
+    `resamples` also `two_sided_interval`, 95 %. Nothing of fewer than two non-members."""
     if len(nonmember_nll) < 2:
         return {}
     members, others = ([-nll for nll in side] for side in (member_nll, nonmember_nll))
-    return {"two_sided": two_sided_auc(members, others), "ks": ks_test(members, others)[0]}
+    found = {"two_sided": two_sided_auc(members, others), "ks": ks_test(members, others)[0]}
+    if not resamples:
+        return found
+    ends = _intervals("loss", members, others, resamples)
+    interval = {end: ends[f"two_sided_{end}"] for end in ("low", "high")}
+    return {**found, "two_sided_interval": interval}
 
 
 def _intervals(

@@ -59,7 +59,7 @@ def collapse_suite(reader: Reader, section: Collapse) -> Measured:
     rng = np.random.default_rng(section.seed)
     chosen = set(rng.permutation(len(kept))[: section.limit].tolist())
     asked = [example for number, example in enumerate(kept) if number in chosen]
-    prompts, _ = fit_prompts(
+    prompts, cut = fit_prompts(
         [asked_tokens(reader.tokenizer, begun(e)[0], chat=section.chat) for e in asked],
         reader.context,
         collapse.WINDOW,
@@ -86,7 +86,7 @@ def collapse_suite(reader: Reader, section: Collapse) -> Measured:
         generation = written.get(example.id)
         read = window(reader, generation) if generation is not None else None
         rows.append(_row(_group(example), example.id, begun(example)[0], read))
-    return Measured(numbers, rows, facts)
+    return Measured(numbers, rows, {**facts, "prompts_cut": cut})
 
 
 def _group(example: Example) -> str:

@@ -121,13 +121,13 @@ def knowledge_suite(reader: Reader, section: Knowledge) -> Measured:
     items = read_items(OWN if section.path is None else locate(section.path))
     asked = items[: section.limit]
     raw = [prompt_tokens(reader.tokenizer, PROMPT.format(question=i.question)) for i in asked]
-    prompts, _ = fit_prompts(raw, reader.context, section.max_new_tokens)
+    prompts, cut = fit_prompts(raw, reader.context, section.max_new_tokens)
     made = reader.generations(prompts, max_new_tokens=section.max_new_tokens, label="knowledge")
     texts = [reader.text(generation.tokens).strip() for generation in made]
     generated = [contains_answer(i.answers, text) for i, text in zip(asked, texts, strict=True)]
     logps = _option_logps(reader, asked)
     cloze = [likeliest_first(values) for values in logps]
-    found = Measured()
+    found = Measured(facts={"prompts_cut": cut})
     for name, hits in (("generated", generated), ("cloze", cloze)):
         groups: dict[str, list[bool]] = defaultdict(list)
         for item, hit in zip(asked, hits, strict=True):

@@ -93,14 +93,14 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
     retrained = _retrained_auc(reader, items, section)  # first: it may be refused
     written, cut = _write(reader, items, section)
     texts = [item for item in items if item.group.startswith("privacy")]
-    _score_texts(reader, texts, section)
+    texts_cut = _score_texts(reader, texts, section)
     kept = [f"{i.prompt} {i.truth}" for i in items if i.group == "retain.knowledge"]
     facts = collapse_facts(reader, written, texts=kept, aggregates=["privacy.leakage"])
     given = {group: sum(item.group == group for item in items) for group in GROUPS}
     return Measured(
         _numbers(items, retrained, section),
         [_row(item) for item in items],
-        {**facts, "given": given, "prompts_cut": cut},
+        {**facts, "given": given, "prompts_cut": cut, "texts_cut": texts_cut},
         _behind(retrained),
     )
 
@@ -155,8 +155,8 @@ def _write(
     return found, cut
 
 
-def _score_texts(reader: Reader, items: Sequence[_Item], section: Muse) -> None:
-    """The Min-K% of the sampled texts, in place."""
+def _score_texts(reader: Reader, items: Sequence[_Item], section: Muse) -> int:
+    """The Min-K% of the sampled texts, in place; returns how many texts were cut."""
     asked = [item for item in items if item.asked]
     length = min(section.document_tokens, reader.context)
     documents = [
@@ -168,6 +168,7 @@ def _score_texts(reader: Reader, items: Sequence[_Item], section: Muse) -> None:
     found = reader.scores(documents, label="score texts")
     for item, scores in zip(asked, found, strict=True):
         item.score = min_k(scores, k=section.min_k)
+    return sum(document.cut > 0 for document in documents)
 
 
 def _numbers(items: Sequence[_Item], retrained: float | None, section: Muse) -> dict[str, Number]:

@@ -77,6 +77,7 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
         "collapse": collapse,
         "nll": entry["nll"],
         "prompts_cut": entry["prompts_cut"],
+        "texts_cut": entry["texts_cut"],
         "members_left_out": 0
         if section.members is None
         else len(read_documents(section.members)) - len(sets.members),
@@ -128,7 +129,8 @@ def entry_numbers(entry: Mapping[str, Any]) -> dict[str, Number]:
         numbers["mia.score"] = mia_score_of(numbers["mia.auc"])
         for name in ("two_sided", "ks"):
             if mia.get(name) is not None:
-                numbers[f"mia.{name}"] = Number(mia[name], mia["n"] or 0)
+                interval = mia.get(f"{name}_interval")
+                numbers[f"mia.{name}"] = _number(mia[name], mia["n"] or 0, interval)
     if mmlu:
         numbers |= _of_mmlu(mmlu)
     if scored["final"] is not None:

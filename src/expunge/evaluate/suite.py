@@ -1,7 +1,7 @@
 """The whole evaluation of one model: generate once, score everything, keep every item."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.config import Section
-from expunge.data.batches import asked_tokens, encode, encode_document, prompt_tokens
+from expunge.data.batches import TokenSequence, asked_tokens, encode, encode_document, prompt_tokens
 from expunge.data.examples import Document, Example
 from expunge.evaluate import collapse, semeval
 from expunge.evaluate.balance import shape
@@ -106,7 +106,8 @@ def evaluate(
     sequences = [encode(item.example, reader.tokenizer, **read) for item in items]
     for item, found in zip(items, reader.scores(sequences, label="score answers"), strict=True):
         item.nll = found.nll
-    losses = document_losses(reader, data, config)
+    documents = _documents(reader, data, config)
+    losses = document_losses(reader, documents)
     cut = _generate_items(reader, items, config, chat=chat)
     neutral = _neutral_windows(reader, data.neutral)
     mmlu = answer_mmlu(reader, data.mmlu, config.mmlu) if config.mmlu else None
@@ -122,6 +123,10 @@ def evaluate(
         "nll": {name: semeval.mean(values) for name, values in losses.items()}
         | {h: semeval.mean([i.nll for i in items if i.half == h]) for h in semeval.HALVES},  # pyright: ignore
         "prompts_cut": cut,
+        "texts_cut": {
+            name: sum(text.cut > 0 for text in texts)
+            for name, texts in {"answers": sequences, **documents}.items()
+        },
     }
     return entry, [_row(item) for item in items]
 
@@ -140,16 +145,13 @@ def drawn(terms: Sequence[str], config: Evaluate) -> list[int]:
 
 
 def document_losses(
-    reader: Reader, data: EvaluationData, config: Evaluate
+    reader: Reader, documents: Mapping[str, Sequence[TokenSequence]]
 ) -> dict[str, list[float]]:
     """The NLL a token of each member, non-member and neutral text."""
-    length = min(config.document_tokens, reader.context)
-    losses = {}
-    for name in ("members", "nonmembers", "neutral"):
-        documents: Sequence[Document] = getattr(data, name)
-        texts = [encode_document(d, reader.tokenizer, max_length=length) for d in documents]
-        losses[name] = [found.nll for found in reader.scores(texts, label="score documents")]
-    return losses
+    return {
+        name: [found.nll for found in reader.scores(texts, label="score documents")]
+        for name, texts in documents.items()
+    }
 
 
 def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list[dict[str, Any]]:
@@ -157,7 +159,7 @@ def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list
 
     After `evaluate` nothing is read anew.
     """
-    losses = document_losses(reader, data, config)
+    losses = document_losses(reader, _documents(reader, data, config))
     rows: list[dict[str, Any]] = [
         {"group": side, "id": document.id, "nll": nll}
         for side in ("members", "nonmembers")
@@ -171,6 +173,17 @@ def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list
         {"group": f"mmlu.{q.subject}", "id": places[id(q)], "correct": choice == q.answer}
         for q, choice in zip(asked, chosen, strict=True)
     ]
+
+
+def _documents(
+    reader: Reader, data: EvaluationData, config: Evaluate
+) -> dict[str, list[TokenSequence]]:
+    """Members, non-members and neutral texts as they are read, cut where they are longer."""
+    length = min(config.document_tokens, reader.context)
+    return {
+        name: [encode_document(d, reader.tokenizer, max_length=length) for d in getattr(data, name)]
+        for name in ("members", "nonmembers", "neutral")
+    }
 
 
 def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate, *, chat: bool) -> int:
@@ -236,7 +249,8 @@ def _semeval(
     membership = None
     if losses["members"] or losses["nonmembers"]:
         sides = losses["members"], losses["nonmembers"]
-        membership = mia(*sides, seed=config.seed, resamples=config.resamples) | shape(*sides)
+        draws = config.resamples
+        membership = mia(*sides, seed=config.seed, resamples=draws) | shape(*sides, resamples=draws)
     return {
         "terms": terms,
         "counts": {term: len(values) for term, values in scores.items()},

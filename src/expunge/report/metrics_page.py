@@ -22,10 +22,10 @@ A share of hits and misses has Wilson's interval (Wilson 1927; Brown, Cai and Da
 is not 0 wide where all items are alike; other numbers have the bootstrap's, and of one item none.
 So has an AUC; where it is 0 or 1, which every resample is too, it has Newcombe's (2006).
 A MIA score reaches as far as it does on its AUC's interval, a final score as far as its three parts
-let it (Zou and Donner 2008). Greatest lengths, p-values, KS distances and the share of the
-commonest letter have none. `expunge compare` draws the same items again for both models wherever
-items stand behind a number: those of its name, or those that FOLDER/results.json names under
-`behind`.
+let it (Zou and Donner 2008). Greatest lengths, p-values, KS distances, the share of the commonest
+letter (`top_letter`) and the verdict on it (`constant_answer`) have none. `expunge compare` draws
+the same items again for both models wherever items stand behind a number: those of its name, or
+those that FOLDER/results.json names under `behind`.
 
 Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
 for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops

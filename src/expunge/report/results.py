@@ -26,6 +26,16 @@ TERMS = tuple(f"{half}/{task}/{kind}" for half in HALVES for task in TASKS for k
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Interval(Section):
+    """A 95 % interval: Wilson's of scores that are all 0 or 1, else the bootstrap's."""
+
+    low: float
+    """Lower end."""
+
+    high: float
+    """Upper end."""
+
+
 class Mia(Section):
     """Membership inference: can an outsider tell members from non-members by their loss?"""
 
@@ -37,6 +47,9 @@ class Mia(Section):
 
     two_sided: Share | None = None
     """AUC of the losses' distances from the non-members' mean; 0.5 is best."""
+
+    two_sided_interval: Interval | None = None
+    """Its 95 % interval."""
 
     ks: Share | None = None
     """Kolmogorov-Smirnov distance of the two sides' losses."""
@@ -55,16 +68,6 @@ class Mia(Section):
 
     nonmembers: int | None = None
     """Non-members among them."""
-
-
-class Interval(Section):
-    """A 95 % interval: Wilson's of scores that are all 0 or 1, else the bootstrap's."""
-
-    low: float
-    """Lower end."""
-
-    high: float
-    """Upper end."""
 
 
 class Mmlu(Section):
@@ -199,6 +202,9 @@ class ModelResults(Section):
     prompts_cut: int | None = None
     """Prompts that were longer than the context, and were cut from the left."""
 
+    texts_cut: dict[str, int] = Field(default_factory=dict)
+    """`answers` (their prompts too), `members`, … → texts whose loss was read of a part alone."""
+
     folds: dict[str, Fold] = Field(default_factory=dict)
     """`calibration` and `test`, where the recipe splits its documents."""
 
@@ -271,20 +277,11 @@ def mean_term(semeval: Semeval, half: str, kind: str) -> float | None:
 
 
 def models_compared(results: Results) -> tuple[str, str] | None:
-    """The models before and after that the verdict is about, if there are both."""
+    """The model before and the one after (calibrated, merged, or last), if there are both."""
     before = next((name for name in ("target", "original") if name in results.models), None)
-    after = _after(results)
-    return None if before is None or after is None else (before, after)
-
-
-def _after(results: Results) -> str | None:
-    """The model that the verdict is about: the calibrated one, the merge, or the last measured."""
-    measured = results.measured_models()
-    for name in ("calibrated", "merged"):
-        if name in measured:
-            return name
-    later = [name for name in measured if name not in ("original", "target")]
-    return later[-1] if later else None
+    later = [name for name in results.measured_models() if name not in ("original", "target")]
+    best = [name for name in ("calibrated", "merged") if name in later] or later[-1:]
+    return (before, best[0]) if before and best else None
 
 
 def story_order(names: Mapping[str, Any] | Iterable[str]) -> list[str]:
