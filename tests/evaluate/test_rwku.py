@@ -91,9 +91,11 @@ def test_every_row_of_every_file_is_an_item(tiny, tokenizer, folder):
     assert [number.n for number in found.numbers.values()] == [3] * 5 + [2] * 2
     assert found.numbers["forget.level1"].value == 0.0
     assert found.numbers["mia.forget.nll"].value > 0
+    assert found.facts["mia.forget.texts_cut"] == 0
     assert found.facts["absent"] == []
     assert found.facts["template"] is False
-    limited = rwku_suite(reader_of(tiny, tokenizer), section(folder, limit=1))
+    limited = rwku_suite(reader_of(tiny, tokenizer), section(folder, limit=1, document_tokens=3))
+    assert limited.facts["mia.forget.texts_cut"] == 1
     assert len(limited.items) == len(found.items)
     assert limited.numbers["forget.level1"].n == 1
     assert [item["rouge_l_recall"] for item in limited.items[:3]] == [0.0, None, None]

@@ -213,6 +213,7 @@ def _measure_texts(
     sequences = [encode_document(d, reader.tokenizer, max_length=length) for d in taken]
     losses = [scores.nll for scores in reader.scores(sequences, label=f"rwku {name}")]
     found.numbers[f"{name}.nll"] = resampled(losses, name=f"{name}.nll")
+    found.facts[f"{name}.texts_cut"] = sum(sequence.cut > 0 for sequence in sequences)
     for i, document in enumerate(documents):
         found.items.append(
             {
