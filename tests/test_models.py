@@ -1,6 +1,7 @@
 """Loading: the embedded model for real, and what is refused."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -87,6 +88,15 @@ def test_a_model_whose_logits_are_more_than_its_head_is_refused(tiny, monkeypatc
 
     monkeypatch.setattr(type(tiny), "forward", capped)
     with pytest.raises(ModelError, match="cannot be scored by its hidden states"):
+        check_packing(tiny)
+
+
+def test_a_model_of_weights_that_are_no_numbers_is_refused(tiny):
+    from expunge.packs import check_packing
+
+    with torch.no_grad():
+        next(tiny.parameters())[0, 0] = math.nan
+    with pytest.raises(ModelError, match="the logits of this LlamaForCausalLM are not finite"):
         check_packing(tiny)
 
 

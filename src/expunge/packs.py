@@ -243,6 +243,11 @@ def check_packing(model: PreTrainedModel) -> None:
     pack = Pack(flat, positions, lengths, everywhere, flat, flat, ("", ""))
     alone = [model(input_ids=row[None]).logits[0].float() for row in flat.split(lengths)]
     expected, error = torch.cat(alone), torch.tensor(float("inf"))
+    if not expected.isfinite().all():
+        raise ModelError(
+            f"the logits of this {type(model).__name__} are not finite; its weights hold NaN or "
+            "infinity, or are too large for their type"
+        )
     stateful = getattr(model, "_is_stateful", False)  # transformers' mark of recurrent layers
     packable = model.config._attn_implementation == PACKED_ATTENTION and not stateful
     for buckets in (False, True) if packable else (True,):
