@@ -5,7 +5,13 @@ import pytest
 from commands import run as command
 from expunge import runs
 from expunge.errors import EvaluationError, GateError
-from expunge.evaluate.gates import check_runs, gated_models, parse_gates, refuse_unmade
+from expunge.evaluate.gates import (
+    check_runs,
+    gated_models,
+    parse_gates,
+    refuse_unasked,
+    refuse_unmade,
+)
 from expunge.report.results import Results
 
 
@@ -82,6 +88,33 @@ def test_a_gate_of_no_model_is_refused_before_work():
     refuse_unmade(parse_gates(["v1.5.final < 1", "merged.final < 1"]), ["v1.5", "merged"])
     with pytest.raises(EvaluationError, match=r"mia.auc begins with no .* as merged.mia.auc would"):
         refuse_unmade(parse_gates(["mia.auc > 0.6"]), ["target", "merged"])
+
+
+def test_a_gate_that_no_suite_asked_for_can_answer_is_refused_before_the_model_is_read():
+    known = {
+        "semeval": ("forget.Task1.qa", "semeval.mia.two_sided", "mmlu.macro", "semeval.collapsed"),
+        "tofu": ("forget_quality", "tofu.world.truth_ratio", "collapse.surprise", "collapsed"),
+        "membership": ("loss.auc", "membership.min_k_plus_plus.tpr"),
+        "memorisation": ("forget.pii_leak.ssn", "retain.copied_length_max"),
+        "wmdp": ("bio", "wmdp.accuracy"),
+        "lm_eval": ("arc_easy.acc_norm", "lm_eval.arc_easy.acc"),
+    }
+    for suite, names in known.items():
+        refuse_unasked(parse_gates([f"{name} > 0" for name in names]), [suite])
+    for suites, name, said in (
+        (["mmlu", "wmdp"], "acuracy", "there is no number 'acuracy' of mmlu, wmdp$"),
+        (["wmdp"], "mmlu.accuracy", "'mmlu.accuracy' of wmdp; --suite does not name mmlu$"),
+        (["tofu"], "tofu.model_utilty", "'tofu.model_utilty' of tofu$"),
+    ):
+        with pytest.raises(EvaluationError, match=said):
+            refuse_unasked(parse_gates([f"{name} > 0"]), suites)
+    done = command("evaluate", "nowhere", "--suite", "mmlu, wmdp", "--fail-if", "acuracy > 0")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "expunge: --fail-if: there is no number 'acuracy' of mmlu, wmdp\n",
+    )
+    done = command("evaluate", "nowhere", "--suite", "mmlu, wmdp", "--fail-if", "accuracy > 0")
+    assert (done.returncode, "nowhere" in done.stderr) == (2, True)  # control
 
 
 def test_commands_end_with_three_or_before_any_work(results, tmp_path):

@@ -21,6 +21,7 @@ from expunge.cli.options import (
     Seed,
     gates_of,
     given,
+    names_of,
     pipeline_of,
     print_gated,
     recipe_of,
@@ -181,16 +182,19 @@ def evaluate(
         return print_gated(list(folders.values()), gates, as_json)
     if model is not None or seed is not None:
         raise RecipeError("--model and --seed belong to a recipe")
-    from expunge.evaluate.gates import check_gates, gated, parse_gates
+    from expunge.evaluate.gates import check_gates, gated, parse_gates, refuse_unasked
     from expunge.evaluate.generate import MAX_BATCH
     from expunge.evaluate.run import evaluate_model
     from expunge.evaluate.suites import parse_suites
     from expunge.report.terminal import print_numbers
 
     gates = parse_gates(fail_if or [])
+    sections = parse_suites(names_of(suite), option or [])
+    if sections:
+        refuse_unasked(gates, list(sections))
     results = evaluate_model(
         target,
-        parse_suites([name for name in suite.split(",") if name], option or []),
+        sections,
         adapter=adapter,
         dtype=dtype or "float32",
         backend=backend or "torch",

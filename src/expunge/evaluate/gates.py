@@ -11,6 +11,7 @@ from expunge.errors import EvaluationError, GateError
 from expunge.evaluate.numbers import Number
 from expunge.evaluate.run import numbers_of
 from expunge.evaluate.semeval_suite import entry_numbers
+from expunge.evaluate.suites import SUITES, may_make
 from expunge.registry import did_you_mean
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -84,6 +85,25 @@ def refuse_unmade(gates: Sequence[Gate], models: Sequence[str]) -> None:
                 f"--fail-if {gate.name} begins with no measured model of the recipe, as "
                 f"{models[-1]}.{gate.name} would. Known: {', '.join(models)}"
             )
+
+
+def refuse_unasked(gates: Sequence[Gate], suites: Sequence[str]) -> None:
+    """Before a model is read: a gate on a number that none of the suites asked for can have.
+
+    `collapse` is asked as well where no suite says whether the model has collapsed.
+    """
+    for gate in gates:
+        asked = [*suites, "collapse"]
+        own = [gate.name.removeprefix(f"{suite}.") for suite in asked]
+        if any(n == "collapsed" or may_make(s, n) for s, n in zip(asked, own, strict=True)):
+            continue
+        suite = gate.name.partition(".")[0]
+        reason = (
+            f"; --suite does not name {suite}" if suite in SUITES and suite not in suites else ""
+        )
+        raise EvaluationError(
+            f"--fail-if: there is no number {gate.name!r} of {', '.join(suites)}{reason}"
+        )
 
 
 def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> None:
