@@ -10,9 +10,11 @@ import torch
 
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError
+from expunge.evaluate import harness
 from expunge.evaluate.harness import LmEval, lm_eval_suite, measured
 from expunge.evaluate.mmlu import LETTERS, Question, letter_logits
-from expunge.evaluate.reader import reader_of
+from expunge.evaluate.reader import open_reader, reader_of
+from expunge.lora import Lora, adapters_of, add_adapter, save_adapter
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -133,6 +135,29 @@ def test_a_task_of_the_harness_is_a_suite(sharp, tokenizer, folder):
     assert number.high == pytest.approx(number.value + 1.96 * error, abs=1e-4)
     assert [item["id"] for item in found.items] == [f"local_mmlu/{i}" for i in range(8)]
     assert [item["acc"] for item in found.items] == [float(hit) for hit in hits] + [None] * 3
+
+
+@needs_harness
+def test_an_adapter_is_asked_with_its_model(sharp, tokenizer, folder, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(harness, "_tasks", lambda include: manager)
+    base, lora = folder / "base", Lora(rank=4)
+    sharp.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    add_adapter(sharp, lora, seed=1)
+    for layer in adapters_of(sharp).values():
+        torch.nn.init.ones_(layer.lora_B)
+    save_adapter(sharp, lora, folder / "lora", base=str(base))
+    section = LmEval(tasks=["local_mmlu"], include=folder, num_fewshot=0)
+    scores = []
+    for adapter in (None, folder / "lora"):
+        reader = open_reader(base, adapter, dtype="float32", folder=None)
+        logits, _ = letter_logits(reader, TEST, {}, shots=0, style="harness")
+        scores.append([float(c == q.answer) for c, q in zip(logits.argmax(-1), TEST, strict=True)])
+        assert [item["acc"] for item in lm_eval_suite(reader, section).items] == scores[-1]
+    assert scores[0] != scores[1]  # control: the adapter does act
 
 
 @needs_harness
