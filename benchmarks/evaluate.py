@@ -4,8 +4,8 @@
 
 - semeval: the twelve terms and the losses of LUME items, against a plain loop of one prompt at a
   time (greedy, 256 new tokens) and one text at a time, as the official script works.
-- tofu: the suite tofu and every membership attack, against passes over the texts for each metric
-  (padded batches of 8, full logits) and unsorted generation.
+- tofu: the suite tofu, with its forget quality, and every membership attack, against passes over
+  the texts for each metric (padded batches of 8, full logits) and unsorted generation.
 - mmlu: 5-shot, against lm-evaluation-harness on the same questions.
 - rescore: the same as semeval again after a metric's definition has changed: no forward pass.
 
@@ -119,7 +119,7 @@ def tofu_case(options: Any) -> dict[str, Any]:
             return measure(_reader(folder, None), sections)
 
         def peer() -> dict[str, float]:
-            return one_pass_a_metric(model, tokenizer, sections["tofu"]) | membership(
+            return one_pass_a_metric(model, reference, tokenizer, sections["tofu"]) | membership(
                 model, reference, tokenizer, sections["membership"]
             )
 
@@ -141,6 +141,7 @@ def _settings(items: int, reference: Path) -> list[str]:
     ]
     return [
         *("tofu.path=data:tofu", "tofu.forget=forget01", f"tofu.limit={2 * items}"),
+        f"tofu.retain={reference}",
         *sides,
         f"membership.attacks=[{', '.join(ATTACKS)}]",
         f"membership.reference={reference}",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from membership_peers import BATCH, forward
+from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM
 
 from expunge.data.batches import answer_tokens, prompt_tokens
@@ -26,8 +27,8 @@ def plain_model(folder: Path) -> Any:
     return model.eval()
 
 
-def one_pass_a_metric(model: Any, tokenizer: Any, section: Any) -> dict[str, float]:
-    """The numbers of the suite tofu, each from passes of its own."""
+def one_pass_a_metric(model: Any, retain: Any, tokenizer: Any, section: Any) -> dict[str, float]:
+    """The numbers of the suite tofu, each from passes of its own; `retain` is the retain model."""
     found: dict[str, float] = {}
     for group, subset in _SUBSETS.items():
         texts = ["question", "answer"]
@@ -56,10 +57,18 @@ def one_pass_a_metric(model: Any, tokenizer: Any, section: Any) -> dict[str, flo
         ratios = [tofu.truth_ratio(a, b) for (a,), b in zip(kept, perturbed, strict=True)]
         truth = tofu.forget_truth if group == "forget" else tofu.kept_truth
         found[f"tofu.{group}.truth_ratio"] = float(np.mean([truth(r) for r in ratios]))
+        if group == "forget":
+            kept = _losses(retain, tokenizer, asked, [[answer] for answer in right])
+            perturbed = _losses(retain, tokenizer, asked, wrong)
+            others = [tofu.truth_ratio(a, b) for (a,), b in zip(kept, perturbed, strict=True)]
+            p_value = ks_2samp(ratios, others).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+            found["tofu.forget_quality"] = float(p_value)
 
         written = _written(model, tokenizer, asked, section.max_new_tokens)
         scores = [tofu.answer_rouge(a, text) for a, text in zip(answers, written, strict=True)]
         found[f"tofu.{group}.rouge"] = float(np.mean(scores))
+    terms = [value for name, value in found.items() if "forget" not in name]
+    found["tofu.model_utility"] = len(terms) / sum(1 / v for v in terms) if min(terms) > 0 else 0.0
     return found
 
 

@@ -17,7 +17,7 @@ Rows = Sequence[list[int]]
 
 
 def membership(model: Any, reference: Any, tokenizer: Any, section: Any) -> dict[str, float]:
-    """The AUC of every attack of the section."""
+    """The AUC, and the TPR at the section's FPR, of every attack of the section."""
     documents = [read_documents(section.members), read_documents(section.nonmembers)]
     tokens = [[prompt_tokens(tokenizer, d.text)[:LONGEST] for d in side] for side in documents]
     texts = [
@@ -80,6 +80,9 @@ def membership(model: Any, reference: Any, tokenizer: Any, section: Any) -> dict
             for rows, of, first in zip(tokens, texts, skipped, strict=True)
         ]
         found[f"membership.{name}.auc"] = auc(*scores)
+        members, others = scores
+        highest = sorted(others, reverse=True)[int(section.fpr * len(others))]
+        found[f"membership.{name}.tpr"] = float(np.mean([score > highest for score in members]))
     return found
 
 
