@@ -165,8 +165,10 @@ def _behind(folder: Path, name: str, fields: Any) -> Behind:
         <= {one.name for one in dataclasses.fields(Behind)}
     ):
         raise EvaluationError(f"{folder / RESULTS}: behind {name} no items are named")
-    several = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return Behind(**fields | several)
+    told: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return Behind(**told)
 
 
 def _run_readings(folder: Path, models: Row, only: str | None) -> list[Reading]:
