@@ -92,7 +92,7 @@ def test_a_gate_of_no_model_is_refused_before_work():
 
 def test_a_gate_that_no_suite_asked_for_can_answer_is_refused_before_the_model_is_read():
     known = {
-        "semeval": ("forget.Task1.qa", "semeval.mia.two_sided", "mmlu.macro", "semeval.collapsed"),
+        "semeval": ("forget.v1.5.qa", "semeval.mia.two_sided", "mmlu.macro", "semeval.collapsed"),
         "tofu": ("forget_quality", "tofu.world.truth_ratio", "collapse.surprise", "collapsed"),
         "membership": ("loss.auc", "membership.min_k_plus_plus.tpr"),
         "memorisation": ("forget.pii_leak.ssn", "retain.copied_length_max"),

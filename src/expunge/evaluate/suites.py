@@ -75,7 +75,7 @@ def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measur
 
 def may_make(suite: str, name: str) -> bool:
     """Whether a suite may have a number of this name."""
-    return re.fullmatch(SUITES[suite].numbers, name) is not None
+    return re.fullmatch(SUITES[suite].numbers, name, re.DOTALL) is not None
 
 
 SUITES: dict[str, Suite] = {
@@ -84,7 +84,7 @@ SUITES: dict[str, Suite] = {
         semeval_suite.semeval_suite,
         "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
         "completion and knowledge of three tasks, membership, MMLU, collapse",
-        r"(forget|retain)\.([^.]+\.(sc|qa)|knowledge|regurgitation)|task_aggregate|final"
+        r"(forget|retain)\.(.+\.(sc|qa)|knowledge|regurgitation)|task_aggregate|final"
         r"|mia\.(auc|score|two_sided|ks)|mmlu(\.macro)?",
     ),
     "membership": Suite(
