@@ -56,7 +56,8 @@ def likelihoods(
     membership = None
     if documents["members"] and documents["nonmembers"]:
         given = documents["members"], documents["nonmembers"]
-        membership = mia(*given, seed=config.seed, resamples=config.resamples) | shape(*given)
+        draws = config.resamples
+        membership = mia(*given, seed=config.seed, resamples=draws) | shape(*given, resamples=draws)
     return {"nll": losses, "terms": terms, "mia": membership}
 
 
