@@ -1,14 +1,18 @@
 """`expunge evaluate MODEL`: suites by name, results on disk, gates with exit code 3."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from commands import run as command
+from expunge.config import Section
 from expunge.errors import EvaluationError, GateError, ModelError, RecipeError, RunError
+from expunge.evaluate import suites
 from expunge.evaluate.gates import check_gates, gated, parse_gates
 from expunge.evaluate.numbers import (
+    Measured,
     Number,
     bootstrap,
     estimate,
@@ -18,7 +22,7 @@ from expunge.evaluate.numbers import (
     wilson,
 )
 from expunge.evaluate.run import evaluate_model, numbers_of, read_run
-from expunge.evaluate.suites import parse_suites
+from expunge.evaluate.suites import SUITES, Suite, measure, parse_suites
 
 
 @pytest.fixture
@@ -81,15 +85,25 @@ def test_the_command_prints_and_fails_by_gate(tiny_folder, tmp_path, halves):
     assert "Did you mean" in done.stderr
 
 
-def test_a_gate_asks_whether_the_model_still_writes_where_no_suite_does(
-    tiny_folder, tmp_path, halves
-):
-    words = ["evaluate", tiny_folder, "--suite", "memorisation", "--cache", tmp_path / "cache"]
-    words += ["-o", "memorisation." + halves[0].partition(".")[2]]
-    words += ["-o", "memorisation.max_new_tokens=8"]
-    assert command(*words).returncode == 0
-    done = command(*words, "--fail-if", "forget.exact_memorisation > 0.9")
-    assert (done.returncode, "collapse.collapsed is 1" in done.stderr) == (3, True)
+def test_every_run_asks_whether_the_model_still_writes(tiny_folder, tmp_path, halves):
+    own = ["memorisation." + halves[0].partition(".")[2], "memorisation.max_new_tokens=8"]
+    words = ["evaluate", tiny_folder, "--cache", tmp_path / "cache"]
+    words += [word for option in own for word in ("-o", option)]
+    both = [*words, "--suite", "memorisation,knowledge", "-o", "knowledge.limit=2"]
+    done = command(*both)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The model has collapsed: neutral: ") == 1
+    assert re.search(r"memorisation\.forget\.exact_memorisation +collapsed", done.stdout)
+    assert re.search(r"knowledge\.generated +0 ", done.stdout)  # control: none that it wins
+    done = command(*both, "--fail-if", "forget.exact_memorisation > 0.9")
+    assert (done.returncode, done.stderr.count("collapsed is 1")) == (3, 1)
+    sound = ["--fail-if", "collapsed > 1"]
+    assert command(*both, *sound, "--fail-if", "generated > 0.9").returncode == 0
+    results = json.loads(command(*both, "--json").stdout)
+    assert results["read"] == 0  # the openings are kept, too
+    facts = [results["suites"][suite]["facts"] for suite in ("memorisation", "knowledge")]
+    assert [one["collapsed"] for one in facts] == [True, True]
+    assert facts[0]["reasons"] == facts[1]["reasons"]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,41 @@ def test_a_gate_asks_whether_the_model_still_writes_where_no_suite_does(
 def test_options_of_the_other_kind_are_refused(words, said):
     done = command("evaluate", *words)
     assert (done.returncode, said in done.stderr) == (2, True)
+
+
+def test_one_suite_that_hears_a_collapse_speaks_for_all(monkeypatch):
+    def suite(*aggregates, **facts):
+        numbers = {"final": Number(1.0, 3), "forget.a": Number(0.0, 3), "kept": Number(0.0, 3)}
+
+        def said(*_):
+            return Measured(dict(numbers), [], dict(facts))
+
+        return Suite(Section, said, "", "", aggregates)
+
+    def asked(*names):
+        found = measure(None, dict.fromkeys(names, Section()))  # pyright: ignore
+        return {name: (m.facts["collapsed"], m.facts["aggregates"]) for name, m in found.items()}
+
+    table = {
+        "sound": suite("final", collapsed=False, reasons=[]),
+        "fell": suite(collapsed=True, reasons=["retain: looping"]),
+        "silent": suite("forget.*"),
+    }
+    monkeypatch.setattr(suites, "SUITES", table)
+    openings = {"collapsed": True, "reasons": ["neutral: surprise"]}
+    monkeypatch.setattr(suites, "collapse_facts", lambda *_, **__: openings)
+    assert asked("silent", "sound") == {
+        "silent": (False, ["forget.a"]),
+        "sound": (False, ["final"]),
+    }
+    assert asked("silent", "sound", "fell")["sound"] == (True, ["final"])
+    assert asked("silent") == {"silent": (True, ["forget.a"])}  # no suite judges: the openings do
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_what_a_destroyed_model_would_win_is_named(name):
+    harmless = {"knowledge", "collapse", "lm_eval"}  # there it scores as badly as it is
+    assert bool(SUITES[name].aggregates) != (name in harmless)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,6 @@ def evaluate(
         out=out,
         guard=guard,
         max_batch=max_batch or MAX_BATCH,
-        judged=bool(gates),
     )
     print_numbers(results, as_json)
     return check_gates(gates, gated(results))

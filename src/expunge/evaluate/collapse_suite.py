@@ -71,7 +71,7 @@ def collapse_suite(reader: Reader, section: Collapse) -> Measured:
         for group in dict.fromkeys(map(_group, asked))
     }
     texts = [f"{e.prompt} {e.answer}" for e in kept]
-    facts = collapse_facts(reader, groups, texts=texts, aggregates=[])
+    facts = collapse_facts(reader, groups, texts=texts)
     openings = read_openings(reader)
     windows = {name: [window(reader, one) for one in found] for name, found in groups.items()}
     windows["neutral"] = openings.windows

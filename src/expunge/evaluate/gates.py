@@ -22,6 +22,9 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_VERDICT = ".collapsed"
+"""How the names end that say the one verdict on a model, as every suite of it does."""
+
 _GATE = re.compile(r"\s*([\w./-]+)\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
 
 
@@ -110,8 +113,8 @@ def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]])
     """A `GateError` that names every gate that failed; a number that is not there is an error.
 
     A name may leave out its suite where only one suite has it. A destroyed model has forgotten all
-    and would pass most gates, so with any gate a suite that calls it collapsed fails too, unless a
-    gate names that suite's `collapsed` itself.
+    and would pass most gates, so with any gate a collapsed model fails too, unless a gate names a
+    `collapsed` of it.
     """
     if failed := _failures(gates, numbers):
         raise GateError("; ".join(failed))
@@ -135,10 +138,12 @@ def check_runs(gates: Sequence[Gate], runs: Mapping[str, Mapping[str, Any]]) -> 
 
 def _failures(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     failed, asked = [], [(_full_name(gate.name, numbers), gate) for gate in gates]
-    named = {name for name, _ in asked}
+    said = {numbers[name].get("model") for name, _ in asked if name.endswith(_VERDICT)}
     for name, number in numbers.items():
-        if gates and name.endswith(".collapsed") and number["value"] and name not in named:
+        model = number.get("model")
+        if gates and name.endswith(_VERDICT) and number["value"] and model not in said:
             failed.append(f"{name} is 1: the model no longer writes language")
+            said.add(model)
     for name, gate in asked:
         value = numbers[name]["value"]
         if value is None:
@@ -156,7 +161,8 @@ def _full_name(name: str, numbers: Mapping[str, Any]) -> str:
     if name in numbers:
         return name
     ends = [full for full in numbers if full.partition(".")[2] == name]
-    if len(ends) == 1:
+    verdict = name == _VERDICT[1:] and len({numbers[full].get("model") for full in ends}) == 1
+    if len(ends) == 1 or verdict:
         return ends[0]
     reason = f"; it may be {' or '.join(ends)}" if ends else f".{did_you_mean(name, numbers)}"
     raise EvaluationError(f"--fail-if: there is no number {name!r}{reason}")

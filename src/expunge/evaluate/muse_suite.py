@@ -95,7 +95,7 @@ def muse_suite(reader: Reader, section: Muse) -> Measured:
     texts = [item for item in items if item.group.startswith("privacy")]
     texts_cut = _score_texts(reader, texts, section)
     kept = [f"{i.prompt} {i.truth}" for i in items if i.group == "retain.knowledge"]
-    facts = collapse_facts(reader, written, texts=kept, aggregates=["privacy.leakage"])
+    facts = collapse_facts(reader, written, texts=kept)
     given = {group: sum(item.group == group for item in items) for group in GROUPS}
     return Measured(
         _numbers(items, retrained, section),

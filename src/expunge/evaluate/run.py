@@ -17,7 +17,7 @@ from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.semeval_suite import Semeval
-from expunge.evaluate.suites import SUITES, measure, parse_suites
+from expunge.evaluate.suites import SUITES, measure
 
 RESULTS, ITEMS = "results.json", "items.jsonl"
 
@@ -33,12 +33,10 @@ def evaluate_model(
     backend: str = "torch",
     guard: Path | None = None,
     max_batch: int = MAX_BATCH,
-    judged: bool = False,
 ) -> dict[str, Any]:
     """Measure a model (id, folder or GGUF, and perhaps an adapter on it) by some suites.
 
-    All is asked through `guard`, the folder of one, where it is given. With `judged` the suite
-    `collapse` is asked too, where no other one says whether the model has collapsed.
+    All is asked through `guard`, the folder of one, where it is given.
 
     What the model said is kept in `cache`, so that another suite or another definition of a metric
     reads no text twice. Returns what results.json holds.
@@ -58,9 +56,6 @@ def evaluate_model(
         max_batch=min([max_batch, *_batches(sections)]),
     )
     found = measure(reader, sections)
-    if judged and not any("collapsed" in measured.facts for measured in found.values()):
-        own = parse_suites(["collapse"], [])
-        sections, found = {**sections, **own}, {**found, **measure(reader, own)}
     results = {
         "model": model,
         "adapter": str(adapter) if adapter else None,

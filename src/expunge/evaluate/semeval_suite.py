@@ -73,7 +73,6 @@ def semeval_suite(reader: Reader, section: Semeval) -> Measured:
     facts = {
         "collapsed": collapse["collapsed"],
         "reasons": collapse["reasons"],
-        "aggregates": ["task_aggregate", "final"],
         "collapse": collapse,
         "nll": entry["nll"],
         "prompts_cut": entry["prompts_cut"],

@@ -27,9 +27,8 @@ def collapse_facts(
     generations: Mapping[str, Sequence[Generation]],
     *,
     texts: Sequence[str],
-    aggregates: Sequence[str],
 ) -> dict[str, Any]:
-    """`collapsed`, `reasons`, `aggregates` and every measure, for the facts of a suite.
+    """`collapsed`, `reasons` and every measure, for the facts of a suite.
 
     Judged are the neutral openings, and `generations` of the group `retain` where the suite has
     continuations of kept texts; other groups are reported beside them. `texts` are kept data, whose
@@ -48,7 +47,6 @@ def collapse_facts(
     return {
         "collapsed": judged["collapsed"],
         "reasons": judged["reasons"],
-        "aggregates": list(aggregates),
         "collapse": judged,
     }
 

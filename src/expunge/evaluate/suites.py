@@ -7,6 +7,7 @@ module with its Section and its function, and a row in the table at the foot.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from expunge.config import Section, parse_section, read_options
@@ -30,6 +31,7 @@ from expunge.evaluate import (
 from expunge.evaluate.attacks import ATTACKS
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.soundness import collapse_facts
 from expunge.evaluate.tofu import GROUPS, METRICS
 from expunge.registry import lookup
 
@@ -46,6 +48,9 @@ class Suite:
     about: str
     numbers: str = ".+"
     """The names of its numbers, as a regular expression; any where its data names them."""
+    aggregates: tuple[str, ...] = ()
+    """Numbers by which a destroyed model would look good, as patterns of `fnmatch`: of a collapsed
+    one they are not printed, nor compared."""
 
 
 def parse_suites(names: Sequence[str], options: Sequence[str]) -> dict[str, Section]:
@@ -65,11 +70,25 @@ def parse_suites(names: Sequence[str], options: Sequence[str]) -> dict[str, Sect
 
 
 def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measured]:
-    """Run suites on one model; what they share is read once."""
+    """Run suites on one model; what they share is read once.
+
+    The facts of each say whether the model has collapsed: one verdict, of all suites that judge it
+    (by what it makes of kept texts, too), or of the built-in openings alone where none does.
+    """
     found = {name: SUITES[name].fn(reader, section) for name, section in sections.items()}
     for suite, measured in found.items():
         unknown = [name for name in measured.numbers if not may_make(suite, name)]
         assert not unknown, f"SUITES[{suite!r}].numbers lacks {', '.join(unknown)}"
+    own = [measured.facts for measured in found.values() if "collapsed" in measured.facts]
+    judged = own or [collapse_facts(reader, {}, texts=[])]
+    reasons = list(dict.fromkeys(reason for facts in judged for reason in facts["reasons"]))
+    for name, measured in found.items():
+        barred = SUITES[name].aggregates
+        measured.facts |= {
+            "collapsed": bool(reasons),
+            "reasons": reasons,
+            "aggregates": [n for n in measured.numbers if any(fnmatch(n, p) for p in barred)],
+        }
     return found
 
 
@@ -86,6 +105,7 @@ SUITES: dict[str, Suite] = {
         "completion and knowledge of three tasks, membership, MMLU, collapse",
         r"(forget|retain)\.(.+\.(sc|qa)|knowledge|regurgitation)|task_aggregate|final"
         r"|mia\.(auc|score|two_sided|ks)|mmlu(\.macro)?",
+        aggregates=("task_aggregate", "final"),
     ),
     "membership": Suite(
         membership_suite.Membership,
@@ -93,6 +113,7 @@ SUITES: dict[str, Suite] = {
         "Carlini et al. 2021, arXiv:2012.07805; Shi et al. 2024, arXiv:2310.16789; and others",
         "AUC and TPR at 1 % FPR of up to eight membership attacks",
         rf"({'|'.join(ATTACKS)})\.(auc|tpr|two_sided|ks)",
+        aggregates=("*",),
     ),
     "memorisation": Suite(
         memorisation_suite.Memorisation,
@@ -101,6 +122,7 @@ SUITES: dict[str, Suite] = {
         "exact memorisation, extraction strength, verbatim runs, personal data that leaks",
         rf"(forget|retain)\.(exact_memorisation|extraction_strength|pii_leak(\.({'|'.join(KINDS)}))?"
         r"|(verbatim|copied)_length(_max)?)",
+        aggregates=("forget.*",),
     ),
     "tofu": Suite(
         tofu_suite.Tofu,
@@ -108,6 +130,7 @@ SUITES: dict[str, Suite] = {
         "TOFU, arXiv:2401.06121",
         "invented authors: probability, ROUGE, truth ratio, model utility, forget quality",
         rf"({'|'.join(GROUPS)})\.({'|'.join(METRICS)})|model_utility|forget_quality",
+        aggregates=("model_utility", "forget_quality"),
     ),
     "muse": Suite(
         muse_suite.Muse,
@@ -115,6 +138,7 @@ SUITES: dict[str, Suite] = {
         "MUSE, arXiv:2407.06460",
         "news or books: verbatim and knowledge memorisation, privacy leakage, utility",
         r"forget\.(verbatim|knowledge)|retain\.knowledge|privacy\.(auc|leakage)",
+        aggregates=("forget.*", "privacy.*"),
     ),
     "mmlu": Suite(
         mmlu.Mmlu,
@@ -122,6 +146,7 @@ SUITES: dict[str, Suite] = {
         "Hendrycks et al. 2021, arXiv:2009.03300",
         "accuracy over all questions and by subject, and whether one letter is always answered",
         r"accuracy|macro|subject\..+|top_letter|constant_answer",
+        aggregates=("accuracy", "macro"),
     ),
     "wmdp": Suite(
         wmdp.Wmdp,
@@ -129,12 +154,14 @@ SUITES: dict[str, Suite] = {
         "Li et al. 2024, arXiv:2403.03218",
         "accuracy on hazardous knowledge: biology, cyber security, chemistry",
         rf"accuracy|macro|{'|'.join(wmdp.SUBJECTS)}|top_letter|constant_answer",
+        aggregates=("accuracy", "macro", "bio", "cyber", "chem"),
     ),
     "rwku": Suite(
         rwku.Rwku,
         rwku.rwku_suite,
         "Jin et al. 2024, arXiv:2406.10890",
         "ROUGE-L recall on real people and their neighbours by level; losses of member texts",
+        aggregates=("forget.*", "mia.*"),
     ),
     "knowledge": Suite(
         knowledge.Knowledge,
@@ -163,5 +190,6 @@ SUITES: dict[str, Suite] = {
         "ConceptVectors, arXiv:2406.11614",
         "value vectors of the concepts before and after: are they still in the weights",
         rf"(forget|retain|random)\.({'|'.join(traces.METRICS)})|chance\.score_before",
+        aggregates=("forget.*",),
     ),
 }

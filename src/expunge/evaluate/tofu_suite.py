@@ -117,7 +117,6 @@ def tofu_suite(reader: Reader, section: Tofu) -> Measured:
             for item in items
             if item.group == "retain"
         ],
-        aggregates=["model_utility", "forget_quality"],
     )
     given = {group: sum(item.group == group for item in items) for group in tofu.GROUPS}
     return Measured(

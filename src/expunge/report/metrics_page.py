@@ -37,6 +37,13 @@ nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[v
 GPU) continues prompts by vLLM and swaps adapters in its running engine; what it wrote is kept apart
 from what torch wrote, and texts are scored by torch.
 
+A destroyed model has forgotten everything and would win most suites. So every run asks whether the
+model still writes language: it goes on from twenty built-in openings for 48 tokens each, and their
+loss is read (in one batch, kept like all else), and what a suite hears of kept texts counts too.
+The verdict is one for all suites asked in one call: `collapsed` and its `reasons` stand in the
+facts of each, and of a collapsed model the numbers that a suite would be won by, its `aggregates`,
+are neither printed nor compared.
+
 Sets of your own are scored as the contest's are. An item whose id ends in neither `sc1` nor `qa0`
 (of any number) is a question where its prompt ends in a question mark, else a passage; a text
 without a prompt is begun with the first half of its words. Where tasks are others than Task1 to
@@ -44,12 +51,11 @@ Task3, each has a term of its own (`items`, where none is named), and the aggreg
 marked partial: no published number compares to it.
 
 For automation, `--fail-if 'forget.knowledge > 0.05'` ends with exit code 3 where that holds of the
-number of that name (its suite may be left out where one suite has it). A destroyed model has
-forgotten everything, so with any such condition a model that a suite calls collapsed fails too,
-unless a condition names `SUITE.collapsed`, which is 0 or 1, itself; where no suite asked for says
-so, `collapse` is asked as well. Of a recipe's run (`run`,
-`evaluate RECIPE`, `report RUN`) a name begins with the model, `merged.forget.knowledge`, and may go
-on with a side of the documents, `merged.test.mia.auc`, `merged.test.min_k_plus_plus.two_sided`.
+number of that name (its suite may be left out where one suite has it). With any such condition a
+collapsed model fails too, unless a condition names `collapsed`, which is 0 or 1, itself. Of a
+recipe's run (`run`, `evaluate RECIPE`, `report RUN`) a name begins with the model,
+`merged.forget.knowledge`, and may go on with a side of the documents, `merged.test.mia.auc`,
+`merged.test.min_k_plus_plus.two_sided`.
 """
 
 

@@ -64,7 +64,7 @@ def print_numbers(results: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         return out.print_json(json.dumps(results))
     table = Table("number", "value", "95 % interval", "n", box=None, pad_edge=False)
-    notes = []
+    reasons: dict[str, None] = {}
     for suite, measured in results["suites"].items():
         facts = measured["facts"]
         for name, number in measured["numbers"].items():
@@ -75,10 +75,10 @@ def print_numbers(results: Mapping[str, Any], as_json: bool) -> None:
                 value, interval = "collapsed", ""
             table.add_row(escape(f"{suite}.{name}"), value, interval, str(number["n"]))
         if facts.get("collapsed"):
-            notes.append(f"{suite}: the model has collapsed: {'; '.join(facts['reasons'])}")
+            reasons |= dict.fromkeys(facts["reasons"])
     out.print(table)
-    for note in notes:
-        out.print(note, markup=False)
+    if reasons:
+        out.print(f"The model has collapsed: {'; '.join(reasons)}", markup=False)
     out.print(f"{results['read']} texts were read; the rest was known.", markup=False)
     return None
 
