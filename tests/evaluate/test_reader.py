@@ -120,26 +120,21 @@ def test_stopped_generations_are_not_taken_for_whole_ones(tiny, tokenizer, monke
     monkeypatch.setattr(generation, "EARLIEST_STOP", 2)
     reader = reader_of(tiny, tokenizer)
     prompts = [[5, 6, 7]]
-    (stopped,) = reader.generations(
-        prompts, max_new_tokens=9, settled=lambda *_: True, settled_by=["always"]
-    )
+    (stopped,) = reader.generations(prompts, max_new_tokens=9, settled=lambda *_: True)
     (whole,) = reader.generations(prompts, max_new_tokens=9)
     assert not stopped.complete
     assert whole.complete
     assert len(stopped.tokens) == 2
     assert whole.tokens[:2] == stopped.tokens
     assert len(whole.tokens) == 9
-    (again,) = reader.generations(
-        prompts, max_new_tokens=9, settled=lambda *_: True, settled_by=["always"]
-    )
+    (again,) = reader.generations(prompts, max_new_tokens=9, settled=lambda *_: True)
     assert again == whole  # which is there now
 
 
 def test_what_nothing_stopped_is_written_once_for_all(tiny, tokenizer):
     reader = reader_of(tiny, tokenizer)
     prompts = [[5, 6, 7], [9, 8]]
-    told = {"settled": lambda *_: False, "settled_by": ["never", "never"]}
-    first = reader.generations(prompts, max_new_tokens=9, **told)
+    first = reader.generations(prompts, max_new_tokens=9, settled=lambda *_: False)
     assert reader.forwards == 2
     assert reader.generations(prompts, max_new_tokens=9) == first
     assert reader.forwards == 2
@@ -167,13 +162,72 @@ def test_what_scoring_has_shown_is_not_written_again(tiny, tokenizer, monkeypatc
     reader.scores([text])
     (second,) = reader.generations([prompt], max_new_tokens=20)
     (shorter,) = reader.generations([prompt], max_new_tokens=15)
-    assert [list(known) for (known,) in told] == [expected[:5], expected, second.tokens]
+    assert [list(known) for (known,) in told] == [expected[:5], expected]
+    assert reader.forwards == 2 + 2  # the longer text holds the shorter one
     assert first.tokens == expected[:8]
     assert second.tokens[:12] == expected
     assert shorter.tokens == second.tokens[:15]
     (other,) = reader_of(tiny, tokenizer).generations([prompt], max_new_tokens=20)
     assert told[-1] == [()]  # control: another reader has scored nothing
     assert other == second
+
+
+def test_a_text_is_written_once_whatever_is_asked_of_it_and_when(
+    tiny_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generation, "EARLIEST_STOP", 4)
+    begun, plain = [], reader_module.generate
+    monkeypatch.setattr(
+        reader_module, "generate", lambda *a, **o: begun.extend(o["known"]) or plain(*a, **o)
+    )
+
+    def opened(folder=tmp_path):
+        return open_reader(tiny_folder, None, dtype="float32", folder=folder)
+
+    prompts = [[5, 6, 7], [9, 8]]
+    whole = opened(None).generations(prompts, max_new_tokens=20)
+    assert [len(text.tokens) for text in whole] == [20, 20]
+    stopped = opened().generations(prompts, max_new_tokens=12, settled=lambda i, _: i == 0)
+    assert [len(text.tokens) for text in stopped] == [4, 12]
+    begun.clear()
+    reader = opened()
+    same = reader.generations(prompts, max_new_tokens=12, settled=lambda i, _: i == 0)
+    assert (same, reader.forwards, begun) == (stopped, 0, [])
+    shorter = reader.generations(prompts, max_new_tokens=3)
+    assert [text.tokens for text in shorter] == [text.tokens[:3] for text in whole]
+    assert all(text.complete for text in shorter) and not begun
+    # Another definition is not settled by them: they are written on from where they stand.
+    reader = opened()
+    other = reader.generations(prompts, max_new_tokens=12, settled=lambda i, t: len(t) > 7)
+    assert [text.tokens for text in other] == [whole[0].tokens[:8], whole[1].tokens[:12]]
+    assert ([list(t) for t in begun], reader.forwards) == ([whole[0].tokens[:4]], 1)
+    begun.clear()
+    assert opened().generations(prompts, max_new_tokens=20) == whole
+    assert [list(t) for t in begun] == [whole[0].tokens[:8], whole[1].tokens[:12]]
+    begun.clear()
+    assert opened().generations(prompts, max_new_tokens=20) == whole and not begun
+    opened(tmp_path / "other").generations(prompts, max_new_tokens=2)
+    assert [list(t) for t in begun] == [[], []]  # control: nothing is known there
+
+
+def test_a_prompt_is_written_on_until_all_who_ask_for_it_are_content(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(generation, "EARLIEST_STOP", 4)
+    reader = reader_of(tiny, tokenizer)
+    found = reader.generations(
+        [[5, 6, 7]] * 3, max_new_tokens=20, settled=lambda i, t: len(t) >= 4 * (i + 1)
+    )
+    assert [len(text.tokens) for text in found] == [12, 12, 12]
+    assert reader.forwards == 1
+
+
+def test_what_was_known_whole_is_no_text_that_was_read(tiny, tokenizer):
+    prompt, expected, text = remembered(tiny, tokenizer)
+    reader = reader_of(tiny, tokenizer)
+    reader.scores([text])
+    (made,) = reader.generations([prompt], max_new_tokens=8)
+    assert (made.tokens, reader.forwards) == (expected[:8], 1)
+    reader.generations([prompt], max_new_tokens=13)
+    assert reader.forwards == 2  # control
 
 
 def test_a_text_longer_than_the_model_reads_is_refused(tiny, tokenizer):

@@ -4,6 +4,7 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
+from expunge.evaluate import semeval
 from expunge.evaluate.numbers import Number
 from expunge.evaluate.semeval import (
     TERMS,
@@ -11,9 +12,11 @@ from expunge.evaluate.semeval import (
     completion_score,
     final,
     final_of,
+    fingerprint,
     intervals,
     knowledge_score,
     mia_score_of,
+    proof,
     settled_completion,
     settled_question,
     task_aggregate,
@@ -178,6 +181,17 @@ def test_a_passage_whose_last_word_may_grow_is_not_settled(text):
 def test_a_passage_is_settled_once_a_word_has_followed():
     assert settled_completion("He bought the car", "he bought the car. It")
     assert completion_score("He bought the car", "he bought the car. Item") == 1
+
+
+@pytest.mark.parametrize("kind", semeval.KINDS)
+def test_generation_is_stopped_by_proofs_for_these_very_scores(kind, monkeypatch):
+    """Where this fails a score was changed: read SETTLED again, then write down its fingerprint."""
+    assert fingerprint(semeval.SCORES[kind]) == semeval.PROVED[kind]
+    assert proof(kind) is semeval.SETTLED[kind]
+    monkeypatch.setitem(semeval.SCORES, kind, lambda truth, text: float(truth in text))
+    assert proof(kind) is None
+    monkeypatch.setitem(semeval.SCORES, kind, max)  # without a source to read
+    assert proof(kind) is None
 
 
 def test_a_final_sigma_settles_nothing():

@@ -8,6 +8,7 @@ import pytest
 
 from expunge.data.examples import Document, Example
 from expunge.errors import EvaluationError
+from expunge.evaluate import semeval
 from expunge.evaluate.membership import auc
 from expunge.evaluate.mmlu import Mmlu, Question
 from expunge.evaluate.numbers import Number, wilson
@@ -181,6 +182,27 @@ def test_stopping_early_changes_no_score_and_no_collapse_measure(tiny, tokenizer
     whole, slow = run(tiny, tokenizer, config=config)
     assert sum(row["tokens"] for row in slow) > sum(row["tokens"] for row in rows)
     assert whole == entry
+
+
+def test_another_definition_has_what_was_stopped_written_on(tiny, tokenizer, monkeypatch):
+    config = CONFIG.model_copy(update={"max_new_tokens": 120})
+    reader = reader_of(tiny, tokenizer)
+
+    def evaluated(reader):
+        return evaluate(reader, DATA, config, max_length=64, prompt_tail=32, separator="")[1]
+
+    first = evaluated(reader)
+    stopped = [not row["complete"] for row in first]
+    assert any(stopped)
+    before = reader.forwards
+    assert evaluated(reader) == first and reader.forwards == before  # control
+    monkeypatch.setitem(semeval.SCORES, "qa", lambda truth, text: float(len(text)))
+    again = evaluated(reader)
+    questions = [row["kind"] == "qa" for row in first]
+    assert reader.forwards - before == sum(map(all, zip(stopped, questions, strict=True))) > 0
+    assert again == evaluated(reader_of(tiny, tokenizer))
+    assert all(row["complete"] for row in again if row["kind"] == "qa")
+    assert all(row["score"] == len(row["generation"]) for row in again if row["kind"] == "qa")
 
 
 def test_an_item_that_cannot_be_scored_is_refused_before_any_work(tiny, tokenizer):

@@ -37,6 +37,11 @@ Settled = Callable[[int, list[int]], bool]
 """(prompt number, new tokens) → whether no further token can change what is measured."""
 
 
+def last_asked(length: int) -> int:
+    """After how many of a row's tokens `settled` was asked last; 0 where it was not."""
+    return length - length % EARLIEST_STOP
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,

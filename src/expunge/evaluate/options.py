@@ -53,10 +53,10 @@ def option_logits(
     keys = [key_of("options", tuple(prompt), tuple(options)) for prompt in prompts]
 
     def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
-        reader.forwards += len(missing)
         together: dict[Hashable, list[int]] = defaultdict(list)
         refused = reader.guard.refused([prompts[i] for i in missing])
         equal = [i for i, no in zip(missing, refused, strict=True) if no]
+        reader.forwards += len(missing) - len(equal)
         yield [{"key": keys[i], "logits": [0.0] * len(options)} for i in equal]
         for number, no in zip(missing, refused, strict=True):
             if not no:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from expunge import lora, models, runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError
+from expunge.evaluate.asked import Asked
 from expunge.evaluate.beginnings import Beginnings
 from expunge.evaluate.generate import MAX_BATCH, Settled, generate
 from expunge.evaluate.guarding import Guarding
@@ -27,7 +28,6 @@ from expunge.evaluate.tables import (
     TokenScores,
     key_of,
     looked_up,
-    missing_everywhere,
     sequence_key,
     token_scores,
 )
@@ -127,93 +127,88 @@ class Reader:
         *,
         max_new_tokens: int,
         settled: Settled | None = None,
-        settled_by: Sequence[str] | None = None,
         label: str = "generate",
     ) -> list[Generation]:
         """The greedy continuation of each prompt.
 
-        `settled` may stop a row that no longer matters (see generate); `settled_by` says, for each
-        prompt, by what: rows that it stopped are kept apart from whole generations.
+        `settled` may stop a row that no longer matters (see generate). What is known of a text is
+        kept by its prompt: of a longer one the beginning is taken, a shorter one is written on.
         """
         by = () if self._writer is None else ("vllm",)
-
-        def keyed(marks: Sequence[str]) -> list[str]:
-            both = zip(prompts, marks, strict=True)
-            return [key_of("generations", tuple(p), max_new_tokens, mark, *by) for p, mark in both]
-
-        whole = keyed([""] * len(prompts))
-        marked = keyed(settled_by) if settled_by else whole
-        lacking = missing_everywhere(self._generations, whole)
-        keys = [m if w in lacking else w for w, m in zip(whole, marked, strict=True)]
-
-        def kept(numbers: list[int], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            """Those that are complete are whole generations, too."""
-            return [
-                {"key": key, **row}
-                for i, row in zip(numbers, rows, strict=True)
-                for key in sorted({keys[i], whole[i]} if row["complete"] else {keys[i]})
-            ]
+        if self.guard:  # which judges whole answers, so that none is the beginning of another
+            by = (max_new_tokens, *by)
+        keys = [key_of("generations", tuple(prompt), *by) for prompt in prompts]
+        asked = Asked(keys, max_new_tokens, settled)
 
         def compute(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
             refused = self.guard.refused([prompts[i] for i in missing])
             said = [i for i, no in zip(missing, refused, strict=True) if no]
-            yield kept(said, [self.guard.refusal(max_new_tokens) for _ in said])
+            yield [{"key": keys[i], **self.guard.refusal(max_new_tokens)} for i in said]
             missing = [i for i, no in zip(missing, refused, strict=True) if not no]
-            self.forwards += len(missing)
             missing.sort(key=lambda i: -len(prompts[i]))
             for low in range(0, len(missing), KEPT_PROMPTS):
                 part = missing[low : low + KEPT_PROMPTS]
-                asked = [prompts[i] for i in part]
-                yield kept(part, self._generate(asked, max_new_tokens, settled, part, label))
+                made = self._generate(
+                    [prompts[i] for i in part],
+                    [self._known(keys[i], prompts[i]) for i in part],
+                    max_new_tokens,
+                    lambda place, tokens, part=part: asked.stops(part[place], tokens),
+                    label,
+                )
+                yield [{"key": keys[i], **row} for i, row in zip(part, made, strict=True)]
 
         sizes = [len(prompt) + max_new_tokens for prompt in prompts]
-        rows = looked_up(self._generations, keys, compute, sizes)
-        made = [Generation(list(row["tokens"]), row["complete"]) for row in rows]
-        if not (self.guard or self._writer):
-            self._beginnings.written(prompts, made, max_new_tokens, self.tokenizer)
-        return made
+        rows = looked_up(self._generations, keys, compute, sizes, asked.serves)
+        return [asked.taken(row) for row in rows]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, special ones dropped; nothing is the empty string."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)) if tokens else ""
 
+    def _known(self, key: str, prompt: Sequence[int]) -> Sequence[int]:
+        """Tokens that are known to follow a prompt."""
+        if self.guard or self._writer is not None:
+            return ()
+        row = self._generations.rows.get(key)
+        return max(row["tokens"] if row else (), self._beginnings.after(prompt), key=len)
+
     def _generate(
         self,
         prompts: list[Sequence[int]],
+        known: list[Sequence[int]],
         max_new_tokens: int,
-        settled: Settled | None,
-        numbers: list[int],
+        settled: Settled,
         label: str,
     ) -> list[dict[str, Any]]:
-        """Rows for some prompts; `numbers` are what `settled` knows them by."""
-        if self._writer is not None:
-            written = self._writer(self.guard.wrapped(prompts), max_new_tokens)
-            done = self.guard.filtered(prompts, written, max_new_tokens)
-            return [{"tokens": tokens, "complete": True} for tokens in done]
-        if self.guard.filters_answers:
-            settled = None
+        """Rows for some prompts, of which so much is `known`."""
         stopped: set[int] = set()
 
         def ask(place: int, tokens: list[int]) -> bool:
-            done = settled is not None and settled(numbers[place], tokens)
+            done = not self.guard.filters_answers and settled(place, tokens)
             if done:
                 stopped.add(place)
             return done
 
-        found = generate(
-            self.speaker,
-            self.tokenizer,
-            self.guard.wrapped(prompts),
-            max_new_tokens=max_new_tokens,
-            max_batch=self.max_batch,
-            settled=ask if settled else None,
-            known=[self._beginnings.after(prompt) for prompt in prompts],
-            label=label,
-        )
-        return [
-            {"tokens": tokens, "complete": place not in stopped}
-            for place, tokens in enumerate(self.guard.filtered(prompts, found, max_new_tokens))
-        ]
+        if self._writer is not None:
+            found = self._writer(self.guard.wrapped(prompts), max_new_tokens)
+        else:
+            found = generate(
+                self.speaker,
+                self.tokenizer,
+                self.guard.wrapped(prompts),
+                max_new_tokens=max_new_tokens,
+                max_batch=self.max_batch,
+                settled=ask,
+                known=known,
+                label=label,
+            )
+        ended = [p not in stopped and len(t) < max_new_tokens for p, t in enumerate(found)]
+        for tokens, before, end in zip(found, known, ended, strict=True):
+            self.forwards += len(tokens) + end > len(before)  # else all of it was known
+        if self.guard:  # none of whose answers is written on
+            ended = [place not in stopped for place in range(len(found))]
+        done = self.guard.filtered(prompts, found, max_new_tokens)
+        return [{"tokens": t, "complete": end} for t, end in zip(done, ended, strict=True)]
 
     def _score(
         self, sequences: Sequence[TokenSequence], label: str

@@ -195,16 +195,14 @@ def _generate_items(reader: Reader, items: Sequence[_Item], config: Evaluate, *,
     ]
     prompts, cut = fit_prompts(raw, reader.context, config.max_new_tokens)
 
+    proofs = {kind: semeval.proof(kind) for kind in semeval.KINDS}
+
     def settled(number: int, tokens: list[int]) -> bool:
         item = chosen[number]
-        return semeval.SETTLED[item.example.kind](item.truth, reader.text(tokens))
+        proof = proofs[item.example.kind]
+        return proof is not None and proof(item.truth, reader.text(tokens))
 
-    found = reader.generations(
-        prompts,
-        max_new_tokens=config.max_new_tokens,
-        settled=settled,
-        settled_by=[f"semeval {semeval.STOPS} {i.example.kind} {i.truth}" for i in chosen],
-    )
+    found = reader.generations(prompts, max_new_tokens=config.max_new_tokens, settled=settled)
     for item, made in zip(chosen, found, strict=True):
         item.tokens, item.complete = made.tokens, made.complete
         item.generation = reader.text(made.tokens)

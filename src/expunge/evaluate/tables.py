@@ -37,6 +37,7 @@ _SCHEMAS = {
         ]
     ),
     "generations": pa.schema(
+        # complete: the end of text follows; else more may be written on from there
         [("key", pa.string()), ("tokens", pa.list_(pa.int32())), ("complete", pa.bool_())]
     ),
     "options": pa.schema([("key", pa.string()), ("logits", pa.list_(pa.float32()))]),
@@ -62,7 +63,7 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the model wrote: tokens without the end of text."""
+    """What the model wrote: tokens without the end of text, as many as were asked for."""
 
     tokens: list[int]
     complete: bool
@@ -81,7 +82,7 @@ class Table:
         """All rows by key; files of another version are left alone."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob(f"{self.kind}-*.parquet")) if self.folder else ():
-            found.update({row["key"]: row for row in self._read(path)})
+            _hold(found, self._read(path))
         return found
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -100,7 +101,11 @@ class Table:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with runs.replacing(self.folder / f"{self.kind}-{name}.parquet") as temporary:
                     pq.write_table(table, temporary, compression="zstd")
-        self.rows.update({row["key"]: row for row in rows})
+        self.learn(rows)
+
+    def learn(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Hold rows, not on disk."""
+        _hold(self.rows, rows)
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         try:
@@ -119,6 +124,17 @@ class Table:
         if table.schema.names != self.schema.names:
             raise EvaluationError(f"{path} has columns {table.schema.names}; delete it")
         return table.to_pylist()
+
+
+def _hold(held: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
+    """Take rows in; of two generations after one prompt the longer stays."""
+    for row in rows:
+        if row["key"] not in held or _length(row) >= _length(held[row["key"]]):
+            held[row["key"]] = row
+
+
+def _length(row: dict[str, Any]) -> tuple[int, bool]:
+    return len(row.get("tokens", ())), row.get("complete", False)
 
 
 def key_of(*parts: object) -> str:
@@ -146,14 +162,22 @@ Compute = Callable[[list[int]], Iterable[list[dict[str, Any]]]]
 """(numbers of what is missing) → batches of their rows, each kept as soon as it is there."""
 
 
+Serves = Callable[[int, dict[str, Any]], bool]
+"""(number of what is asked, its row) → whether the row says all of it."""
+
+
 def looked_up(
-    table: Table, keys: Sequence[str], compute: Compute, sizes: Sequence[int]
+    table: Table,
+    keys: Sequence[str],
+    compute: Compute,
+    sizes: Sequence[int],
+    serves: Serves = lambda number, row: True,
 ) -> list[dict[str, Any]]:
     """The row of each key, in order; those that are missing are computed first, each once.
 
     Several ranks deal them out by their `sizes`, keep what they find, and tell it to the others.
     """
-    wanted = missing_everywhere(table, keys)
+    wanted = _missing_everywhere(table, keys, serves)
     first = {}
     for number, key in enumerate(keys):
         if key in wanted:
@@ -166,16 +190,27 @@ def looked_up(
             table.add(rows)
             found += rows if parallel.world() > 1 else []
         for rows in parallel.gather(found):
-            table.rows.update({row["key"]: row for row in rows})
+            table.learn(rows)
     left = table.missing(keys)
     if left:
         raise EvaluationError(f"{len(left)} of {len(keys)} texts were not scored")
     return [table.rows[key] for key in keys]
 
 
-def missing_everywhere(table: Table, keys: Sequence[str]) -> set[str]:
+def _missing_everywhere(table: Table, keys: Sequence[str], serves: Serves) -> set[str]:
     """Keys that no rank has a row of; rows that some have, from work of their own, are told."""
-    lacking = {key for missing in parallel.gather(table.missing(keys)) for key in missing}
+    own = _missing(table, keys, serves)
+    if parallel.world() == 1:
+        return own
+    lacking = set().union(*parallel.gather(own))
     for rows in parallel.gather([table.rows[key] for key in lacking if key in table.rows]):
-        table.rows.update({row["key"]: row for row in rows})
-    return set(table.missing(keys))
+        table.learn(rows)
+    return _missing(table, keys, serves)
+
+
+def _missing(table: Table, keys: Sequence[str], serves: Serves) -> set[str]:
+    return {
+        key
+        for number, key in enumerate(keys)
+        if key not in table.rows or not serves(number, table.rows[key])
+    }

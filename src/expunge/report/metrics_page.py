@@ -16,7 +16,8 @@ _HEAD = """\
 
 `expunge evaluate MODEL --suite NAME[,NAME] -o NAME.field=value --out FOLDER` measures a model.
 What it says is kept by the hash of its weights, so nothing is read twice: another suite that asks
-for the same texts, or a metric whose definition has changed, needs no forward pass. Every number
+for the same texts, or a metric whose definition has changed, needs no forward pass (but for what
+`semeval` had stopped early, below). Every number
 has the count of its items and a 95 % interval; FOLDER/items.jsonl holds a row for each given item.
 A share of hits and misses has Wilson's interval (Wilson 1927; Brown, Cai and DasGupta 2001), which
 is not 0 wide where all items are alike; other numbers have the bootstrap's, and of one item none.
@@ -32,10 +33,12 @@ for token). It ends at the end of the text or after `max_new_tokens`. Only the s
 a row earlier, where no further token can change its score: a question's once what is written can
 no longer become the answer (`knowledge` is 0), a passage's once every word of the truth has come in
 order and another has begun (`regurgitation` is 1); and never before the 48 tokens that `collapse`
-looks at. Another definition of these two scores has such rows written anew. A loop alone stops
-nothing, for greedy text may leave it. `--backend vllm` (`pip install 'expunge[vllm]'`, on a
-GPU) continues prompts by vLLM and swaps adapters in its running engine; what it wrote is kept apart
-from what torch wrote, and texts are scored by torch.
+looks at. The proof holds for one definition of the score: by another one (another source of the
+function) nothing is stopped, and rows that were are written on from where they stand. A text that
+is known serves every request for less of it, and begins every longer one, by whatever suite and in
+whatever call. A loop alone stops nothing, for greedy text may leave it. `--backend vllm`
+(`pip install 'expunge[vllm]'`, on a GPU) continues prompts by vLLM and swaps adapters in its
+running engine; what it wrote is kept apart from what torch wrote, and texts are scored by torch.
 
 A destroyed model has forgotten everything and would win most suites. So every run asks whether the
 model still writes language: it goes on from twenty built-in openings for 48 tokens each, and their
