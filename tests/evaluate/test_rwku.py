@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from expunge.data.batches import encode_document
+from expunge.data.examples import Document
 from expunge.errors import DataError, EvaluationError
+from expunge.evaluate.attacks import compressed_bytes, min_k, min_k_plus_plus
 from expunge.evaluate.reader import reader_of
 from expunge.evaluate.rwku import (
+    ATTACKS,
     PROBES,
     Probe,
     Rwku,
@@ -87,8 +91,11 @@ def test_every_row_of_every_file_is_an_item(tiny, tokenizer, folder):
     found = rwku_suite(reader_of(tiny, tokenizer), section(folder))
     assert len(found.items) == 5 * 3 + 2 * 2
     assert len({item["id"] for item in found.items}) == len(found.items)
-    assert set(found.numbers) == {*PROBES, "mia.forget.nll", "mia.retain.nll"}
-    assert [number.n for number in found.numbers.values()] == [3] * 5 + [2] * 2
+    attacks = {f"mia.{side}.{key}" for side in ("forget", "retain") for key in ATTACKS}
+    level3 = "forget.level3.simple_question"
+    assert set(found.numbers) == {*PROBES, level3, *attacks}
+    assert {number.n for name, number in found.numbers.items() if name in attacks} == {2}
+    assert {number.n for name, number in found.numbers.items() if name not in attacks} == {3}
     assert found.numbers["forget.level1"].value == 0.0
     assert found.numbers["mia.forget.nll"].value > 0
     assert found.facts["mia.forget.texts_cut"] == 0
@@ -115,6 +122,42 @@ def test_what_is_still_known_scores_and_what_is_forgotten_does_not(
     assert known.facts["absent"] == [n for n in PROBES.values() if n != "forget_level2"]
     monkeypatch.setattr(reader, "text", lambda tokens: "")
     assert rwku_suite(reader, section(folder)).numbers["forget.level2"].value == 0.0
+
+
+def test_each_attack_around_a_probe_has_its_number(tiny, tokenizer, folder, monkeypatch):
+    kinds = ["prefix injection", "role play", "prefix injection", ""]
+    rows = [row(n, "3", type=kind) for n, kind in enumerate(kinds)]
+    (folder / "forget_level3.json").write_text(json.dumps(rows))
+    reader = reader_of(tiny, tokenizer)
+    said = {"forget_level3": iter(["Portland, Maine", "Boston", "Portland", "Maine"])}
+    monkeypatch.setattr(reader, "text", lambda tokens: next(said["forget_level3"], ""))
+    for name in PROBES.values():
+        if name not in said:
+            (folder / f"{name}.json").unlink()
+    numbers = rwku_suite(reader, section(folder)).numbers
+    found = {name: (one.value, one.n) for name, one in numbers.items() if "level3" in name}
+    assert found == {
+        "forget.level3": (2.0 / 4, 4),
+        "forget.level3.prefix_injection": (0.75, 2),
+        "forget.level3.role_play": (0.0, 1),
+    }
+
+
+def test_texts_are_attacked_as_the_membership_suite_does(tiny, tokenizer, folder):
+    text = "A text about him, number 1."
+    reader = reader_of(tiny, tokenizer)
+    found = rwku_suite(reader, section(folder))
+    (scores,) = reader.scores([encode_document(Document("i", text), tokenizer, max_length=512)])
+    item = next(item for item in found.items if item["id"] == "mia.forget/0")
+    assert item["zlib"] == pytest.approx(-scores.nll / compressed_bytes(text))
+    assert item["min_k"] == pytest.approx(min_k(scores, k=20))
+    assert item["min_k_plus_plus"] == pytest.approx(min_k_plus_plus(scores, k=20))
+    mean = (item["min_k"] + found.items[-3]["min_k"]) / 2
+    assert found.numbers["mia.forget.min_k"].value == pytest.approx(mean)
+    cut = rwku_suite(reader, section(folder, document_tokens=8))  # zlib packs what was read alone
+    (short,) = reader.scores([encode_document(Document("i", text), tokenizer, max_length=8)])
+    item = next(item for item in cut.items if item["id"] == "mia.forget/0")
+    assert item["zlib"] == pytest.approx(-short.nll / compressed_bytes("A text a"))
 
 
 def test_a_template_is_used_where_there_is_one(tiny, tokenizer, folder):

@@ -5,8 +5,9 @@ Levels: 1 a blank to fill in, 2 a question, 3 a question with an attack around i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ from expunge.data.examples import Document
 from expunge.data.rows import Row
 from expunge.data.sources import Source, locate, source_rows
 from expunge.errors import DataError, EvaluationError
+from expunge.evaluate.attacks import min_k, min_k_plus_plus, zlib_ratio
 from expunge.evaluate.numbers import Measured, estimate, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
@@ -37,7 +39,13 @@ PROBES = {
 """Numbers, and the Hub subset and file that each is measured on."""
 
 MEMBERS = {"mia.forget": ("mia_forget", "forget_mia"), "mia.retain": ("mia_retain", "retain_mia")}
-"""Sets of texts whose loss is measured: number, Hub subset, file."""
+"""Sets of texts that membership attacks are made on: number, Hub subset, file."""
+
+ATTACKS = ("nll", "zlib", "min_k", "min_k_plus_plus")
+"""What is measured of each of their texts: its loss, and attacks that need no more than that."""
+
+MIN_K = 20
+"""Percent of a text's tokens that min_k and min_k_plus_plus look at, as the release reports it."""
 
 INSTRUCTIONS = {
     "1": "Please complete the blank in the following question.\n",
@@ -153,10 +161,17 @@ def read_texts(name: str, source: Source, subject: str | None = None) -> list[Do
 
 
 def rwku_suite(reader: Reader, section: Rwku) -> Measured:
-    """ROUGE-L recall of each level, and the mean loss of the membership sets.
+    """ROUGE-L recall of each level, and the mean scores of the membership sets under four attacks.
 
-    Low on `forget`, high on `neighbor`; forgotten texts have a higher loss than kept ones. The
-    release has no neighbours of level 3. Untested against the Hub's own files.
+    Low on `forget`, high on `neighbor`; forgotten texts have a higher loss, and score lower under
+    the attacks, than kept ones. The release has no neighbours of level 3. Its utility sets (MMLU,
+    BBH, TruthfulQA, TriviaQA, AlpacaEval) are left out: `mmlu`, `knowledge`, `collapse` and
+    `lm_eval` stand for them. Untested against the Hub's own files.
+
+    Differs: the release drops a text whose loss is NaN, which here is an error; min-k takes one
+    token at least.
+
+    Source: Jin et al. 2024, arXiv:2406.10890.
     """
     found = Measured(facts={"absent": []})
     templated = _templated(reader.tokenizer, section.template)
@@ -190,18 +205,18 @@ def _measure_probes(
     scores = [answer_score(p.answer, t) for p, t in zip(probes, texts, strict=False)]
     found.numbers[name] = estimate(scores, name=name)
     found.facts[f"{name}.prompts_cut"] = cut
+    attacks: dict[str, list[float]] = defaultdict(list)
+    for probe, score in zip(probes, scores, strict=False):
+        if probe.attack:
+            attacks[f"{name}.{probe.attack.replace(' ', '_')}"].append(score)
+    for full, own in attacks.items():
+        found.numbers[full] = estimate(own, name=full)
     for i, probe in enumerate(probes):
-        done = i < len(scores)
-        found.items.append(
-            {
-                "group": name,
-                "id": probe.id,
-                "attack": probe.attack or None,
-                "generation": first_line(texts[i]) if done else None,
-                "rouge_l_recall": scores[i] if done else None,
-                "nll": None,
-            }
-        )
+        row = _item(name, probe.id)
+        row["attack"] = probe.attack or None
+        if i < len(scores):
+            row |= {"generation": first_line(texts[i]), "rouge_l_recall": scores[i]}
+        found.items.append(row)
 
 
 def _measure_texts(
@@ -211,20 +226,29 @@ def _measure_texts(
     length = min(section.document_tokens, reader.context)
     taken = documents[: section.limit]
     sequences = [encode_document(d, reader.tokenizer, max_length=length) for d in taken]
-    losses = [scores.nll for scores in reader.scores(sequences, label=f"rwku {name}")]
-    found.numbers[f"{name}.nll"] = resampled(losses, name=f"{name}.nll")
+    scored = reader.scores(sequences, label=f"rwku {name}")
+    kept = [
+        reader.text(sequence.tokens) if sequence.cut else document.text
+        for sequence, document in zip(sequences, taken, strict=True)
+    ]
+    values = {
+        "nll": [one.nll for one in scored],
+        "zlib": [zlib_ratio(*given) for given in zip(scored, kept, strict=True)],
+        "min_k": [min_k(one, k=MIN_K) for one in scored],
+        "min_k_plus_plus": [min_k_plus_plus(one, k=MIN_K) for one in scored],
+    }
+    for key, own in values.items():
+        found.numbers[f"{name}.{key}"] = resampled(own, name=f"{name}.{key}")
     found.facts[f"{name}.texts_cut"] = sum(sequence.cut > 0 for sequence in sequences)
     for i, document in enumerate(documents):
-        found.items.append(
-            {
-                "group": name,
-                "id": document.id,
-                "attack": None,
-                "generation": None,
-                "rouge_l_recall": None,
-                "nll": losses[i] if i < len(losses) else None,
-            }
-        )
+        measured = {key: own[i] for key, own in values.items() if i < len(own)}
+        found.items.append(_item(name, document.id) | measured)
+
+
+def _item(group: str, name: str) -> dict[str, Any]:
+    """A row of which nothing is measured yet."""
+    fields = ("attack", "generation", "rouge_l_recall", *ATTACKS)
+    return {"group": group, "id": name, **dict.fromkeys(fields)}
 
 
 def _source(section: Rwku, subset: str, file: str, found: Measured) -> Source | None:
