@@ -113,9 +113,10 @@ def rescore_case(options: Any) -> dict[str, Any]:
     pairs = zip(first, again, strict=True)
     alike = all(old == new for old, new in pairs if old["kind"] != "qa")
     written = sum(row["tokens"] for row in again) - sum(row["tokens"] for row in first)
+    stopped = sum(not row["complete"] for row in first)
     said = (
-        f"{reader.forwards} of {len(first)} texts written on by {written} tokens, questions that "
-        "had been stopped; scores are those of the new definition on whole texts"
+        f"{stopped} of {len(first)} texts had been stopped, {reader.forwards} were written on by "
+        f"{written} tokens; scores are those of the new definition on whole texts"
     )
     return _row(second, seconds, 1.0, said, reader.forwards == 0 and whole and right and alike)
 
