@@ -79,7 +79,12 @@ class Membership(Section):
 
 
 def membership_suite(reader: Reader, section: Membership) -> Measured:
-    """AUC, TPR, two-sided AUC and KS distance of every attack, and each document's scores."""
+    """AUC, TPR, two-sided AUC and KS distance of every attack, and each document's scores.
+
+    A score is high where a document looks like a member's. Both sides are drawn anew for the
+    intervals. `two_sided` and `ks` need two non-members; the `recall_shots` non-members that
+    `recall` puts before every document are not scored by it.
+    """
     sides = {group: read_documents(getattr(section, group)) for group in GROUPS}
     _check_apart(sides)
     documents = [document for side in sides.values() for document in side]

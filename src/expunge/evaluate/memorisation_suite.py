@@ -57,7 +57,13 @@ class _Item:
 
 
 def memorisation_suite(reader: Reader, section: Memorisation) -> Measured:
-    """Exact memorisation, extraction strength, verbatim runs, and leaks of personal data."""
+    """Exact memorisation, extraction strength, verbatim runs, and leaks of personal data.
+
+    The first three read, token by token, whether each token of an answer is the arg-max after those
+    before it, its end of text left out; the copied length and leaks read greedy continuations of
+    the prompt. An answer without a scored token counts in no mean, an item without a prompt in none
+    that needs one. Lengths have the bootstrap's interval, shares of pieces Wilson's.
+    """
     halves = {"forget": read_examples(section.forget)}
     if section.retain is not None:
         halves["retain"] = read_examples(section.retain)

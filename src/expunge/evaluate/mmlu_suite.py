@@ -9,7 +9,13 @@ from expunge.evaluate.reader import Reader
 
 
 def mmlu_suite(reader: Reader, section: Mmlu) -> Measured:
-    """Ask the test questions; one item each, also for those that the sample leaves out."""
+    """Ask the test questions; one item each, also for those that the sample leaves out.
+
+    The answer is the likeliest of the tokens of A, B, C and D after `Answer:`. The interval of
+    `macro` draws each subject's questions anew; it has none where a subject has one question.
+
+    Source: Hendrycks et al. 2021, arXiv:2009.03300.
+    """
     questions = read_mmlu(section.path if section.path == HUB else locate(section.path))
     test = [question for question in questions if question.split == "test"]
     if not test:

@@ -50,7 +50,19 @@ class Semeval(Section):
 
 
 def semeval_suite(reader: Reader, section: Semeval) -> Measured:
-    """The twelve terms, the task aggregate, membership, MMLU, and whether the model collapsed."""
+    """The twelve terms, the task aggregate, membership, MMLU, and whether the model collapsed.
+
+        final = (task_aggregate + mia.score + mmlu) / 3,    mia.score = 1 - 2 |mia.auc - 1/2|
+        task_aggregate = 12 / Σ 1/v,    v a term of retain, or 1 - a term of forget
+
+    A term is the mean score of one half, task and kind: `regurgitation` of passages (sc),
+    `knowledge` of questions (qa). Prompts are generated from whole; `max_length` and `prompt_tail`
+    cut only where answers' losses are read, and documents are read up to
+    `evaluate.document_tokens`. A member is a document of the forget set; MMLU is asked where
+    `evaluate.mmlu` says how.
+
+    Source: Ramakrishna et al. 2025, arXiv:2504.02883.
+    """
     names = ("forget", "retain", "members", "nonmembers")
     sets = read_sets(Data(**{name: getattr(section, name) for name in names}))
     config = section.evaluate.mmlu

@@ -110,8 +110,12 @@ class Concept:
 def traces_suite(reader: Reader, section: Traces) -> Measured:
     """Each concept's vectors before and after, beside those of kept concepts and of none.
 
+        change = score_after - score_before,    found = score_before > q_0.95 of chance
+
     A search among all vectors finds some for any tokens: `found` says of how many concepts the
-    vectors score above CHANCE, and only of those does the rest say anything.
+    vectors score above 95 % of tokens dealt at random, and only of those does the rest say
+    anything. A number is the mean over the concepts of a group, each the mean over its vectors;
+    concepts are drawn anew for its interval.
     """
     source = Opened().source(section.before)
     old, new = stored_projections(source), model_projections(reader.model)

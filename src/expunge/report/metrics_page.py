@@ -7,7 +7,8 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from expunge.config import Section
-from expunge.report.methods_page import MethodRow, method_parts
+from expunge.evaluate.names import EVERY_FACT, FACTS, NUMBERS
+from expunge.report.methods_page import Description, MethodRow, describe, method_parts
 from expunge.report.tables import markdown
 
 _HEAD = """\
@@ -44,7 +45,7 @@ A destroyed model has forgotten everything and would win most suites. So every r
 model still writes language: it goes on from twenty built-in openings for 48 tokens each, and their
 loss is read (in one batch, kept like all else), and what a suite hears of kept texts counts too.
 The verdict is one for all suites asked in one call: `collapsed` and its `reasons` stand in the
-facts of each, and of a collapsed model the numbers that a suite would be won by, its `aggregates`,
+facts of each, and the numbers by which a destroyed model would win, as each suite names them below,
 are neither printed nor compared.
 
 Sets of your own are scored as the contest's are. An item whose id ends in neither `sc1` nor `qa0`
@@ -69,14 +70,35 @@ class SuiteRow:
     name: str
     about: str
     source: str
+    said: Description
+    """What the docstring of its function says."""
+
     fields: tuple[tuple[str, str, str], ...]
     """(name, default, what it means) of each field of its Section."""
+
+    numbers: Mapping[str, str]
+    """What each number is, by its name."""
+
+    facts: Mapping[str, str]
+    """What each fact says, by its name."""
+
+    aggregates: tuple[str, ...]
+    """Numbers that are not printed of a collapsed model, as patterns."""
 
 
 def suite_rows(suites: Mapping[str, Any]) -> list[SuiteRow]:
     """The rows of the table of suites."""
     return [
-        SuiteRow(name, suite.about, suite.source, tuple(_fields(suite.section)))
+        SuiteRow(
+            name,
+            suite.about,
+            suite.source,
+            describe(suite.fn),
+            tuple(_fields(suite.section)),
+            NUMBERS[name],
+            {**FACTS[name], **EVERY_FACT},
+            suite.aggregates,
+        )
         for name, suite in suites.items()
     ]
 
@@ -87,11 +109,27 @@ def metrics_page(suites: Iterable[SuiteRow], metrics: Iterable[MethodRow]) -> st
     body = [[f"`{row.name}`", row.about, row.source] for row in rows]
     table = markdown(["suite", "what it measures", "source"], body, text_columns=3)
     parts = [_HEAD, f"## Suites\n\n{table}"]
-    for row in rows:
-        fields = [[f"`{name}`", default, text] for name, default, text in row.fields]
-        table = markdown(["field", "default", "what it means"], fields, text_columns=3)
-        parts.append(f"### {row.name}\n\n{table}")
+    parts.extend(map(_section, rows))
     return "\n".join([*parts, *method_parts(metrics)])
+
+
+def _section(row: SuiteRow) -> str:
+    """A suite's definition, its numbers and facts, and what it is told."""
+    said = row.said
+    parts = [f"### {row.name}", said.summary, f"```\n{said.equation}\n```" if said.equation else ""]
+    parts += [said.notes, f"Differs: {said.differs}" if said.differs else ""]
+    parts.append(_table("number", row.numbers))
+    barred = ", ".join("all of these" if n == "*" else f"`{n}`" for n in row.aggregates)
+    parts.append(f"Not printed of a collapsed model: {barred}." if barred else "")
+    parts.append(_table("fact", row.facts))
+    fields = [[f"`{name}`", default, text] for name, default, text in row.fields]
+    parts.append(markdown(["field", "default", "what it means"], fields, text_columns=3))
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def _table(name: str, rows: Mapping[str, str]) -> str:
+    body = [[f"`{key}`", text] for key, text in rows.items()]
+    return markdown([name, "what it says"], body, text_columns=2)
 
 
 def _fields(section: type[Section]) -> Iterable[tuple[str, str, str]]:
