@@ -15,7 +15,7 @@ NUMBERS: dict[str, dict[str, str]] = {
         "interval from all items drawn anew.",
         "mia.auc": "AUC of the negative mean loss a token, members against non-members.",
         "mia.score": "1 - 2 |mia.auc - 1/2|.",
-        "mia.two_sided": "`two_sided_auc` of the same losses; no interval.",
+        "mia.two_sided": "`two_sided_auc` of the same losses.",
         "mia.ks": "`ks` distance of the same losses; no interval.",
         "mmlu": "Accuracy over all questions asked.",
         "mmlu.macro": "Mean of the subjects' accuracies.",
@@ -147,6 +147,7 @@ FACTS: dict[str, dict[str, str]] = {
         **_JUDGED,
         "nll": "Mean loss a token of members, non-members, neutral texts and both halves' answers.",
         "prompts_cut": _GIVEN["prompts_cut"],
+        "texts_cut": "Texts that do not fit, of answers and of each set of documents.",
         "members_left_out": "Member documents that are no document of the forget set.",
     },
     "membership": {
@@ -163,7 +164,7 @@ FACTS: dict[str, dict[str, str]] = {
         "without_score": "Items without a scored token.",
     },
     "tofu": {**_JUDGED, **_GIVEN},
-    "muse": {**_JUDGED, **_GIVEN},
+    "muse": {**_JUDGED, **_GIVEN, "texts_cut": "Texts of each set that do not fit."},
     "mmlu": {
         **_LETTERS,
         "shots": "Solved examples asked for.",
@@ -176,9 +177,10 @@ FACTS: dict[str, dict[str, str]] = {
         "absent": "Files that are not there.",
         "template": "Whether probes were asked within the chat template.",
         "<set>.prompts_cut": _GIVEN["prompts_cut"],
+        "<set>.texts_cut": "Texts read only up to `document_tokens` or the context.",
     },
-    "knowledge": {},
-    "collapse": _JUDGED,
+    "knowledge": {"prompts_cut": _GIVEN["prompts_cut"]},
+    "collapse": {**_JUDGED, "prompts_cut": _GIVEN["prompts_cut"]},
     "lm_eval": {
         "versions": "Each task's version.",
         "num_fewshot": "Each task's solved examples.",

@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from expunge.config import Section, parse_section, read_options
-from expunge.data.pii import KINDS
 from expunge.errors import EvaluationError
 from expunge.evaluate import (
     collapse_suite,
@@ -28,11 +27,10 @@ from expunge.evaluate import (
     traces,
     wmdp,
 )
-from expunge.evaluate.attacks import ATTACKS
+from expunge.evaluate.names import NUMBERS
 from expunge.evaluate.numbers import Measured
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.soundness import collapse_facts
-from expunge.evaluate.tofu import GROUPS, METRICS
 from expunge.registry import lookup
 
 
@@ -46,8 +44,6 @@ class Suite:
     fn: Callable[[Reader, Any], Measured]
     source: str
     about: str
-    numbers: str = ".+"
-    """The names of its numbers, as a regular expression; any where its data names them."""
     aggregates: tuple[str, ...] = ()
     """Numbers by which a destroyed model would look good, as patterns of `fnmatch`: of a collapsed
     one they are not printed, nor compared."""
@@ -78,7 +74,7 @@ def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measur
     found = {name: SUITES[name].fn(reader, section) for name, section in sections.items()}
     for suite, measured in found.items():
         unknown = [name for name in measured.numbers if not may_make(suite, name)]
-        assert not unknown, f"SUITES[{suite!r}].numbers lacks {', '.join(unknown)}"
+        assert not unknown, f"names.NUMBERS[{suite!r}] lacks {', '.join(unknown)}"
     own = [measured.facts for measured in found.values() if "collapsed" in measured.facts]
     judged = own or [collapse_facts(reader, {}, texts=[])]
     reasons = list(dict.fromkeys(reason for facts in judged for reason in facts["reasons"]))
@@ -94,7 +90,14 @@ def measure(reader: Reader, sections: Mapping[str, Section]) -> dict[str, Measur
 
 def may_make(suite: str, name: str) -> bool:
     """Whether a suite may have a number of this name."""
-    return re.fullmatch(SUITES[suite].numbers, name, re.DOTALL) is not None
+    patterns = map(_pattern, NUMBERS[suite])
+    return any(re.fullmatch(pattern, name, re.DOTALL) for pattern in patterns)
+
+
+def _pattern(declared: str) -> str:
+    """`<half>.<task>.qa` as a regular expression."""
+    plain = re.escape(declared).replace("<half>", "(forget|retain)")
+    return re.sub("<[a-z]+>", ".+", plain)
 
 
 SUITES: dict[str, Suite] = {
@@ -103,80 +106,68 @@ SUITES: dict[str, Suite] = {
         semeval_suite.semeval_suite,
         "LUME, SemEval-2025 Task 4, arXiv:2504.02883",
         "completion and knowledge of three tasks, membership, MMLU, collapse",
-        r"(forget|retain)\.(.+\.(sc|qa)|knowledge|regurgitation)|task_aggregate|final"
-        r"|mia\.(auc|score|two_sided|ks)|mmlu(\.macro)?",
-        aggregates=("task_aggregate", "final"),
+        ("task_aggregate", "final"),
     ),
     "membership": Suite(
         membership_suite.Membership,
         membership_suite.membership_suite,
         "Carlini et al. 2021, arXiv:2012.07805; Shi et al. 2024, arXiv:2310.16789; and others",
         "AUC and TPR at 1 % FPR of up to eight membership attacks",
-        rf"({'|'.join(ATTACKS)})\.(auc|tpr|two_sided|ks)",
-        aggregates=("*",),
+        ("*",),
     ),
     "memorisation": Suite(
         memorisation_suite.Memorisation,
         memorisation_suite.memorisation_suite,
         "Carlini et al. 2021, arXiv:2012.07805; Tirumala et al. 2022, arXiv:2205.10770",
         "exact memorisation, extraction strength, verbatim runs, personal data that leaks",
-        rf"(forget|retain)\.(exact_memorisation|extraction_strength|pii_leak(\.({'|'.join(KINDS)}))?"
-        r"|(verbatim|copied)_length(_max)?)",
-        aggregates=("forget.*",),
+        ("forget.*",),
     ),
     "tofu": Suite(
         tofu_suite.Tofu,
         tofu_suite.tofu_suite,
         "TOFU, arXiv:2401.06121",
         "invented authors: probability, ROUGE, truth ratio, model utility, forget quality",
-        rf"({'|'.join(GROUPS)})\.({'|'.join(METRICS)})|model_utility|forget_quality",
-        aggregates=("model_utility", "forget_quality"),
+        ("model_utility", "forget_quality"),
     ),
     "muse": Suite(
         muse_suite.Muse,
         muse_suite.muse_suite,
         "MUSE, arXiv:2407.06460",
         "news or books: verbatim and knowledge memorisation, privacy leakage, utility",
-        r"forget\.(verbatim|knowledge)|retain\.knowledge|privacy\.(auc|leakage)",
-        aggregates=("forget.*", "privacy.*"),
+        ("forget.*", "privacy.*"),
     ),
     "mmlu": Suite(
         mmlu.Mmlu,
         mmlu_suite.mmlu_suite,
         "Hendrycks et al. 2021, arXiv:2009.03300",
         "accuracy over all questions and by subject, and whether one letter is always answered",
-        r"accuracy|macro|subject\..+|top_letter|constant_answer",
-        aggregates=("accuracy", "macro"),
+        ("accuracy", "macro"),
     ),
     "wmdp": Suite(
         wmdp.Wmdp,
         wmdp.wmdp_suite,
         "Li et al. 2024, arXiv:2403.03218",
         "accuracy on hazardous knowledge: biology, cyber security, chemistry",
-        rf"accuracy|macro|{'|'.join(wmdp.SUBJECTS)}|top_letter|constant_answer",
-        aggregates=("accuracy", "macro", "bio", "cyber", "chem"),
+        ("accuracy", "macro", "bio", "cyber", "chem"),
     ),
     "rwku": Suite(
         rwku.Rwku,
         rwku.rwku_suite,
         "Jin et al. 2024, arXiv:2406.10890",
         "ROUGE-L recall on real people and their neighbours by level; losses of member texts",
-        aggregates=("forget.*", "mia.*"),
+        ("forget.*", "mia.*"),
     ),
     "knowledge": Suite(
         knowledge.Knowledge,
         knowledge.knowledge_suite,
         "this project",
         "sixty plain questions, answered in words and as sentences to complete",
-        r"(generated|cloze)(\..+)?",
     ),
     "collapse": Suite(
         collapse_suite.Collapse,
         collapse_suite.collapse_suite,
         "this project",
         "does it still write language: loops, diversity, non-words, entropy, perplexity; no data",
-        r"neutral\.(nll|perplexity)|surprise|(neutral|retain|retain_questions)\."
-        r"(empty|wordless|looping|language|nonwords|distinct_[12]|entropy|top_token)",
     ),
     "lm_eval": Suite(
         harness.LmEval,
@@ -189,7 +180,6 @@ SUITES: dict[str, Suite] = {
         traces.traces_suite,
         "ConceptVectors, arXiv:2406.11614",
         "value vectors of the concepts before and after: are they still in the weights",
-        rf"(forget|retain|random)\.({'|'.join(traces.METRICS)})|chance\.score_before",
-        aggregates=("forget.*",),
+        ("forget.*",),
     ),
 }
