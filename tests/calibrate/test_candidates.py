@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
-from expunge.calibrate.floors import said, shortfalls
+from expunge.calibrate.floors import refusal, said, shortfalls
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.outcome import candidate_of, front
 from expunge.calibrate.reading import Material, Reading
@@ -153,6 +153,120 @@ def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():
     assert search.finals(lambda reader: entry) == 2
     search.points[2] = replace(search.points[2], short={"neutral NLL": 1.0})
     assert search.finals(lambda reader: entry) == 1  # the control: it is better than nothing
+
+
+def sampled_search(**fields) -> Search:
+    """A search that read a sample of one member, of two that there are, and found no trial yet."""
+    search = Search.__new__(Search)
+    search.config, search.value = Calibrate(**fields), OBJECTIVES["aggregate"].fn
+    text = ("a", TokenSequence(tokens=(1, 2), answer_start=1, id="a"))
+    search.given, search.whole = (Material([], [text] * n, [], [], None) for n in (1, 2))
+    search.points = [Point(alone(NONE), "target", reading(auc=1.0), {})]
+    return search
+
+
+def line(t: float) -> Candidate:
+    return Candidate(over=DEEP, under=NONE, t=t)
+
+
+def entry(*, collapsed: bool = False, accuracy: float = 0.3) -> dict:
+    reasons = ["writes no language"] if collapsed else []
+    mmlu = {"accuracy": accuracy}
+    return {"collapse": {"collapsed": collapsed, "reasons": reasons}, "semeval": {"mmlu": mmlu}}
+
+
+def test_the_nearest_is_the_finalist_that_lacks_least_and_no_collapsed_one():
+    """The first of three writes nothing any more; the second lost much MMLU, the third a little."""
+    search = sampled_search(finalists=3, floors=Floors(mmlu=0.01))
+    search.whole = search.given
+    search.points += [Point(line(t), "trial", reading(), {}) for t in (0.1, 0.2, 0.3)]
+    search.points += [Point(line(0.4), "trial", reading(), {"neutral NLL": 0.5})]
+    told = {
+        0.0: (reading(), entry()),
+        0.1: (reading(retain=0), entry(collapsed=True, accuracy=0)),
+        0.2: (reading(), entry(accuracy=0.2)),
+        0.3: (reading(), entry(accuracy=0.288)),
+    }
+    search._official = lambda candidate, now, judge: told[candidate.t]  # pyright: ignore
+    assert search.finals(lambda reader: {}) is None
+    assert search.nearest() == (3, "MMLU fell by 0.012 (most 0.01)")
+    search.points = [p for p in search.points if p.candidate.t not in (0.2, 0.3)]
+    assert search.nearest()[0] == 2  # one that falls short, before the collapsed one
+    del search.points[2]
+    assert search.nearest() == (1, search.points[1].refused.why)  # pyright: ignore
+    assert "it has collapsed (writes no language), generated: retain" in search.nearest()[1]
+
+
+def test_a_finalist_is_refused_for_all_that_it_lacks():
+    before = reading(), entry()
+    config = Calibrate(floors=Floors(retain=0.9, mmlu=0.01))
+    assert refusal(before, before, config) is None
+    found = refusal((reading(retain=0.81), entry(accuracy=0.261)), before, config)
+    assert found is not None
+    assert not found.collapsed
+    assert found.short["retain/Task1/qa"] == pytest.approx(0.1)
+    assert found.short["MMLU"] == pytest.approx(0.1)
+    assert found.why.startswith("generated: retain/Task1/sc 0.81 (floor 0.90), ")
+    assert found.why.endswith("MMLU fell by 0.039 (most 0.01)")
+
+
+@pytest.mark.parametrize(
+    ("members", "auc", "near"),
+    [(100, 0.52, True), (100, 0.53, False), (10, 0.55, True), (10, 0.56, False)],
+)
+def test_balanced_is_within_the_tolerance_or_within_half_a_member(members, auc, near):
+    search = sampled_search(tolerance=0.02)
+    given = Material([], search.given.members * members, [], [], None)
+    assert search.near(reading(auc=auc), given) is near
+    tasks = (["a", "b"] * (members // 2), [])
+    both = replace(given, members=search.given.members * members, tasks=tasks)
+    assert search.near(reading(auc=0.5 + 0.9 / members), both)  # half as many of each task
+
+
+def test_a_line_that_is_bracketed_and_not_balanced_comes_after_one_that_is():
+    search = sampled_search(finalists=1, tolerance=0.02)
+    search.whole = search.given
+    steep, near = (reading(auc=auc, forget=f) for auc, f in ((0.1, 0.0), (0.5, 0.2)))
+    found = [Point(line(0.1), "trial", steep, {}, balanced=False, bracketed=True)]
+    found += [Point(line(0.2), "trial", steep, {}, balanced=False, bracketed=False)]
+    search._official = lambda candidate, now, judge: (now, entry())  # pyright: ignore
+    search.points += [found[1], found[0]]
+    assert search.finals(lambda reader: {}) == 2  # the control: bracketed is better than not
+    search.points += [Point(line(0.3), "trial", near, {})]
+    assert search.finals(lambda reader: {}) == 3
+
+
+@pytest.mark.parametrize("finalists", [1, 2])
+def test_finalists_are_judged_until_one_is_balanced_by_all_documents(finalists):
+    """The sample balanced all of four; all documents balance the third alone."""
+    search = sampled_search(finalists=finalists)
+    search.points += [Point(line(t), "trial", reading(forget=t), {}) for t in (0.1, 0.2, 0.3, 0.4)]
+    asked = []
+
+    def settled(point):
+        balanced = point.candidate.t == 0.3
+        return replace(point, balanced=balanced, reading=reading(forget=point.candidate.t))
+
+    def official(candidate, now, judge):
+        asked.append(candidate.t)
+        return now, entry()
+
+    search._settled, search._official = settled, official  # pyright: ignore
+    assert search.finals(lambda reader: {}) == 3
+    assert asked == [0.0, 0.1, 0.2, 0.3]  # the target first
+
+
+def test_no_more_than_three_times_the_finalists_are_judged():
+    search = sampled_search(finalists=1)
+    search.points += [Point(line(t / 10), "trial", reading(), {}) for t in range(1, 7)]
+    asked = []
+    search._settled = lambda point: replace(point, balanced=False)  # pyright: ignore
+    search._official = lambda candidate, now, judge: (  # pyright: ignore
+        asked.append(candidate.t) or now,
+        entry(),
+    )
+    assert search.finals(lambda reader: {}) == 1
+    assert asked == [0.0, 0.1, 0.2, 0.3]
 
 
 def test_a_finalist_is_balanced_by_all_documents_where_a_sample_chose_its_line():

@@ -42,6 +42,10 @@ def test_both_folds_are_told_with_intervals():
 def test_what_was_not_balanced_is_said_to_be_so(balanced):
     said = " ".join(calibration_sentences(found(balanced=balanced)))
     assert ("Point 0 is not balanced" in said) != balanced
+    crossed = found(balanced=balanced)
+    crossed["points"][0]["bracketed"] = True
+    said = " ".join(calibration_sentences(crossed))
+    assert ("its line crosses 1/2 between places that were tried" in said) != balanced
 
 
 def test_a_baseline_that_is_left_out_is_told():

@@ -1,10 +1,25 @@
 """Floors: what a candidate must keep, and by how much one falls short."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from expunge.calibrate.reading import Reading
 from expunge.calibrate.section import Calibrate, Floors
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a finalist that met the floors when screened does not stand."""
+
+    why: str
+    """In words."""
+
+    short: Mapping[str, float]
+    """What its official scores lack, as `shortfalls` says it."""
+
+    collapsed: bool
+    """Whether it writes no language any more, whatever else it keeps."""
 
 
 def shortfalls(reading: Reading, target: Reading, floors: Floors) -> dict[str, float]:
@@ -40,17 +55,20 @@ def refusal(
     official: tuple[Reading, Mapping[str, Any]],
     before: tuple[Reading, Mapping[str, Any]],
     config: Calibrate,
-) -> str | None:
+) -> Refusal | None:
     """Why a finalist does not stand, by its official scores beside the target's."""
     (now, entry), (target, was) = official, before
-    if entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]:
-        return f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})"
-    lacks = said(now, target, config.floors)
-    if lacks:
-        return f"generated: {lacks}"
+    short, reasons = shortfalls(now, target, config.floors), []
+    collapsed = entry["collapse"]["collapsed"] and not was["collapse"]["collapsed"]
+    if collapsed:
+        reasons.append(f"it has collapsed ({'; '.join(entry['collapse']['reasons'])})")
+    if short:
+        reasons.append(f"generated: {said(now, target, config.floors)}")
     most = config.floors.mmlu
     if most is not None and entry["semeval"]["mmlu"] and was["semeval"]["mmlu"]:
-        lost = was["semeval"]["mmlu"]["accuracy"] - entry["semeval"]["mmlu"]["accuracy"]
+        accuracy = was["semeval"]["mmlu"]["accuracy"]
+        lost = accuracy - entry["semeval"]["mmlu"]["accuracy"]
         if lost > most:
-            return f"MMLU fell by {lost:.3f} (most {most:g})"
-    return None
+            short["MMLU"] = (lost - most) / (accuracy - most)
+            reasons.append(f"MMLU fell by {lost:.3f} (most {most:g})")
+    return Refusal(", ".join(reasons), short, collapsed) if reasons else None

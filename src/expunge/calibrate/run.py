@@ -90,7 +90,8 @@ def calibrate(
     shown = nearest if chosen is None else chosen
     point = search.points[shown]
     certain = _tested(resident, point.candidate, given.calibration, config)
-    search.points[shown] = replace(point, reading=certain)
+    balanced = search.near(certain, given.calibration)
+    search.points[shown] = replace(point, reading=certain, balanced=balanced)
     tests = {
         number: _tested(resident, search.points[number].candidate, given.test, config)
         for number in _judged(search.points, shown)

@@ -1,12 +1,13 @@
 """The search: which line between two ends is tried is Optuna's, where on it is solved for."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from expunge.calibrate.candidate import TARGET, Candidate, End, alone, plain
-from expunge.calibrate.floors import refusal, said, shortfalls
+from expunge.calibrate.floors import Refusal, refusal, said, shortfalls
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.calibrate.reading import Material, Reading, documents_of, officially, screen
 from expunge.calibrate.resident import Resident
@@ -41,13 +42,24 @@ class Point:
     """What it lacks to the floors; nothing where it meets them."""
 
     balanced: bool = True
-    """Whether the balance was bracketed on its line."""
+    """Whether its AUC is as near 1/2 as is asked."""
+
+    bracketed: bool = True
+    """Whether both sides of 1/2 were seen on its line."""
 
     official: Reading | None = None
     """Generated and scored on the calibration fold, of a finalist."""
 
-    refused: str | None = None
+    refused: Refusal | None = None
     """Why a finalist that met the floors when screened did not when generated."""
+
+    @property
+    def lack(self) -> tuple[bool, bool, float]:
+        """How far it is from what is asked, the least first: a collapsed one is last, and one that
+        met the floors and was not judged stands after those of which it is known."""
+        if self.refused is not None:
+            return self.refused.collapsed, False, sum(self.refused.short.values())
+        return False, not self.short, sum(self.short.values())
 
 
 class Search:
@@ -94,7 +106,7 @@ class Search:
             over, under = self._sides()
             for candidate, bracketed in self._trials(study, over, under, bar):
                 point = self._screened(candidate, "trial", self.target)
-                self.points.append(replace(point, balanced=bracketed))
+                self.points.append(replace(point, bracketed=bracketed))
         return self.points
 
     def _key(self) -> str:
@@ -114,18 +126,20 @@ class Search:
         """The number of the best trial, once the best few were balanced on all documents, where
         the search read a sample, generated from and scored.
 
-        One whose line was not bracketed comes after all that were, whatever is maximised. Where
-        those fail then, as many again are judged twice over; None where all do.
+        One that is not balanced comes after all that are, whatever is maximised, and one whose line
+        was not bracketed after those. Where the few fail, or none of them is balanced by all
+        documents, as many again are judged twice over; None where all fail.
         """
         config = self.config
         able = [n for n, p in enumerate(self.points) if p.role == "trial" and not p.short]
-        able.sort(key=lambda n: (not self.points[n].balanced, -self.value(self.points[n].reading)))
+        able.sort(key=lambda n: self._worth(self.points[n], self.points[n].reading), reverse=True)
         if not able:
             return None
         before = self._official(alone(End(branch=TARGET)), self.target, judge)
-        best: tuple[tuple[bool, float], int] | None = None
-        for place, number in enumerate(able[: 3 * config.finalists]):
-            if best is not None and place >= config.finalists:
+        best: tuple[tuple[bool, bool, float], int] | None = None
+        for place, number in enumerate(able[: config.judged]):
+            settled = best is not None and (best[0][0] or self.whole == self.given)
+            if settled and place >= config.finalists:
                 break
             point = self.points[number] = self._settled(self.points[number])
             if point.short:
@@ -133,7 +147,7 @@ class Search:
             official = self._official(point.candidate, point.reading, judge)
             refused = refusal(official, before, self.config)
             self.points[number] = replace(point, official=official[0], refused=refused)
-            value = point.balanced, self.value(official[0])
+            value = self._worth(point, official[0])
             if refused is None and (best is None or value > best[0]):
                 best = (value, number)
         return None if best is None else best[1]
@@ -141,15 +155,23 @@ class Search:
     def nearest(self) -> tuple[int, str]:
         """The trial that lacks least to the floors, and what it lacks."""
         trials = [n for n, p in enumerate(self.points) if p.role == "trial"]
-
-        def lack(number: int) -> float:
-            point = self.points[number]
-            return sum(point.short.values()) + (0.0 if point.refused else 1e-6)
-
-        number = min(trials, key=lack)
+        number = min(trials, key=lambda n: self.points[n].lack)
         point = self.points[number]
-        lacks = point.refused or said(point.reading, self.target, self.config.floors)
+        if point.refused is not None:
+            return number, point.refused.why
+        lacks = said(point.reading, self.target, self.config.floors)
         return number, lacks or "what its official scores, which were not taken, may show"
+
+    def near(self, reading: Reading, given: Material) -> bool:
+        """Whether the AUC on some documents is within the tolerance, or within half a member: where
+        one passes all non-members at a place of the line, none may lie nearer."""
+        members = Counter(given.tasks[0]).values() if given.tasks else [len(given.members)]
+        most = max([self.config.tolerance, *(0.5 / max(count, 1) for count in members)])
+        return abs(reading.auc - 0.5) <= most + 1e-9
+
+    def _worth(self, point: Point, reading: Reading) -> tuple[bool, bool, float]:
+        """What is chosen by, the greatest first."""
+        return point.balanced, point.bracketed, self.value(reading)
 
     def _settled(self, point: Point) -> Point:
         """A trial whose line is balanced by all documents, beginning where a sample had it."""
@@ -158,7 +180,7 @@ class Search:
         solved = self._solved(point.candidate, self.whole, start=point.candidate.t)
         candidate = point.candidate.at(solved.t)
         found = self._screened(candidate, point.role, self.target, self.whole)
-        return replace(found, balanced=solved.bracketed)
+        return replace(found, bracketed=solved.bracketed)
 
     def _solved(self, line: Candidate, given: Material, start: float | None = None) -> Solved:
         return solve_balance(
@@ -179,7 +201,8 @@ class Search:
         with self.resident.reader(candidate, whole=True) as reader:
             reading = screen(reader, given or self.given, self.config.attacks)
         lacks = {} if target is None else shortfalls(reading, target, self.config.floors)
-        return Point(candidate, role, reading, lacks)
+        balanced = self.near(reading, given or self.given)
+        return Point(candidate, role, reading, lacks, balanced)
 
     def _official(
         self, candidate: Candidate, reading: Reading, judge: Judge

@@ -97,7 +97,8 @@ class Calibrate(Section):
     """Candidates on one line, at most, until it is balanced."""
 
     tolerance: float = Field(default=0.02, gt=0, lt=0.5)
-    """How near the AUC, midway over the attacks, must come to 1/2 on the calibration fold."""
+    """How near the AUC, midway over the attacks, must come to 1/2 on the calibration fold. Of few
+    members, half of what one of them counts is near enough to be called balanced."""
 
     per_term: int = Field(default=12, ge=2)
     """Items of each term that are screened, at most."""
@@ -108,7 +109,7 @@ class Calibrate(Section):
 
     finalists: int = Field(default=2, ge=1)
     """Candidates that are balanced on all documents of the calibration fold, generated from and
-    scored officially there."""
+    scored officially there; up to three times as many where these fail or are not balanced."""
 
     sampler: str = Field(default="tpe", pattern="^(tpe|cmaes)$")
     """Optuna's sampler of what is not solved for."""
@@ -127,6 +128,11 @@ class Calibrate(Section):
 
     seed: int = 0
     """Seeds the sampler and the samples."""
+
+    @property
+    def judged(self) -> int:
+        """How many candidates are judged as finalists, at most."""
+        return min(3 * self.finalists, self.trials)
 
     @field_serializer("storage", when_used="json")
     def _without_password(self, url: str | None) -> str | None:

@@ -43,9 +43,15 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
     shown = found["chosen"] if found["chosen"] is not None else found["nearest"]["point"]
     test, side = (found["points"][shown][side] for side in ("test", "calibration"))
     if not found["points"][shown]["balanced"]:
+        crosses = found["points"][shown].get("bracketed", False)
+        why = (
+            "its line crosses 1/2 between places that were tried (more steps may come nearer)"
+            if crosses
+            else "its line does not cross 1/2 as far as was tried"
+        )
         said.append(
-            f"Point {shown} is not balanced: its line does not cross 1/2 as far as was tried, and "
-            f"the AUC nearest to it, on the calibration fold, is {side['auc']:.2f}."
+            f"Point {shown} is not balanced: {why}, and the AUC nearest to it, on the calibration "
+            f"fold, is {side['auc']:.2f}."
         )
     for attack, numbers in test["membership"].items():
         before = side["membership"].get(attack, {})
