@@ -24,6 +24,7 @@ from expunge.errors import ExpungeError, RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
 from expunge.guard.helpers import first_blocks
+from expunge.lora import target_names
 from expunge.quantized import Quantize
 from expunge.recipe import Recipe
 from expunge.unlearn.branch import Branch
@@ -200,6 +201,9 @@ def check_parts(recipe: Recipe, base: Path) -> None:
     if not (recipe.branches or recipe.edits):
         return
     outline = models.outline(base)
+    for name, config in recipe.calibrate.items():
+        first = recipe.branches[recipe.calibrated_branches(config)[0]]
+        config.check_blocks(f"calibrate '{name}'", target_names(outline, first.lora))
     for name, branch in recipe.branches.items():
         with _said_of(f"branch '{name}'"):
             cut = branch.blocks is not None

@@ -528,6 +528,7 @@ def test_a_point_is_picked_of_what_a_run_calibrated_and_not_once_the_branches_ar
         ({"least": 9}, {}, "documents of members, and needs 9"),
         ({"least": 2, "interval": 0.01}, {}, "of each would do"),
         ({"least": 2}, {"by_task": True}, "nonmembers of task"),
+        ({"least": 2}, {"groups": 40}, "calibrate 'calibrated': groups is 40, and the branches"),
     ],
 )
 def test_too_few_documents_are_refused_before_anything_is_trained(

@@ -17,6 +17,7 @@ from expunge.config import parse_section
 from expunge.data.batches import TokenSequence, encode_document
 from expunge.data.examples import Document
 from expunge.errors import CalibrationError, RecipeError
+from expunge.merge.methods import METHODS
 from expunge.models import load_tokenizer
 
 DEEP, SHALLOW, NONE = End(branch="deep"), End(branch="shallow", step=40), End(branch=TARGET)
@@ -129,6 +130,13 @@ def test_a_point_that_is_not_there_is_refused():
         ({"attacks": ["recall"]}, "'recall' is none of loss"),
         ({"methods": ["slerp"]}, "slerp"),
         ({"methods": ["linear", "nuslerp"]}, "nuslerp does not take one branch as well as two"),
+        ({"methods": ["multislerp"]}, "multislerp makes the same of one branch whatever"),
+        ({"methods": ["linear", "sce"]}, "sce makes the same of one branch whatever"),
+        ({"methods": ["ram"]}, "ram makes the same"),
+        ({"methods": ["ramplus_tl"]}, "ramplus_tl makes the same"),
+        ({"methods": ["consensus"]}, "consensus makes the same"),
+        ({"methods": ["pcb"], "groups": 3}, "groups is not for pcb"),
+        ({"methods": ["multislerp"], "groups": 3}, "multislerp"),
         ({"density": [0.5, 1.5]}, "density is at most 1"),
         ({"scale": [2, 1]}, "the lesser first"),
         ({"floors": {"retention": 1}}, "retention"),
@@ -137,6 +145,26 @@ def test_a_point_that_is_not_there_is_refused():
 def test_what_cannot_be_searched_is_refused(fields, said):
     with pytest.raises(RecipeError, match=said):
         parse_section(fields, Calibrate, origin="calibrate")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_accepted_makes_a_merge_of_each_of_its_candidates(method, groups):
+    try:
+        Calibrate(methods=(method,), groups=groups)
+    except ValueError:
+        return
+    weights = (1.1,) * groups if groups > 1 else None
+    for under in (SHALLOW, NONE):
+        candidate = Candidate(over=DEEP, under=under, t=0.5, method=method, groups=weights)
+        assert candidate.merge is not None
+
+
+def test_more_groups_than_blocks_are_refused():
+    layers = [f"model.layers.{n}.mlp.up_proj" for n in (0, 2)]
+    Calibrate(groups=3).check_blocks("calibrate 'c'", layers)  # control
+    with pytest.raises(RecipeError, match=r"'c': groups is 4, and the branches adapt 3 blocks"):
+        Calibrate(groups=4).check_blocks("calibrate 'c'", layers)
 
 
 def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():

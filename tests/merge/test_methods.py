@@ -66,6 +66,16 @@ def test_one_model_at_full_density_comes_back_unchanged(name, normalize):
     torch.testing.assert_close(result, delta[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("linear", "karcher", "regmean")])
+def test_what_is_made_of_one_update_grows_with_its_weight_where_the_table_says_so(name):
+    row = METHODS[name]
+    if row.models[0] > 1 or row.models[1] == 1:
+        pytest.skip("takes no single update, or no more than one")
+    delta = normal(1, 6, 7)
+    less, more = (merged(delta, name, weights=[weight]) for weight in (0.3, 0.6))
+    torch.testing.assert_close(more, 2 * less if row.grows else less, rtol=1e-4, atol=1e-5)
+
+
 @every_method
 def test_models_of_equal_weight_may_come_in_any_order(name):
     if count(name) < 2:

@@ -1,14 +1,16 @@
 """The calibration section of a recipe: what is searched, what for, and within which limits."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import not_
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from expunge.adapter_files import blocks_of
 from expunge.calibrate.candidate import space_of
 from expunge.calibrate.objectives import OBJECTIVES
 from expunge.config import Section
+from expunge.errors import RecipeError
 from expunge.evaluate.balance import CHEAP
 from expunge.lora import Lora
 from expunge.merge.section import Merge, check_places
@@ -166,15 +168,31 @@ class Calibrate(Section):
                 f"ranks {', '.join(map(str, sorted(ranks)))}; say methods: [linear]"
             )
 
+    def check_blocks(self, who: str, layers: Iterable[str]) -> None:
+        """Refuse more groups than blocks, up to the last that the branches adapt a layer of."""
+        blocks = blocks_of(layers)
+        if self.groups > blocks:
+            raise RecipeError(
+                f"{who}: groups is {self.groups}, and the branches adapt {blocks} blocks; at most "
+                "one group each"
+            )
+
     @model_validator(mode="after")
     def _known(self) -> "Calibrate":
         lookup(OBJECTIVES, self.objective, "calibration objective")
         for method in self.methods:
-            few, most = Merge(method=method, space=space_of(method)).row.models
+            groups = (1.0,) * self.groups if self.groups > 1 else None
+            row = Merge(method=method, space=space_of(method), groups=groups).row
+            few, most = row.models
             if few > 1 or most < 2:
                 raise ValueError(
                     f"methods: {method} does not take one branch as well as two, and the lines of "
                     "a calibration lead from a branch to another or to the target"
+                )
+            if not row.grows:
+                raise ValueError(
+                    f"methods: {method} makes the same of one branch whatever its weight, so "
+                    "nothing lies between that and the target, where lines of a calibration lead"
                 )
         if not self.methods:
             raise ValueError("methods must name at least one")

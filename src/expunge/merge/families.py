@@ -83,6 +83,9 @@ class Method:
     models: tuple[int, int] = (1, 1 << 30)
     """How few and how many it merges, the base left out."""
 
+    grows: bool = True
+    """Whether what it makes of a single update grows with the weight of that."""
+
     fidelity: str = "exact"
     """exact · as-released quirk · adapted · inspired · own."""
 

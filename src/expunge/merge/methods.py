@@ -44,6 +44,7 @@ METHODS = {
         source="mergekit",
         options={"normalize_weights": True, "eps": 1e-8},
         base=False,
+        grows=False,
         cost="two passes",
     ),
     "karcher": Method(
@@ -160,14 +161,18 @@ METHODS = {
         summary="Keep entries in which models differ most, weigh by energy, elect signs.",
         source="arXiv:2408.07990",
         options={"select_topk": 1.0, "lambda": 1.0},
+        grows=False,
         needs=("select_topk",),
         cost="four passes",
     ),
-    "ram": Method(Piece(pieces.ram), source="arXiv:2601.13572", options={"epsilon": 1e-5}),
+    "ram": Method(
+        Piece(pieces.ram), source="arXiv:2601.13572", options={"epsilon": 1e-5}, grows=False
+    ),
     "ramplus_tl": Method(
         Piece(pieces.ram_plus, pieces.count_unique),
         source="arXiv:2601.13572",
         options={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
+        grows=False,
         cost="two passes",
     ),
     "nearswap": Method(
@@ -186,6 +191,7 @@ METHODS = {
         source="arXiv:2405.07813",
         options={"mask_scale": 0.4, "agree": 2, "lambda": 1.0},
         test=f"{_TESTS}::test_consensus_drops_what_serves_one_model_alone",
+        grows=False,
     ),
     "pcb": Method(
         Piece(pieces.pcb, pieces.balance),
