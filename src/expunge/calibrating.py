@@ -203,6 +203,22 @@ class Calibrating(Training, ABC):
             return None
         return {name: adapter.parent for name, adapter in made.items() if adapter} or None
 
+    def check_paper(
+        self, candidate: Candidate, then: Mapping[str, str], config: Calibrate, seed: int
+    ) -> None:
+        """Refuse the paper's merge of branches that are others than `then`, or not there; those
+        that are chosen among are inputs of the calibration itself."""
+        now = self._papers_pair(seed) or {}
+        chosen = self.recipe.calibrated_branches(config)
+        for name in (candidate.over.branch, candidate.under.branch):
+            made = now[name].name if name in now else "not finished"
+            if name not in chosen and made != then.get(name):
+                raise CalibrationError(
+                    f"that point merges the branch '{name}' as it was when it was calibrated "
+                    f"({then.get(name, 'of which nothing was kept')}), and in {self.folder.root} "
+                    f"it is {made}; expunge merge merges the branches of now"
+                )
+
     @cached_property
     def _target_hash(self) -> str:
         """Stands for the content of the target's folder."""

@@ -70,6 +70,8 @@ def pick_point(
             f"the calibration '{name}' of seed {seed} was made of other branches, folds or data "
             f"than the recipe of {pipeline.folder.root} names now; expunge calibrate makes it anew"
         )
+    if found["points"][number]["role"] == "baseline":
+        pipeline.check_paper(candidate, found.get("paper") or {}, config, seed)
     pipeline.write_point(config, seed, candidate, out, output=output)
     return candidate.label
 

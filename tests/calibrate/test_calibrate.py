@@ -1,6 +1,7 @@
 """Whole calibrations of a tiny model, in real processes: found again, picked, refused, scored."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -113,9 +114,10 @@ def test_the_papers_merge_stands_beside_and_all_are_judged_on_the_other_document
     assert {p["role"] for p in finalists} >= {"trial"}
     assert all(p["test"] is not None for p in finalists)
     for point in judged:
-        numbers = point["test"]["membership"]["loss"]
-        assert numbers["auc_low"] <= numbers["auc"] <= numbers["auc_high"]
-        assert {"two_sided", "ks", "ks_p"} <= numbers.keys()
+        for fold in ("calibration", "test"):
+            numbers = point[fold]["membership"]["loss"]
+            assert numbers["auc_low"] <= numbers["auc"] <= numbers["auc_high"]
+            assert {"two_sided", "ks", "ks_p"} <= numbers.keys()
     assert found["cross"]["folds"]
 
 
@@ -210,7 +212,7 @@ def test_branches_that_do_not_bracket_the_balance_say_how_far_they_are(run):
     done = calibrate(run, *SEARCH, "--of", "shallow", "-o", "snapshots=0")
     assert done.returncode == 2
     assert "do not bracket the balance" in done.stderr
-    assert "shallow 0." in done.stderr
+    assert re.search(r"shallow 0\.\d\d \(two-sided 0\.\d\d, KS 0\.\d\d\)", done.stderr)
     assert "would help" in done.stderr
 
 
@@ -463,6 +465,11 @@ def test_the_baseline_is_the_merge_that_the_recipe_makes_as_the_paper_does(field
     assert baseline["label"] == "ties shallow–deep (1.0, 1.0)"
     assert "shallow" not in {p["candidate"]["over"]["branch"] for p in found["points"][1:2]}
     candidate = Candidate.model_validate(baseline["candidate"])
+    assert set(found["paper"]) == {"shallow", "deep"}
+    (row,) = (row for row in calibration_rows(found) if row["point"] == baseline["point"])
+    assert row["merge"] == "TIES 0.8, weights 1, 1: shallow and deep"
+    strangers = calibration_rows({**found, "paper": None})
+    assert f"{row['merge']} (not the paper's branches)" in [r["merge"] for r in strangers]
     with TemporaryDirectory() as folder:
         pipeline.write_point(config, 42, candidate, Path(folder) / "out", output="adapter")
     unfinished = Pipeline(
@@ -470,6 +477,13 @@ def test_the_baseline_is_the_merge_that_the_recipe_makes_as_the_paper_does(field
         run,
     )
     assert unfinished._papers_pair(42) is None
+    then = found["paper"]
+    pipeline.check_paper(candidate, then, config, 42)  # control
+    with pytest.raises(CalibrationError, match=r"'shallow' .* it is not finished; expunge merge"):
+        unfinished.check_paper(candidate, then, config, 42)
+    then = {**then, "shallow": "shallow-0"}
+    with pytest.raises(CalibrationError, match=r"'shallow' .*\(shallow-0\), .* it is shallow-\w+;"):
+        pipeline.check_paper(candidate, then, config, 42)
     Pipeline(fields, run)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from expunge import runs
 from expunge.report import calibration_page
-from expunge.report.calibration import calibration_sentences
+from expunge.report.calibration import calibration_rows, calibration_sentences
 
 NUMBERS = {"auc": 0.6, "two_sided": 0.5, "ks": 0.2, "ks_p": 0.5}
 SURE = {
@@ -22,7 +22,8 @@ def found(*, balanced: bool, beyond: int = 0) -> dict[str, Any]:
         side: {"auc": 0.6, "membership": {"loss": NUMBERS | SURE}}
         for side in ("calibration", "test")
     }
-    cross = {"folds": [{}, {}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.12}
+    folds = [{"membership": {"loss": {**NUMBERS, "two_sided": value}}} for value in (0.3, 0.5)]
+    cross = {"folds": folds, "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.12}
     return {
         "chosen": 0,
         "settings": {},
@@ -60,6 +61,31 @@ def test_a_calibration_against_stand_ins_says_so():
     made = {**plain, "settings": {"standins": True}}
     assert any("Stand-ins made of the members" in line for line in calibration_sentences(made))
     assert not any("Stand-ins" in line for line in calibration_sentences(plain))
+
+
+def test_a_cross_calibration_tells_what_the_two_sided_attack_and_the_distance_say():
+    said = calibration_sentences(found(balanced=True))[-1]
+    assert "AUC 0.50 ± 0.10, two-sided 0.40 ± 0.10, KS 0.20 ± 0.00, t ±" in said
+
+
+def test_a_row_has_the_widest_ends_of_the_attacks_intervals_on_both_folds():
+    def side(low: float, high: float) -> dict[str, Any]:
+        attacks = {"loss": NUMBERS | SURE, "zlib": {**NUMBERS, "auc_low": low, "auc_high": high}}
+        numbers = {"aggregate": 0.5, "neutral_nll": 3.0, "terms": {}, "documents": 8}
+        return {"auc": 0.6, "two_sided": 0.5, "ks": 0.2, **numbers, "membership": attacks}
+
+    point = {"point": 0, "role": "target", "front": True, "official": None, "short": {}}
+    point |= {
+        "candidate": {},
+        "refused": None,
+        "calibration": side(0.2, 0.7),
+        "test": side(0.3, 0.8),
+    }
+    given = {"chosen": 1, "points": [point]}
+    (row,) = calibration_rows(given)
+    assert row["AUC"] == "0.60 [0.20, 0.75] / 0.60 [0.25, 0.80]"
+    del point["calibration"]["membership"]["loss"]["auc_low"]  # one that was made before
+    assert calibration_rows(given)[0]["AUC"] == "0.60 / 0.60 [0.25, 0.80]"
 
 
 def test_folds_that_balance_beyond_what_was_read_are_told():

@@ -59,6 +59,9 @@ class Ends:
     folders: dict[str, Path]
     """The adapter folder of each, by label."""
 
+    stages: dict[str, str] | None = None
+    """The stages of the paper's branches; none where the first two stand in for them."""
+
     @property
     def hashes(self) -> dict[str, str]:
         """What stands for the content of each folder, by label."""
@@ -92,10 +95,14 @@ def calibrate(
     certain = _tested(resident, point.candidate, given.calibration, config)
     balanced = search.near(certain, given.calibration)
     search.points[shown] = replace(point, reading=certain, balanced=balanced)
-    tests = {
-        number: _tested(resident, search.points[number].candidate, given.test, config)
-        for number in _judged(search.points, shown)
-    }
+    tests = {}
+    for number in _judged(search.points, shown):
+        point = search.points[number]
+        tests[number] = _tested(resident, point.candidate, given.test, config)
+        sampled = point.reading.documents == _count(given.sample)
+        side = given.sample if sampled else given.calibration
+        reading = _tested(resident, point.candidate, side, config)
+        search.points[number] = replace(point, reading=reading)
     line = _line(resident, search.points[shown].candidate, given.everything, config)
     cross = cross_calibrated(
         line,
@@ -106,6 +113,7 @@ def calibrate(
     found = {
         "name": name,
         "settings": config.model_dump(mode="json"),
+        "paper": ends.stages,
         "chosen": chosen,
         "nearest": None if chosen is not None else {"point": nearest, "lacks": lacks},
         "documents": {
@@ -141,7 +149,8 @@ def ends_of(
             folders[end.label] = kept[step]
     pair = [End(branch=name) for name in paper or [*branches][:2]]
     folders |= {name: folder / ADAPTER for name, folder in (paper or {}).items()}
-    return Ends(searched, pair, folders)
+    stages = {name: folder.name for name, folder in paper.items()} if paper else None
+    return Ends(searched, pair, folders, stages)
 
 
 def _judged(points: Sequence[Point], shown: int) -> list[int]:
@@ -150,6 +159,10 @@ def _judged(points: Sequence[Point], shown: int) -> list[int]:
     chosen = {shown, *front([point.reading for point in points])}
     chosen |= {n for n, p in enumerate(points) if p.role != "trial" or p.official is not None}
     return sorted(chosen)
+
+
+def _count(given: Material) -> int:
+    return len(given.members) + len(given.nonmembers)
 
 
 def _tested(

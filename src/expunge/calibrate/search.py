@@ -220,11 +220,13 @@ class Search:
                 continue
             end, auc = point.candidate.over, point.reading.auc
             if auc > balanced and most > 1:
-                further = self._membership(alone(end, most), self.given).auc
-                tried.append(f"{end.label} {auc:.2f}, at scale {most:g} {further:.2f}")
-                (over if further <= balanced else under).append(end)
+                far = self._membership(alone(end, most), self.given)
+                tried.append(
+                    f"{_said(end.label, point.reading)}, {_said(f'at scale {most:g}', far)}"
+                )
+                (over if far.auc <= balanced else under).append(end)
             else:
-                tried.append(f"{end.label} {auc:.2f}")
+                tried.append(_said(end.label, point.reading))
                 (over if auc <= balanced else under).append(end)
         if self.target.auc <= 0.5:
             raise CalibrationError(
@@ -271,3 +273,8 @@ class Search:
         with self.resident.reader(candidate) as reader:
             scored = documents_of(reader, given, self.config.attacks)
         return Reading({}, balance(scored), 0.0)
+
+
+def _said(who: str, reading: Reading) -> str:
+    """How well members are told apart: 'deep 0.62 (two-sided 0.70, KS 0.31)'."""
+    return f"{who} {reading.auc:.2f} (two-sided {reading.two_sided:.2f}, KS {reading.ks:.2f})"

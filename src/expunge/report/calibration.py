@@ -1,13 +1,16 @@
 """A calibration as tables: calibration and test side by side, the front, how sure it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
+
+from expunge.evaluate.balance import furthest
 
 TASK, RETAIN = "task (screened)", "retain (screened)"
 COLUMNS = ("documents", TASK, "AUC", "two-sided", "KS", RETAIN, "neutral")
 """What is said of each side: the documents that attacks read, the screened task aggregate, the AUC
-midway, the worst two-sided AUC and KS distance over the attacks, the least screened retain term,
-the NLL of neutral texts."""
+midway, with the least and the greatest end of the attacks' intervals, the worst two-sided AUC and
+KS distance over the attacks, the least screened retain term, the NLL of neutral texts."""
 
 
 def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[dict[str, Any]]:
@@ -22,7 +25,7 @@ def calibration_rows(found: Mapping[str, Any], *, every: bool = False) -> list[d
         sides = [_numbers(point["calibration"]), _numbers(point["test"])]
         row = {"point": point["point"], "merge": _named(point, found, shown)}
         for name in COLUMNS:
-            both = [_short(side[name]) for side in sides]
+            both = [side[name] for side in sides]
             row[name] = both[0] if point["test"] is None else " / ".join(both)
         row["official"] = _short(point["official"] and point["official"]["aggregate"])
         row["front"] = "★" if point["front"] else ""
@@ -72,7 +75,7 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
     if cross["auc_mean"] is not None:
         said.append(
             f"Cross-calibrated over {len(cross['folds'])} folds: held-out AUC "
-            f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, t ± "
+            f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, {_worst(cross)}, t ± "
             f"{cross['t_deviation']:.3f}{_beyond(cross)}."
         )
     spent = found["screening"]
@@ -92,6 +95,16 @@ def _by_documents(spent: Mapping[str, Any]) -> str:
     if "whole" not in spent:
         return ""
     return f", {spent['whole']} of them with items and the others by documents alone"
+
+
+def _worst(cross: Mapping[str, Any]) -> str:
+    """What the worst attack says of the held-out documents, over the folds, otherwise."""
+    folds = [fold["membership"].values() for fold in cross["folds"]]
+    said = (
+        ("two-sided", [furthest(one["two_sided"] for one in attacks) for attacks in folds]),
+        ("KS", [max(one["ks"] for one in attacks) for attacks in folds]),
+    )
+    return ", ".join(f"{name} {fmean(each):.2f} ± {pstdev(each):.2f}" for name, each in said)
 
 
 def _beyond(cross: Mapping[str, Any]) -> str:
@@ -131,7 +144,8 @@ def _named(point: Mapping[str, Any], found: Mapping[str, Any], shown: int) -> st
     if point["role"] == "baseline":
         weights = ", ".join(f"{weight:g}" for weight in candidate["weights"])
         pair = f"{_end(candidate['over'])} and {_end(candidate['under'])}"
-        return f"TIES {candidate['density']:g}, weights {weights}: {pair}"
+        stray = " (not the paper's branches)" if found.get("paper", {}) is None else ""
+        return f"TIES {candidate['density']:g}, weights {weights}: {pair}{stray}"
     return "target" if point["role"] == "target" else point["label"]
 
 
@@ -139,21 +153,29 @@ def _end(end: Mapping[str, Any]) -> str:
     return end["branch"] + ("" if end["step"] is None else f"@{end['step']}")
 
 
-def _numbers(side: Mapping[str, Any] | None) -> dict[str, float | None]:
+def _numbers(side: Mapping[str, Any] | None) -> dict[str, str]:
     if side is None:
-        return dict.fromkeys(COLUMNS)
+        return dict.fromkeys(COLUMNS, "–")
     kept: Sequence[float] = [
         v for t, v in side["terms"].items() if t.startswith("retain/") and v is not None
     ]
     return {
-        "documents": side.get("documents"),
-        TASK: side["aggregate"],
-        "AUC": side["auc"],
-        "two-sided": side["two_sided"],
-        "KS": side["ks"],
-        RETAIN: min(kept) if kept else None,
-        "neutral": side["neutral_nll"],
+        "documents": _short(side.get("documents")),
+        TASK: _short(side["aggregate"]),
+        "AUC": _short(side["auc"]) + _interval(side["membership"].values()),
+        "two-sided": _short(side["two_sided"]),
+        "KS": _short(side["ks"]),
+        RETAIN: _short(min(kept) if kept else None),
+        "neutral": _short(side["neutral_nll"]),
     }
+
+
+def _interval(attacks: Collection[Mapping[str, float]]) -> str:
+    """From the least end of the attacks' intervals to the greatest, where they were taken."""
+    if not all("auc_low" in attack for attack in attacks):
+        return ""
+    low, high = min(a["auc_low"] for a in attacks), max(a["auc_high"] for a in attacks)
+    return f" [{low:.2f}, {high:.2f}]"
 
 
 def _short(value: float | None) -> str:
