@@ -29,6 +29,16 @@ def test_what_was_told_is_found_by_the_next_with_what_it_took(tmp_path):
     assert first.spent(spent)["seconds"] == 1.0  # its own are not counted twice
 
 
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_the_scale_is_no_dial_of_a_line_to_the_target_where_it_would_say_what_t_says(method):
+    config = Calibrate(methods=(method,), scale=(0.7, 1.3))
+    trial, line = open_study("sqlite:///:memory:", "name", config).ask(OVER, UNDER)
+    assert (line.scale, "scale" in trial.params) == (1.3, False)
+    other = [End(branch="shallow")]
+    trial, line = open_study("sqlite:///:memory:", "name", config).ask(OVER, other)
+    assert line.scale == trial.params["scale"] < 1.3  # control
+
+
 def test_a_database_that_is_lost_on_the_way_is_told_in_a_line(tmp_path):
     path = tmp_path / "study.db"
     study = open_study(f"sqlite:///{path}", "name", Calibrate())

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from expunge.calibrate.candidate import Candidate, End
+from expunge.calibrate.candidate import TARGET, Candidate, End
 from expunge.calibrate.section import Calibrate
 from expunge.errors import CalibrationError
 from expunge.merge.methods import METHODS
@@ -139,7 +139,9 @@ def _suggested(
     method = trial.suggest_categorical("method", list(config.methods))
     named = {end.label: end for end in (*over, *under)}
     row = METHODS["task_arithmetic" if method == "linear" else method]
-    made: dict[str, Any] = {"scale": trial.suggest_float("scale", *config.scale)}
+    made: dict[str, Any] = {"scale": config.scale[1]}
+    if second != TARGET:  # to which scale · (1 - t) is the one weight, and t is solved for
+        made["scale"] = trial.suggest_float("scale", *config.scale)
     if "density" in row.options:
         made["density"] = trial.suggest_float("density", *config.density)
     if config.groups > 1:
