@@ -63,7 +63,7 @@ class Inputs:
     @cached_property
     def sets(self) -> Sets:
         """The examples and documents, read and checked."""
-        sets = read_sets(self._data)
+        sets = read_sets(self._data, strays=False)
         for name, branch in self.recipe.branches.items():
             apart = branch.levels.apart if branch.levels is not None else 0
             if apart and apart >= len(sets.neutral):

@@ -37,6 +37,16 @@ def test_a_non_member_that_another_set_holds_is_refused(tmp_path, text, twin):
         read_sets(data(tmp_path, nonmembers=nonmembers))
 
 
+def test_a_member_that_is_not_forgotten_is_refused_unless_forget_is_a_sample(tmp_path):
+    given = data(tmp_path, members=[*ROWS["members"], {"id": "g", "document": "Ed rows to Ayr."}])
+    with pytest.raises(DataError, match=r"1 of its 2 documents have no item in forget \(g\); take"):
+        read_sets(given, strays=False)
+    forget = given.forget.model_copy(update={"documents": {"*": 1}})  # pyright: ignore
+    read = read_sets(given.model_copy(update={"forget": forget}), strays=False)
+    assert [member.id for member in read.members] == ["f"]
+    assert read_sets(given).members == read.members  # who asks so tells how many
+
+
 def test_a_non_member_that_is_a_member_is_refused(tmp_path):
     sets = read_sets(data(tmp_path))
     check_unseen(sets)  # control

@@ -25,7 +25,8 @@ class Data(Section):
     """Items to keep."""
 
     members: Source | None = None
-    """Whole documents of the forget set; those that `forget` leaves out are left out too."""
+    """Whole documents of the forget set; those that `forget.documents` leaves out are left out too.
+    A recipe refuses any other that has no item in it."""
 
     nonmembers: Source | None = None
     """Documents of the same distribution that no model has seen."""
@@ -61,14 +62,19 @@ class Sets:
     neutral: list[Example]
 
 
-def read_sets(data: Data) -> Sets:
-    """Read every set that `data` names, and refuse sets that overlap."""
+def read_sets(data: Data, *, strays: bool = True) -> Sets:
+    """Read every set that `data` names, and refuse sets that overlap.
+
+    Members without an item in forget are left out; without `strays` they are refused, unless
+    forget is a sample.
+    """
     assert data.forget is not None
     assert data.retain is not None
     forget, retain = read_examples(data.forget), read_examples(data.retain)
     check_disjoint(forget, retain)
     known = {example.document: example.task for example in forget}
-    members = read_documents(data.members, only=known) if data.members else []
+    sampled = strays or data.forget.documents is not None
+    members = read_documents(data.members, known, sampled=sampled) if data.members else []
     members = [replace(member, task=member.task or known[member.id]) for member in members]
     nonmembers = read_documents(data.nonmembers) if data.nonmembers else []
     neutral = read_examples(data.neutral) if data.neutral else []

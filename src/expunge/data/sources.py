@@ -97,8 +97,11 @@ def read_examples(source: Source) -> list[Example]:
     return _first_documents(examples, [(item.document, item.task) for item in examples], source)
 
 
-def read_documents(source: Source, only: Collection[str] | None = None) -> list[Document]:
-    """The whole texts of a source, in file order; with `only`, those whose id is in it."""
+def read_documents(
+    source: Source, only: Collection[str] | None = None, *, sampled: bool = True
+) -> list[Document]:
+    """The whole texts of a source, in file order; with `only`, those whose id is in it, and where
+    these are no sample, another is a `DataError`."""
     rows = source_rows(source)
     (column,) = _columns(rows[0], DOCUMENT_COLUMNS, source.path)
     documents = [
@@ -111,9 +114,16 @@ def read_documents(source: Source, only: Collection[str] | None = None) -> list[
     ]
     check_unique_ids(documents, source.path)
     if only is not None:
-        documents = [document for document in documents if document.id in only]
-        if not documents:
+        others = [document.id for document in documents if document.id not in only]
+        if len(others) == len(documents):
             raise DataError(f"{source.path} holds none of the {len(only)} documents asked for")
+        if others and not sampled:
+            raise DataError(
+                f"{source.path}: {len(others)} of its {len(documents)} documents have no item in "
+                f"forget ({', '.join(others[:3])}{' …' if len(others) > 3 else ''}); take them "
+                "out, give their items, or say by forget.documents how many are forgotten"
+            )
+        documents = [document for document in documents if document.id in only]
     return _first_documents(documents, [(document.id, "") for document in documents], source)
 
 
