@@ -104,7 +104,7 @@ def calibrate(
 
     pipeline = Pipeline.of_run(run)
     config = changed(pipeline.recipe, name, settings or {})
-    number = pipeline.recipe.seeds[0] if seed is None else seed
+    number = pipeline.seed(seed)
     found, error = calibrate_run(pipeline, name, config, number)
     if error is not None:
         raise error
@@ -125,7 +125,7 @@ def pick(
     from expunge.pipeline import Pipeline
 
     pipeline = Pipeline.of_run(run, build=False)
-    number = pipeline.recipe.seeds[0] if seed is None else seed
+    number = pipeline.seed(seed)
     pick_point(pipeline, name, number, point, Path(out), output=output)
     return Path(out)
 

@@ -14,7 +14,7 @@ from expunge.cards import card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
-from expunge.errors import UnfinishedError
+from expunge.errors import RunError, UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import open_reader
 from expunge.evaluate.suite import BESIDE, beside_items, evaluate
@@ -59,6 +59,14 @@ class Pipeline(Calibrating):
         if not build:
             return cls(recipe, folder, Finished(Path(folder)))
         return cls(recipe, folder, store=runs.store_of(Path(folder)), wait=wait)
+
+    def seed(self, asked: int | None) -> int:
+        """The seed that is meant: the one asked for, or the first."""
+        known = self.recipe.seeds
+        if asked is not None and asked not in known:
+            listed = ", ".join(map(str, known))
+            raise RunError(f"{self.folder.root} has no seed {asked}. Its seeds: {listed}")
+        return known[0] if asked is None else asked
 
     # --- models -----------------------------------------------------------------------------
 

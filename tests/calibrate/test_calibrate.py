@@ -24,7 +24,7 @@ from expunge.calibrate.run import ends_of
 from expunge.calibrate.section import Calibrate, Floors, without_passwords
 from expunge.cli import calibration
 from expunge.data.standins import original_id
-from expunge.errors import CalibrationError, DataError, ExpungeError, UnfinishedError
+from expunge.errors import CalibrationError, DataError, ExpungeError, RunError, UnfinishedError
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
 from expunge.report.calibration import calibration_rows
@@ -337,6 +337,29 @@ def test_searches_of_one_storage_share_no_trial_where_they_differ(run, tmp_path)
         found = json.loads(calibrate(run, *words, "--methods", method).stdout)
         (trial,) = (point for point in found["points"] if point["role"] == "trial")
         assert trial["candidate"]["method"] == method
+
+
+def test_json_is_a_line_for_each_seed_and_no_seed_but_the_runs_is_taken(
+    fields, tmp_path, monkeypatch, capsys
+):
+    def found(pipeline, name, config, seed):
+        return {"of": seed}, None
+
+    monkeypatch.setattr(choosing, "calibrate_run", found)
+    Pipeline({**fields, "seeds": [1, 2]}, tmp_path)
+    calibration.calibrate(tmp_path, as_json=True)
+    said = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["of"] for line in said] == [1, 2]
+    calibration.calibrate(tmp_path, as_json=True, seed=2)
+    assert json.loads(capsys.readouterr().out)["of"] == 2
+    for choose in (
+        lambda: calibration.calibrate(tmp_path, seed=3),
+        lambda: calibration.pick(tmp_path, 0, tmp_path / "out", seed=3),
+        lambda: expunge.calibrate(tmp_path, seed=3),
+        lambda: expunge.pick(tmp_path, 0, tmp_path / "out", seed=3),
+    ):
+        with pytest.raises(RunError, match=r"has no seed 3\. Its seeds: 1, 2"):
+            choose()
 
 
 def test_a_seed_that_meets_no_floors_does_not_keep_the_next_from_being_calibrated(

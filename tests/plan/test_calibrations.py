@@ -57,7 +57,12 @@ def test_a_calibration_reads_no_more_than_was_counted(calibrated, tmp_path, monk
     pipeline = Pipeline(calibrated, tmp_path)
     config = pipeline.recipe.calibrate["calibrated"]
     tokenizer = load_tokenizer(pipeline.original.base)
-    work = calibrating(config, pipeline, encoded(pipeline, tokenizer), tokenizer)
+    data = encoded(pipeline, tokenizer)
+    work = calibrating(config, pipeline, data, tokenizer)
+    side = pipeline.chosen_by(config)
+    judged = 1 + 2  # the target and both trials, though one is the finalist
+    written = reading("target", pipeline, data, tokenizer, side).written
+    assert len(work.written) == judged * len(written)
     branches = [pipeline.branch(name, 42) for name in ("deep", "strong")]
     assert all(branch.adapter is not None for branch in branches)
     read: list[int] = []

@@ -32,14 +32,6 @@ class Looked(Pipeline):
         self.builder = runs.Run(root, owner=recipe.name, store=store)
         """Where analyses are kept, as stages of the same store."""
 
-    def seed(self, asked: int | None) -> int:
-        """The seed that is looked at: the one asked for, or the first."""
-        known = self.recipe.seeds
-        if asked is not None and asked not in known:
-            listed = ", ".join(map(str, known))
-            raise RunError(f"{self.folder.root} has no seed {asked}. Its seeds: {listed}")
-        return known[0] if asked is None else asked
-
     def nothing(self, reason: str) -> UnfinishedError:
         """The error that there is nothing to analyse yet."""
         return UnfinishedError(

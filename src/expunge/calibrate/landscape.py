@@ -35,7 +35,7 @@ class Landscape(Section):
     """Sums of the weights, for methods that do not."""
 
     attacks: tuple[str, ...] = ("loss",)
-    """Membership attacks whose AUC is averaged."""
+    """Membership attacks; the AUC is midway between the greatest and the least of them."""
 
     per_term: int = Field(default=8, ge=1)
     """Items of each term, at most."""

@@ -44,7 +44,10 @@ def calibrate(
     every: Annotated[bool, typer.Option("--all", help="Show every candidate.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the merge of RUN's branches whose forgotten text looks like text never seen."""
+    """Find the merge of RUN's branches whose forgotten text looks like text never seen.
+
+    With --json a line for each seed: what RUN/calibration/ keeps of it.
+    """
     from expunge.choosing import calibrate_run, changed
     from expunge.config import read_options
     from expunge.pipeline import Pipeline
@@ -61,10 +64,10 @@ def calibrate(
         changes["floors"] = read_options(floors.split(","), "--floors")
     config = changed(pipeline.recipe, name, changes)
     failed = []
-    for number in (seed,) if seed is not None else pipeline.recipe.seeds:
+    for number in pipeline.recipe.seeds if seed is None else (pipeline.seed(seed),):
         found, error = calibrate_run(pipeline, name, config, number)
         if as_json:
-            typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+            typer.echo(json.dumps(found, ensure_ascii=False))
         else:
             print_rows(calibration_rows(found, every=every), as_json=False)
             for sentence in calibration_sentences(found):
@@ -93,6 +96,6 @@ def pick(
     if form not in ("adapter", "model"):
         raise RecipeError(f"--as is adapter or model, not '{form}'")
     pipeline = Pipeline.of_run(run, build=False)
-    number = pipeline.recipe.seeds[0] if seed is None else seed
+    number = pipeline.seed(seed)
     label = pick_point(pipeline, name, number, point, out, output=form)
     print_facts({form: str(out), "point": point, "merge": label}, as_json)

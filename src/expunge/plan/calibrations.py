@@ -1,4 +1,5 @@
-"""The work of a calibration: every line takes all its steps, and every finalist is judged."""
+"""The work of a calibration: every line takes all its steps, and as many finalists are judged as
+may be."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ def calibrating(
     read = (always + further) * _documents(given.sample)
     read += (always + config.trials) * _items(given.sample)
     if given.sample != given.calibration:
-        read += config.finalists * (
+        read += config.judged * (
             config.steps * _documents(given.calibration) + _items(given.calibration)
         )
     read += (always + config.trials) * (_documents(given.test) + _items(given.test))
     read += len(around(0.5)) * _documents(given.everything)
     judged = [reading("target", pipeline, data, tokenizer, side)]
-    judged += config.finalists * [reading("calibrated", pipeline, data, tokenizer, side)]
+    judged += config.judged * [reading("calibrated", pipeline, data, tokenizer, side)]
     return Reading(
         read + sum(one.read for one in judged),
         tuple(sorted((n for one in judged for n in one.written), reverse=True)),
