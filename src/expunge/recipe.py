@@ -118,7 +118,8 @@ class Recipe(Section):
             raise ValueError(f"{who} needs LoRA branches of the whole target; the recipe has none")
         if len(self.calibrated_branches(calibration)) < len(calibration.of or ()):
             raise ValueError(f"{who} takes LoRA branches of the whole target, and names another")
-        if self.data.members is None and self.data.synthetic is None:
+        self.data.check_retain([f"{who} (floors.retain)"])
+        if not self.data.holds("members"):
             raise ValueError(
                 f"{who} needs data.members and data.nonmembers: documents of the forget set, and "
                 "others of their kind that no model has seen"
@@ -161,9 +162,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _every_set_has_its_data(self) -> "Recipe":
+        readers = [
+            f"{kind}.{name}{what}"
+            for kind in ("branches", "edits", "guards")
+            for name, section in getattr(self, kind).items()
+            for what in section.retain_readers
+        ]
+        self.data.check_retain(readers)
         for name, branch in self.branches.items():
             reads_neutral = any(term.half == "neutral" for term in branch.terms)
-            if reads_neutral and self.data.neutral is None and self.data.synthetic is None:
+            if reads_neutral and not self.data.holds("neutral"):
                 raise ValueError(
                     f"branch '{name}' reads neutral texts, and data names none; give data.neutral "
                     "a file with rows of id and text that neither forget nor retain holds"
@@ -181,7 +189,7 @@ class Recipe(Section):
                 )
             if of != "unseen":
                 continue
-            if self.data.neutral is None and self.data.synthetic is None:
+            if not self.data.holds("neutral"):
                 raise ValueError(
                     f"branch '{name}' takes levels of unseen texts, and data names none; give "
                     "data.neutral texts that no model has been trained on"

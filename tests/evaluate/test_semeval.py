@@ -126,6 +126,11 @@ def test_a_missing_term_is_no_score_unless_a_partial_one_is_asked_for():
     assert task_aggregate(own, partial=True) == pytest.approx(2 / 3)
 
 
+def test_one_half_alone_has_no_aggregate():
+    for half in ("forget", "retain"):
+        assert task_aggregate({f"{half}/items/sc": 0.5}, partial=True) is None
+
+
 def test_the_final_score_needs_all_three():
     assert final(0.9, 0.6, 0.3) == pytest.approx(0.6)
     assert final(0.9, None, 0.3) is None

@@ -33,6 +33,30 @@ def test_the_verdict_follows_the_numbers(results):
     assert "was not measured" in after(0.1, 0.9, collapsed=None)
 
 
+def test_without_a_retain_set_the_verdict_is_of_the_forget_half_alone(results):
+    content = results.model_dump()
+    for model in content["models"].values():
+        terms = model["semeval"]["terms"]
+        model["semeval"]["terms"] = {t: v for t, v in terms.items() if t.startswith("forget")}
+
+    def after(forget, count=None) -> list[str]:
+        merged = content["models"]["merged"]["semeval"]
+        for term in merged["terms"]:
+            merged["terms"][term], merged["counts"][term] = forget, count
+        return verdict(Results.model_validate(content))
+
+    unsaid = "whether it kept the rest was not measured."
+    assert after(0.1)[0] == f"The merged model forgot what it should; {unsaid}"
+    assert "Kept: at least" in " ".join(after(0.1))
+    assert after(0.9)[0].startswith("Failed: the merged model still knows what it should forget;")
+    assert after(0.2, count=1)[0] == (
+        f"6 items are too few to say whether the merged model forgot them; {unsaid}"
+    )
+    del content["models"]["target"]["semeval"]["terms"]["forget/Task1/sc"]
+    content["models"]["target"]["semeval"]["terms"] = {"retain/Task1/sc": 0.9}
+    assert after(0.1)[0].startswith("There is no verdict")  # control: it was measured before
+
+
 def test_the_verdict_tells_its_thresholds(results):
     told = " ".join(verdict(results)[1:])
     assert "Forgotten: at most 30 % of what was known before is left" in told

@@ -111,7 +111,7 @@ def _kl(looked: Looked, reader: Reader) -> float | None:
     model = reader.model
     if not adapters_of(model):
         return 0.0
-    if has_logits_of_its_own(model):
+    if has_logits_of_its_own(model) or not looked.sets.retain:
         return None
     sequences = [encode(e, reader.tokenizer, **looked.reading) for e in looked.sets.retain]
     asked = Asked(states=True)

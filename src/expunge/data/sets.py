@@ -1,5 +1,6 @@
 """The sets of a run: what is forgotten, what is kept, and what the membership attack compares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class Data(Section):
     """Items to forget."""
 
     retain: Source | None = None
-    """Items to keep."""
+    """Items to keep; null where nothing of the recipe reads them, and what it keeps of them is not
+    measured."""
 
     members: Source | None = None
     """Whole documents of the forget set; those that `forget.documents` leaves out are left out too.
@@ -36,14 +38,25 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Data":
-        given = {"forget", "retain"} & {k for k, v in self if v is not None}
-        if self.synthetic is None and len(given) < 2:
-            raise ValueError("give forget and retain, or synthetic")
+        if self.synthetic is None and self.forget is None:
+            raise ValueError("give forget, with retain where something reads it, or synthetic")
         if self.synthetic is not None and any(v for k, v in self if k != "synthetic"):
             raise ValueError("synthetic writes every set itself; give no other source beside it")
         if (self.members is None) != (self.nonmembers is None):
             raise ValueError("members and nonmembers go together")
         return self
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a set of this name, read or written."""
+        return self.synthetic is not None or getattr(self, name) is not None
+
+    def check_retain(self, readers: Sequence[str]) -> None:
+        """Refuse, with a ValueError, what reads retain items where there are none."""
+        if readers and not self.holds("retain"):
+            raise ValueError(
+                f"data names no retain set, which is read by {', '.join(readers)}; give "
+                "data.retain items to keep (expunge data synthesize DIR writes such sets)"
+            )
 
     def hashes(self) -> dict[str, str]:
         """A content hash for each set that is read from somewhere."""
@@ -69,8 +82,8 @@ def read_sets(data: Data, *, strays: bool = True) -> Sets:
     forget is a sample.
     """
     assert data.forget is not None
-    assert data.retain is not None
-    forget, retain = read_examples(data.forget), read_examples(data.retain)
+    forget = read_examples(data.forget)
+    retain = read_examples(data.retain) if data.retain else []
     check_disjoint(forget, retain)
     known = {example.document: example.task for example in forget}
     sampled = strays or data.forget.documents is not None

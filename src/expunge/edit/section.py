@@ -49,6 +49,11 @@ class Edit(Section):
         return EDITS[self.method]
 
     @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """What of it reads retain items, as a recipe names it."""
+        return (f" ({self.method})",) if "retain" in self.row.sets else ()
+
+    @property
     def settings(self) -> Section:
         """The options, each given or default."""
         return parse_section(self.options, self.row.options, origin=self.method)

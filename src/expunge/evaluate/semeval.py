@@ -144,17 +144,17 @@ def task_aggregate(terms: Mapping[str, float | None], *, partial: bool = False) 
 
     A missing term gives None. With `partial` the mean is over the terms that are there: a board
     without a task, or with tasks of its own, still gets a number, but one that no published number
-    compares to.
+    compares to. One half alone gives None: a model that says nothing has forgotten all.
     """
     if not partial and None in [terms.get(term) for term in TERMS]:
+        return None
+    if len({term.partition("/")[0] for term, value in terms.items() if value is not None}) < 2:
         return None
     good = [
         1 - value if term.startswith("forget/") else value
         for term, value in terms.items()
         if value is not None
     ]
-    if not good:
-        return None
     if min(good) <= 0:
         return 0.0
     return len(good) / sum(1 / value for value in good)

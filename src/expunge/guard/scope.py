@@ -43,6 +43,11 @@ class Matching(Section):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability from which on the classifier says that a text is in scope."""
 
+    @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """What of it cannot do without retain items, as a recipe names it."""
+        return () if self.by == "phrases" else (f".match.by ({self.by})",)
+
 
 class Scope(Section):
     """What a text is compared with."""

@@ -22,6 +22,12 @@ class _Guard(Section):
         """The models that it listens to, by role."""
         return {}
 
+    @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """What of it reads retain items, as a recipe names it."""
+        match = getattr(self, "match", None)
+        return match.retain_readers if isinstance(match, Matching) else ()
+
     def check(self, who: str, adapters: Mapping[str, bool], cut: Collection[str]) -> None:
         """Refuse, with a ValueError, models that it cannot join: `adapters` says of each whether it
         is an adapter on the target, and `cut` are branches of the target's first blocks."""
@@ -98,6 +104,11 @@ class Icul(_Guard):
 
     seed: int = Field(default=0, ge=0)
     """Draws items and answers."""
+
+    @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """The examples with right answers."""
+        return (".correct",) if self.correct else ()
 
 
 class Uld(_Guard):

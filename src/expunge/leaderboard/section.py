@@ -103,6 +103,11 @@ class Board:
         fields = read_yaml(board)
         self.name = board.stem
         self.shared = {name: fields[name] for name in _SHARED if name in fields}
+        if not self.before().data.holds("retain"):
+            raise RecipeError(
+                f"{board} names no retain set, and methods are compared by what they keep, too; "
+                "give data.retain items to keep (expunge data synthesize DIR writes such sets)"
+            )
         for name, entry in self.config.methods.items():
             for settings in entry.trials:
                 self.recipe(name, settings)

@@ -195,7 +195,8 @@ def _first(config: Branch, halves: Halves, seed: int) -> tuple[Phase, Halves]:
     phases, halves = halves.planned(config.schedule, seed=seed)
     steps = [step for phase in phases for step in phase.steps][: STEPS + 1]
     forget = sorted({i for step in steps for b in step for i in b.forget} or {0})
-    retain = sorted({i for step in steps for b in step for i in b.retain} or {0})
+    first = range(min(1, len(halves.retain)))
+    retain = sorted({i for step in steps for b in step for i in b.retain} or first)
     places = [{item: place for place, item in enumerate(items)} for items in (forget, retain)]
     moved = [
         [

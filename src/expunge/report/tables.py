@@ -175,7 +175,7 @@ def _term(model: ModelResults, term: str) -> str:
 
 def _aggregate(model: ModelResults) -> str:
     text = number(model.semeval.task_aggregate)
-    return f"{text} (partial)" if model.semeval.partial else text
+    return f"{text} (partial)" if model.semeval.partial and text != NOT_MEASURED else text
 
 
 def _mia_interval(model: ModelResults) -> str:

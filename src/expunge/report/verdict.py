@@ -77,23 +77,24 @@ def verdict(results: Results) -> list[str]:
             "anything was removed."
         ]
     halves = [_judged(before, after, half) for half in HALVES]
-    graded = None not in halves and not after.collapse.collapsed
+    kept_known = halves[1] is not None or not _measured(before, after, "retain")
+    graded = halves[0] is not None and kept_known
     return [
-        _headline(after, halves, after_name),
+        _headline(after, halves, after_name, graded),
         *_comparisons(before, after, after_name),
-        *([THRESHOLDS] if graded else []),
+        *([THRESHOLDS] if graded and not after.collapse.collapsed else []),
         *_membership(after, after_name),
         *_collapses(results, after_name),
     ]
 
 
-def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str) -> str:
+def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str, graded: bool) -> str:
     if after.collapse.collapsed:
         return (
             f"Failed: the {name} model is destroyed as a language model; its scores mean nothing."
         )
     (forget, retain), attack = halves, _attack(after.semeval.mia)
-    if forget is None or retain is None:
+    if forget is None or not graded:
         return (
             "There is no verdict: both halves must be measured before and after, and known before."
         )
@@ -101,6 +102,12 @@ def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str) -
     if after.collapse.collapsed is None:
         return f"{claim} Whether it collapsed was not measured."
     return claim
+
+
+def _measured(before: ModelResults, after: ModelResults, half: str) -> bool:
+    """Whether any of a half was; without a retain set nothing of it is."""
+    values = [mean_term(one.semeval, half, kind) for one in (before, after) for kind in _WORDS]
+    return any(value is not None for value in values)
 
 
 def _judged(before: ModelResults, after: ModelResults, half: str) -> Judged | None:
@@ -136,16 +143,22 @@ def _grade(half: str, left: float) -> Grade:
     return "done" if left >= KEPT else "partly" if left >= HALF else "not"
 
 
-def _claim(forget: Judged, retain: Judged, name: str, attack: Attack) -> str:
+def _claim(forget: Judged, retain: Judged | None, name: str, attack: Attack) -> str:
     """What became of the two halves, as far as the items tell."""
+    forgot = _FORGET[forget.grade]
+    if attack == "above" and forget.grade == "done":
+        forgot = "no longer says what it should forget"
+    if retain is None:
+        begin = "Failed: the" if forget.grade == "not" else "The"
+        claim = f"{begin} {name} model {_hedged(forgot, forget)}"
+        if forget.sureness == "open":
+            claim = f"{forget.n} items are too few to say whether the {name} model forgot them"
+        return f"{claim}; whether it kept the rest was not measured."
     if forget.sureness == retain.sureness == "open":
         return (
             f"Too few items to say whether the {name} model forgot what it should "
             f"({forget.n} items) or kept the rest ({retain.n} items)."
         )
-    forgot = _FORGET[forget.grade]
-    if attack == "above" and forget.grade == "done":
-        forgot = "no longer says what it should forget"
     kept = _RETAIN[retain.grade]
     if forget.sureness == "open":
         claim = (

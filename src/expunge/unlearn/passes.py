@@ -106,14 +106,14 @@ class Passes:
 
     @torch.no_grad()
     def losses(self, sample: int | None = None) -> dict[str, float]:
-        """Mean NLL a token of the answers of each half, averaged over its items, or over about
-        `sample` of them that lie evenly among all."""
+        """Mean NLL a token of the answers of each half that has items, averaged over them, or over
+        about `sample` of them that lie evenly among all."""
         found = {}
         device = next(self.model.parameters()).device
         for half, data in self.halves.items():
-            if half not in ("forget", "retain"):
-                continue
             chosen, mine = evenly(data.sequences[: data.own], sample), {}
+            if half not in ("forget", "retain") or not chosen:
+                continue
             for group in my_packs(chosen, self.max_tokens):
                 nll = score(self.model, pack(group, "answer", device)).nll.tolist()
                 mine |= zip((sequence.id for sequence in group), nll, strict=True)

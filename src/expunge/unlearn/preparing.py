@@ -128,7 +128,7 @@ def branch_demand(
     objective, full = Objective(config.terms), config.training == "full"
     lengths = {half: [len(s.tokens) for s in halves.of(half)] for half in halves.names}
     together: list[tuple[Side, ...]] = [("forget",), ("retain",)] if config.rule.apart else [SIDES]
-    passes, piece = set(), max(*lengths["forget"], *lengths["retain"])
+    passes, piece = set(), max(*lengths["forget"], *lengths["retain"], 0)
 
     def tokens(half: Half, items: tuple[int, ...]) -> int:
         return sum(lengths[half][index] for index in items)
@@ -147,7 +147,7 @@ def branch_demand(
         quantized=quantized and not full,
         passes=tuple(sorted(passes)),
         piece=piece,
-        longest=max(max(found) for found in lengths.values()),
+        longest=max(max(found, default=0) for found in lengths.values()),
         rank=None if full else config.lora.rank,
         mask=config.mask,
         dropout=not full and config.lora.dropout > 0,

@@ -11,10 +11,10 @@ from expunge.lora import Lora
 from expunge.model_section import Model
 from expunge.unlearn.companions import Companions
 from expunge.unlearn.levels import Levels
-from expunge.unlearn.masks import Mask
+from expunge.unlearn.masks import MASKS, Mask
 from expunge.unlearn.named import filled_in
 from expunge.unlearn.objective import Objective, Term
-from expunge.unlearn.schedule import Pairing, Schedule, check_schedule, mean_over
+from expunge.unlearn.schedule import Pairing, Schedule, check_schedule, mean_over, row_of
 from expunge.unlearn.sets import SETS
 from expunge.unlearn.snapshots import Keep
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
@@ -174,6 +174,25 @@ class Branch(Section):
     def reads_alternates(self) -> bool:
         """Whether a term needs what only the target can write."""
         return any(term.half in ("alternate", "alternate_pair") for term in self.terms)
+
+    @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """What of it reads retain items, as a recipe names it."""
+        read = [
+            f".terms[{number}] ({term.loss} on retain)"
+            for number, term in enumerate(self.terms)
+            if term.half == "retain"
+        ]
+        mismatched = any(term.half == "mismatch" for term in self.terms)
+        if mismatched and self.companions.mismatch.of == "retain":
+            read.append(".companions.mismatch.of (retain)")
+        if self.mask is not None and "retain" in MASKS[self.mask.kind].passes:
+            read.append(f".mask ({self.mask.kind})")
+        turns = row_of(self.schedule)
+        if turns.apart or turns.keeps:
+            read.append(f".schedule ({self.schedule.kind})")
+        watched = () if self.watch is None else self.watch.retain_readers
+        return (*read, *(f".watch{what}" for what in watched))
 
     def reading(self, model: Model) -> dict[str, Any]:
         """How its items are cut and joined, given the model section."""

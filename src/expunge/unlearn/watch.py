@@ -112,6 +112,16 @@ class Watch(Section):
             )
         return self
 
+    @property
+    def retain_readers(self) -> tuple[str, ...]:
+        """What of it reads retain items, as a recipe names it."""
+        limits = [] if self.until is None else ["retain_growth", "retain_nll"]
+        read = [f".until.{name}" for name in limits if getattr(self.until, name) is not None]
+        aggregates = ("semeval.task_aggregate", "semeval.final")
+        if self.metric is not None and ("retain" in self.metric or self.metric in aggregates):
+            read.append(f".metric ({self.metric})")
+        return tuple(read)
+
     def check(self, steps: int, label: str) -> None:
         """Refuse what a branch of so many steps would never come to; a guard looks at its end."""
         last = max(self.every if self.until is None else 0, *self.at, 0)

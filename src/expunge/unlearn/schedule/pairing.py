@@ -66,7 +66,7 @@ class Sequential(Paired):
 
 
 def pairing(config: Pairing, forget: Sequence[str], retain: int, *, seed: int) -> list[Phase]:
-    """Forget item i is trained beside retain items i·k … i·k+k-1, modulo their number.
+    """Forget item i is trained beside retain items i·k … i·k+k-1, modulo their number, or alone.
 
     The last step of an epoch may be smaller. With k > 1 each epoch shifts by k-1 items, so that
     more of the retain set is seen; with k = 1 the pairs are those of the released system.
@@ -80,7 +80,9 @@ def pairing(config: Pairing, forget: Sequence[str], retain: int, *, seed: int) -
             MicroBatch(
                 forget=tuple(chosen),
                 retain=tuple(
-                    (i * k + j + epoch * (k - 1)) % retain for i in chosen for j in range(k)
+                    (i * k + j + epoch * (k - 1)) % retain
+                    for i in chosen
+                    for j in range(k if retain else 0)
                 ),
             )
             for chosen in chunks(
