@@ -204,7 +204,7 @@ def test_sets_that_overlap_are_refused(fields, tmp_path):
     ("change", "message"),
     [
         ({"brances": {}}, r"unknown field brances. Did you mean 'branches'\?"),
-        ({"data": {}}, "give forget and retain, or synthetic"),
+        ({"data": {}}, "give forget, with retain where something reads it, or synthetic"),
         ({"merges": {"strong": {}}}, "'strong' names two models"),
         ({"merges": {"m": {"of": ["strnog"]}}}, "names the branch 'strnog'. Known: strong, weak"),
         ({"merges": {"m": {"method": "tise"}}}, "Did you mean 'ties'"),

@@ -3,15 +3,25 @@
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from expunge.edit.task import Weights
 from expunge.guard.helpers import HelperSource
-from expunge.guard.make import make_guard, making_of
-from expunge.inputs import Inputs
+from expunge.guard.make import Making, check_guard, make_guard, making_of
+from expunge.inputs import Inputs, said_of
 
 
 class Guards(Inputs, ABC):
     """The part of a pipeline that makes guards."""
+
+    def checked(self, base: Path) -> Path:
+        """The model's folder; before anything is computed, a guard that cannot be made of the texts
+        and the tokenizer is refused too."""
+        base = super().checked(base)
+        for name, guard in self.recipe.guards.items() if self.builds else ():
+            with said_of(f"guard '{name}'"):
+                check_guard(guard, self._making(Weights(base)))
+        return base
 
     def guard(self, name: str, seed: int) -> Weights:
         """One guard, and the weights behind it."""
@@ -20,26 +30,24 @@ class Guards(Inputs, ABC):
         helpers = {role: self.weights(model, seed) for role, model in config.helpers.items()}
 
         def build(work: Path) -> None:
-            making = making_of(
-                behind.base,
-                behind.adapter,
-                dtype=self.recipe.model.dtype,
-                forget=self.sets.forget,
-                retain=self.sets.retain,
-                helpers={
-                    role: self._helper(config.helpers[role], weights)
-                    for role, weights in helpers.items()
-                },
-                separator=self.recipe.model.separator,
-                max_length=self.recipe.model.max_length,
-            )
-            make_guard(config, making, work / "guard")
+            found = {
+                role: self._helper(config.helpers[role], weights)
+                for role, weights in helpers.items()
+            }
+            make_guard(config, self._making(behind, helpers=found), work / "guard")
 
         inputs = {"model": self.recipe.model.told()}
         for role, weights in {"of": behind, **helpers}.items():
             inputs |= {f"{role}.{k}": v for k, v in self._weights_keys(weights).items()}
         done = self.folder.stage(name, config, inputs | self._data_hashes, build)
         return replace(behind, guard=done / "guard")
+
+    def _making(self, behind: Weights, **given: Any) -> Making:
+        """What a guard of these weights is made of."""
+        how = self.recipe.model
+        given |= {"forget": self.sets.forget, "retain": self.sets.retain}
+        given |= {"separator": how.separator, "max_length": how.max_length}
+        return making_of(behind.base, behind.adapter, dtype=how.dtype, **given)
 
     @abstractmethod
     def weights(self, name: str, seed: int) -> Weights:

@@ -23,6 +23,7 @@ from expunge.edit.task import Weights
 from expunge.errors import ExpungeError, RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
+from expunge.finished import Finished
 from expunge.guard.helpers import first_blocks
 from expunge.lora import target_names
 from expunge.quantized import Quantize
@@ -32,7 +33,9 @@ from expunge.unlearn.companions import CompanionSet
 from expunge.unlearn.levels import set_apart
 from expunge.unlearn.objective import Objective
 from expunge.unlearn.preparing import check_fit
+from expunge.unlearn.schedule import phases, row_of
 from expunge.unlearn.sets import Half
+from expunge.unlearn.weighting import check_weighting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,13 +47,41 @@ class Inputs:
     recipe: Recipe
     folder: runs.Run
 
+    @property
+    def builds(self) -> bool:
+        """Whether stages that are not there are made; else nothing is refused for its data."""
+        return not isinstance(self.folder, Finished)
+
     def checked(self, base: Path) -> Path:
         """The model's folder; before anything is computed, what a branch or an edit asks for is
-        refused where the model lacks it."""
+        refused where the model lacks it, or where the data do."""
         check_parts(self.recipe, base)
         for of, (folder, _) in self._level_models.items():
             check_vocabulary(base, folder, f"levels.of: {of}")
+        for name, branch in self.recipe.branches.items() if self.builds else ():
+            with said_of(f"branch '{name}'"):
+                self._check_weightings(branch, base)
+                ids, kept = [one.id for one in self.sets.forget], len(self.sets.retain)
+                made = phases(branch.schedule, ids, kept, seed=self.recipe.seeds[0])
+            if branch.watch is not None:
+                branch.watch.check(sum(len(one.steps) for one in made), f"branch '{name}'")
         return base
+
+    def _check_weightings(self, branch: Branch, base: Path) -> None:
+        """Refuse a weighting by what texts say that none of the given ones says."""
+        sets, objective = self.sets, Objective(branch.terms)
+        beside = sets.forget if row_of(branch.schedule).keeps else []
+        texts = {
+            "forget": sets.forget,
+            "retain": [*sets.retain, *beside],
+            "neutral": sets.neutral,
+        }
+        for term in branch.terms:
+            how, given = term.weighting, texts.get(term.half)
+            if how is not None and how.row.reads == "text" and given is not None:
+                tokenizer = models.load_tokenizer(base)
+                read = self._encode(given, tokenizer, branch)
+                check_weighting(how, read, objective.scope(term.half), tokenizer)
 
     @cached_property
     def _level_models(self) -> dict[str, tuple[Path, str]]:
@@ -205,16 +236,16 @@ def check_parts(recipe: Recipe, base: Path) -> None:
         first = recipe.branches[recipe.calibrated_branches(config)[0]]
         config.check_blocks(f"calibrate '{name}'", target_names(outline, first.lora))
     for name, branch in recipe.branches.items():
-        with _said_of(f"branch '{name}'"):
+        with said_of(f"branch '{name}'"):
             cut = branch.blocks is not None
             check_fit(branch, first_blocks(outline, branch.blocks) if cut else outline)
     for name, edit in recipe.edits.items():
-        with _said_of(f"edit '{name}'"):
+        with said_of(f"edit '{name}'"):
             edit.row.check(outline, edit.settings)
 
 
 @contextmanager
-def _said_of(who: str) -> Iterator[None]:
+def said_of(who: str) -> Iterator[None]:
     """Within the block an error says whom it is about."""
     try:
         yield

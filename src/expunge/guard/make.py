@@ -22,7 +22,7 @@ from expunge.guard.filters import outputs_of
 from expunge.guard.helpers import HelperSource, HelperSpec
 from expunge.guard.made import Made, write_guard
 from expunge.guard.prompting import FORGOTTEN_SUBJECT, Before, Wrapping, icul
-from expunge.guard.scope import Matching, Scope, scope_of
+from expunge.guard.scope import Matching, Scope, fitters, scope_of
 from expunge.guard.section import (
     AnyContrast,
     Eco,
@@ -67,11 +67,17 @@ class Making:
 
     def scope(self, matching: Matching) -> Scope:
         """The scope of the forget set; one that nothing is in is refused."""
+        self.check(matching)
+        return scope_of(matching, self.forget, self.retain)
+
+    def check(self, matching: Matching) -> None:
+        """Refuse a scope that cannot be made."""
         if not self.forget and not matching.keywords:
             raise DataError("there is no forget set, and no keywords: nothing would be in scope")
         if matching.by != "phrases" and not (self.forget and self.retain):
             raise DataError("a classifier needs a forget set and a retain set")
-        return scope_of(matching, self.forget, self.retain)
+        if matching.by != "phrases":
+            fitters()
 
 
 def making_of(base: Path, adapter: Path | None, *, dtype: models.Dtype, **given: Any) -> Making:
@@ -93,14 +99,45 @@ def make_guard(section: Any, making: Making, folder: Path) -> Made:
     from expunge.guard.methods import GUARDS
 
     made = GUARDS[section.kind].make(section, making, folder)
+    _check_room(made, making)
+    write_guard(made, folder)
+    return made
+
+
+def check_guard(section: Any, making: Making) -> None:
+    """Refuse what `make_guard` would, as far as texts and the tokenizer tell without a model."""
+    from expunge.guard.methods import GUARDS
+
+    GUARDS[section.kind].check(section, making)
+
+
+def check_before(section: Prefix | Icul, making: Making) -> None:
+    """What stands before a prompt is written, and must leave room."""
+    if isinstance(section, Icul):
+        _check_room(make_icul(section, making, Path()), making)
+    else:
+        _check_room(make_prefix(section, making, Path()), making)
+
+
+def check_scope(section: InputFilter | OutputFilter, making: Making) -> None:
+    """Something can be in scope."""
+    making.check(section.match)
+
+
+def check_eco(section: Eco, making: Making) -> None:
+    """Something can be in scope, and a strength can be searched for."""
+    making.check(section.match)
+    if section.strength is None:
+        _searchable(making)
+
+
+def _check_room(made: Made, making: Making) -> None:
     room = Wrapping(made.before, making.tokenizer).room
     if room + LEAST_ROOM > making.context:
         raise DataError(
             f"the guard puts {room} tokens before each prompt, and the model's context is "
             f"{making.context}; take fewer or shorter examples"
         )
-    write_guard(made, folder)
-    return made
 
 
 def make_prefix(section: Prefix, making: Making, folder: Path) -> Made:
@@ -179,9 +216,7 @@ def _made(section: Any, **steps: Any) -> Made:
 
 def _searched(section: Eco, making: Making) -> float:
     """The strength at which the answers of some forget items reach the target NLL."""
-    usable = [e for e in making.forget if e.prompt]
-    if not usable:
-        raise DataError("eco searches its strength on forget items that have a prompt; give one")
+    usable = _searchable(making)
     order = np.random.default_rng(section.seed).permutation(len(usable))
     how = {"max_length": making.max_length, "separator": making.separator}
     sequences = [encode(usable[i], making.tokenizer, **how) for i in order[: section.search_items]]
@@ -201,6 +236,13 @@ def _searched(section: Eco, making: Making) -> float:
     strength = search_strength(loss, section.target, steps=section.search_steps)
     say(f"eco: at {strength:.3g} the forget answers have {loss(strength):.2f} nats a token")
     return strength
+
+
+def _searchable(making: Making) -> list[Example]:
+    usable = [e for e in making.forget if e.prompt]
+    if not usable:
+        raise DataError("eco searches its strength on forget items that have a prompt; give one")
+    return usable
 
 
 def _brought(role: str, source: HelperSource, making: Making, folder: Path) -> HelperSpec:

@@ -24,6 +24,8 @@ class GuardMethod:
     cost: str
     test: str
     fidelity: str = "adapted"
+    check: Callable[..., None] = lambda section, making: None
+    """(section, what it is made of) → refused where texts or the tokenizer do not do for it."""
 
 
 _CONTRAST = "tests/guard/test_contrast.py"
@@ -38,6 +40,7 @@ GUARDS: dict[str, GuardMethod] = {
         Needs(access="text"),
         "tokens of the instruction",
         f"{_PROMPTS}::test_a_prefix_stands_before_the_prompt_and_the_same_tokens_are_scored",
+        check=make.check_before,
     ),
     "input_filter": GuardMethod(
         input_filter,
@@ -45,6 +48,7 @@ GUARDS: dict[str, GuardMethod] = {
         replace(_SCOPED, access="text"),
         "0",
         f"{_FILTERS}::test_a_forget_prompt_is_refused_while_a_control_passes",
+        check=make.check_scope,
     ),
     "output_filter": GuardMethod(
         output_filter,
@@ -52,6 +56,7 @@ GUARDS: dict[str, GuardMethod] = {
         Needs(("forget",), access="text"),
         "0; answers cannot be streamed",
         f"{_FILTERS}::test_an_answer_that_copies_is_replaced_and_another_is_not",
+        check=make.check_scope,
     ),
     "icul": GuardMethod(
         icul,
@@ -59,6 +64,7 @@ GUARDS: dict[str, GuardMethod] = {
         Needs(("forget", "retain"), access="text"),
         "tokens of the examples",
         f"{_PROMPTS}::test_the_layout_of_in_context_unlearning_is_exact",
+        check=make.check_before,
     ),
     "uld": GuardMethod(
         uld,
@@ -97,5 +103,6 @@ GUARDS: dict[str, GuardMethod] = {
         replace(_SCOPED, access="embeddings"),
         "0; the search: forward passes of some forget items",
         "tests/guard/test_eco.py::test_noise_is_that_of_the_formula_and_the_same_for_the_same_prompt",
+        check=make.check_eco,
     ),
 }

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -137,6 +137,22 @@ def classifier(
 
     It sees prompts alone, and prompts with answers; the rest is the retain set and neutral texts.
     """
+    vectorizer, regression = fitters()
+    ours = [text for e in forget for text in (e.prompt, _whole(e)) if text]
+    theirs = [text for e in retain for text in (e.prompt, _whole(e)) if text]
+    theirs += neutral_texts()
+    vectors = vectorizer()
+    inputs = vectors.fit_transform([dict.fromkeys(_features(t), 1.0) for t in ours + theirs])
+    labels = np.array([1] * len(ours) + [0] * len(theirs))
+    model = regression(C=10.0, class_weight="balanced", max_iter=2000).fit(inputs, labels)
+    names = vectors.get_feature_names_out()
+    found = zip(names, model.coef_[0], strict=True)
+    weights = {str(name): round(float(w), 5) for name, w in found if abs(w) >= 1e-4}
+    return weights, round(float(model.intercept_[0]), 5)
+
+
+def fitters() -> tuple[Any, Any]:
+    """What a classifier is fitted by; without scikit-learn a `RecipeError`."""
     try:
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -145,17 +161,7 @@ def classifier(
             "a classifier is fitted by scikit-learn: pip install 'expunge[guards]', or match by "
             "phrases"
         ) from None
-    ours = [text for e in forget for text in (e.prompt, _whole(e)) if text]
-    theirs = [text for e in retain for text in (e.prompt, _whole(e)) if text]
-    theirs += neutral_texts()
-    vectors = DictVectorizer()
-    inputs = vectors.fit_transform([dict.fromkeys(_features(t), 1.0) for t in ours + theirs])
-    labels = np.array([1] * len(ours) + [0] * len(theirs))
-    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000).fit(inputs, labels)
-    names = vectors.get_feature_names_out()
-    found = zip(names, model.coef_[0], strict=True)
-    weights = {str(name): round(float(w), 5) for name, w in found if abs(w) >= 1e-4}
-    return weights, round(float(model.intercept_[0]), 5)
+    return DictVectorizer, LogisticRegression
 
 
 def words_of(text: str) -> list[str]:

@@ -8,7 +8,7 @@ EMNLP 2024) is gradient ascent under such weights; which ones its authors take, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -190,12 +190,28 @@ def token_weights(
         else:
             weights = _marked(sequence, tokenizer, config)[sequence.scored_from(scope) :]
         found.append(weights.clamp(config.least, 1.0))
-    if not any(bool(weights.any()) for weights in found):
-        raise DataError(
-            f"the weighting {config.kind} gives no token of {len(found)} items a weight; set "
-            "another pattern, or a `least` above 0"
-        )
+    _check_some(config, found, len(found))
     return found
+
+
+def check_weighting(
+    config: Weighting,
+    sequences: Sequence[TokenSequence],
+    scope: Scope,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Refuse what `token_weights` would, of a weighting that reads the text alone; it reads up to
+    the first item that has a weight."""
+    marked = (_marked(s, tokenizer, config)[s.scored_from(scope) :] for s in sequences)
+    _check_some(config, (m.clamp(config.least, 1.0) for m in marked), len(sequences))
+
+
+def _check_some(config: Weighting, weights: Iterable[Tensor], items: int) -> None:
+    if not any(bool(mine.any()) for mine in weights):
+        raise DataError(
+            f"the weighting {config.kind} gives no token of {items} items a weight; set another "
+            "pattern, or a `least` above 0"
+        )
 
 
 def _marked(
