@@ -86,7 +86,8 @@ _ONCE = """\
 ## What do I have?
 
 A method of each table stands here once, beside the least that it takes. Other answers to the forget
-prompts (refusals, alternates and the like) are made by the program.
+prompts (refusals, alternates and the like) are made by the program. Where there is no retain set,
+leave `data.retain` out: what reads it is named before any work.
 """
 EXAMPLE = """\
 branches:

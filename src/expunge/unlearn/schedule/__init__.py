@@ -121,7 +121,6 @@ SCHEDULES = {
     "pairing": ScheduleRow(
         pairing,
         cost="epochs x (1 + retain_per_forget) C for each forget item",
-        needs="",
         test=f"{_TESTS}::test_an_epoch_is_one_pass_over_forget_with_item_i_beside_retain_item_i_modulo",
     ),
     "sugd": ScheduleRow(
@@ -156,7 +155,6 @@ SCHEDULES = {
     "sequential": ScheduleRow(
         sequential,
         fidelity="own",
-        needs="",
         cost="that of pairing; with again (requests + 1) / 2 times",
         test=f"{_TESTS}::test_requests_come_one_after_another",
     ),
