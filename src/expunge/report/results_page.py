@@ -60,9 +60,10 @@ AUC stands the 95 % [bootstrap interval], the outermost ends over the seeds. MIA
 1 - 2 |AUC - 0.5|; final = mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of
 the final score of a model that no longer writes language, whatever it scored. A partial aggregate
 is over fewer than twelve terms. A board's test documents are those that no calibration looked at;
-two-sided AUC and KS distance are there the worst over the attacks, elsewhere the loss's. – means
-not measured. What was tried on the way, and what follows from the figures, is in
-[lab_notes.md](lab_notes.md).
+they are not new to whoever designed the branches, who saw figures of all documents on the way.
+Two-sided AUC and KS distance are there the worst over the attacks, elsewhere the loss's; the MIA
+score is the loss's, and other attacks may do better (lab notes). – means not measured. What was
+tried on the way, and what follows from the figures, is in [lab_notes.md](lab_notes.md).
 """
 
 _MEASURES = ("task_aggregate", "mia_score", "mia_auc", "mmlu", "final")
