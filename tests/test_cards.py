@@ -144,6 +144,8 @@ def test_a_branch_that_a_budget_cut_short_has_a_card(fields, tmp_path):
     folder = run.branch("strong", 42).folder.parent
     said = json.loads((folder / "stage.json").read_text())
     said["inputs"]["budget"] = "60 s"
+    section = Branch.model_validate(said["section"])
+    said["key"] = runs.stage_key("strong", section, said["inputs"])
     (folder / "stage.json").write_text(json.dumps(said))
     folder.rename(folder.with_name("strong-00ff00ff00ff"))
     _, path = publish.card(tmp_path / "run", "strong")

@@ -138,6 +138,7 @@ def test_one_suite_that_hears_a_collapse_speaks_for_all(monkeypatch):
         "silent": suite("forget.*"),
     }
     monkeypatch.setattr(suites, "SUITES", table)
+    monkeypatch.setattr(suites, "NUMBERS", dict.fromkeys(table, ("final", "forget.a", "kept")))
     openings = {"collapsed": True, "reasons": ["neutral: surprise"]}
     monkeypatch.setattr(suites, "collapse_facts", lambda *_, **__: openings)
     assert asked("silent", "sound") == {

@@ -315,7 +315,12 @@ def searched(tmp_path) -> Path:
         "settings": {"standins": False},
         "points": points,
         "line": [{"t": t, "auc": t, "two_sided": 0.5, "ks": 0.1} for t in (0.2, 0.5)],
-        "cross": {"folds": [{}], "auc_mean": 0.5, "auc_deviation": 0.1, "t_deviation": 0.02},
+        "cross": {
+            "folds": [{"membership": {"loss": {"two_sided": 0.6, "ks": 0.2}}}],
+            "auc_mean": 0.5,
+            "auc_deviation": 0.1,
+            "t_deviation": 0.02,
+        },
         "screening": {"candidates": 4, "seconds": 8.0, "official_seconds": 60.0},
     }
     (tmp_path / "calibration").mkdir()

@@ -233,7 +233,7 @@ def test_a_watched_branch_is_that_of_its_best_step(tuned, tokenizer, tmp_path):
 
 def test_a_matrix_that_nothing_reaches_is_an_error(tuned, tokenizer, tmp_path):
     config = branch(
-        terms=[{"half": "forget", "loss": "hinge", "options": {"target": -9.0}}],
+        terms=[{"half": "forget", "loss": "hinge", "options": {"target": 1e-9}}],
         optimizer={"lr": 1e-3, "weight_decay": 0},
     )
     with pytest.raises(TrainingError, match=r"did not move.* \(it was 0.001 at most"):
