@@ -365,7 +365,7 @@ def test_calibrations_and_analyses_are_drawn_and_listed(results, searched):
     ]
     header, rows = calibrated.tables[0].header, calibrated.tables[0].rows
     shown = [dict(zip(header, row, strict=True)) for row in rows]
-    assert shown[1]["AUC"] == shown[2]["AUC"] == "0.50 / 0.50"
+    assert shown[1]["AUC"] == shown[2]["AUC"] == "0.50 [0.40, 0.60] / 0.50 [0.40, 0.60]"
     assert [row["official"] for row in shown] == ["–", "0.75", "–"]
     assert shown[0]["task (screened)"] == "0.90 / 0.90"
     assert shown[2]["merge"] == "TIES 0.8, weights 1, 1: deep and mild@40"
