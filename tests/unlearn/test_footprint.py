@@ -104,6 +104,8 @@ def test_smaller_packs_and_then_checkpoints_are_picked_where_room_is_short():
     found = fitting(BIG, stage, least - 10_000_000)
     assert found.optimizer.checkpointing
     assert fitting(BIG, stage, 1_000_000) is None
+    without = replace(stage, recomputes=False)  # as latent_adversarial
+    assert fitting(BIG, without, least - 10_000_000) is None
 
 
 def test_larger_packs_and_no_checkpoints_are_picked_where_there_is_room():

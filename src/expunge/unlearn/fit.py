@@ -161,7 +161,8 @@ def _changes(demand: Demand) -> Iterator[dict[str, int | bool]]:
         sizes.append(sizes[-1] // 2)
     most = min(LARGEST, max(map(sum, demand.passes), default=0))
     sizes += [2**n for n in range(own.max_tokens.bit_length(), (most - 1).bit_length() + 1)]
-    for checkpointing in (own.checkpointing, not own.checkpointing):
+    ways = (own.checkpointing, not own.checkpointing) if demand.recomputes else (False,)
+    for checkpointing in ways:
         for tokens in sizes:
             tried = {"max_tokens": tokens, "checkpointing": checkpointing}
             yield {name: value for name, value in tried.items() if value != getattr(own, name)}

@@ -105,6 +105,8 @@ class Demand:
     """Whether the blocks' matrices are held in 4 bits, and unpacked one by one."""
     shards: int = 1
     """Processes that each hold a slice of the model, and of what is trained of it."""
+    recomputes: bool = True
+    """Whether its step rule goes with checkpointing."""
     buffers: int = 0
     """Float32 copies of what is trained, beside the weights, one gradient and two moments."""
 

@@ -158,6 +158,7 @@ def branch_demand(
             for half in halves.names
         ),
         kept=sum(objective.asks(half).vectors * sum(lengths[half]) for half in halves.names),
+        recomputes=config.step.recomputes,
         buffers=1 + config.rule.buffers,  # the weights at the start; what the rule holds
     )
 

@@ -63,6 +63,11 @@ class LatentStep(StepOptions):
                 "a smaller optimizer.max_tokens saves memory too"
             )
 
+    @property
+    def recomputes(self) -> bool:
+        """A block that is computed again would be perturbed again."""
+        return False
+
     def check_model(self, model: nn.Module) -> None:
         """The block must be there, and a pack's tokens in one row."""
         count = len(_blocks(model))

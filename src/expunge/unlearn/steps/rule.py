@@ -42,6 +42,11 @@ class StepOptions(Section):
         other."""
         return False
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether it goes with optimizer.checkpointing."""
+        return True
+
     def start(self, rate: float) -> State:
         """What the rule carries into the first step, where the peak learning rate is `rate`."""
         return {}
