@@ -42,12 +42,12 @@ def checked(pipeline: Pipeline) -> Path:
     return pipeline.original.base
 
 
-def refused(fields: dict, out: Path, error: type[ExpungeError], said: str) -> None:
-    """Every command refuses the recipe, and the run holds no stage of it."""
+def refused(fields: dict, out: Path, error: type[ExpungeError], said: str) -> bool:
+    """Every command refuses the recipe in these words; whether the run holds no stage of it."""
     for command in (expunge.run, expunge.tune):
         with pytest.raises(error, match=said):
             command(fields, out)
-    assert not list((out / "stages").iterdir())
+    return not list((out / "stages").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,9 @@ def refused(fields: dict, out: Path, error: type[ExpungeError], said: str) -> No
     ],
 )
 def test_a_guard_that_cannot_be_made_is_refused(fields, tmp_path, guard, error, said):
+    assert checked(Pipeline(fields, tmp_path / "control")).is_dir()  # without it, all is well
     fields["guards"] = {"g": guard}
-    refused(fields, tmp_path / "run", error, f"guard 'g': .*{said}")
+    assert refused(fields, tmp_path / "run", error, f"guard 'g': .*{said}")
 
 
 @pytest.mark.parametrize("kind", ["input_filter", "output_filter", "eco"])
@@ -69,7 +70,7 @@ def test_a_classifier_without_scikit_learn_is_refused(fields, tmp_path, monkeypa
     fields["guards"] = {"g": {"kind": kind, "match": {"by": "classifier"}}}
     checked(Pipeline(fields, tmp_path / "control"))
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction", None)
-    refused(fields, tmp_path / "run", RecipeError, "guard 'g': .* fitted by scikit-learn")
+    assert refused(fields, tmp_path / "run", RecipeError, "guard 'g': .* fitted by scikit-learn")
 
 
 def test_eco_without_a_prompt_is_refused(fields, tmp_path):
@@ -79,7 +80,7 @@ def test_eco_without_a_prompt_is_refused(fields, tmp_path):
     fields["guards"] = {"g": {"kind": "eco", "strength": 1.0}}
     checked(Pipeline(fields, tmp_path / "control"))
     fields["guards"] = {"g": {"kind": "eco"}}
-    refused(fields, tmp_path / "run", DataError, "guard 'g': eco searches its strength")
+    assert refused(fields, tmp_path / "run", DataError, "guard 'g': eco searches its strength")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_eco_without_a_prompt_is_refused(fields, tmp_path):
 def test_a_branch_that_the_data_do_not_do_for_is_refused(fields, tmp_path, changes, error, said):
     checked(Pipeline(fields, tmp_path / "control"))
     fields["branches"]["x"] |= changes
-    refused(fields, tmp_path / "run", error, f"branch 'x': .*{said}")
+    assert refused(fields, tmp_path / "run", error, f"branch 'x': .*{said}")
 
 
 @pytest.mark.parametrize(

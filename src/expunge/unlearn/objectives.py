@@ -56,6 +56,7 @@ def _said(term: Mapping[str, Any]) -> str:
 _PERSONAL = ["ssn", "phone", "email", "birth", "address"]
 _NLL = {"half": "retain", "loss": "nll"}
 _ASCENT = {"half": "forget", "loss": "gradient_ascent"}
+_UP_TO_THE_BLOCK = "trains an adapter up to the block; the code trains parts of three blocks"
 _SAME_STATES = {"half": "retain", "loss": "hidden_distance", "layer": 7}
 _MEANS = "a mean over items of token means; the common baseline means over all tokens"
 _REFUSALS = "own refusals, a few for each item, read in turn"
@@ -223,7 +224,7 @@ OBJECTIVES = {
             {**_SAME_STATES, "weight": 100.0},
         ),
         fidelity="adapted",
-        differs="trains an adapter up to the block, where the code trains parts of three blocks",
+        differs=_UP_TO_THE_BLOCK,
         cost="< 1 C a term's set",
     ),
     "adaptive_rmu": Named(
@@ -234,7 +235,7 @@ OBJECTIVES = {
             {**_SAME_STATES, "weight": 1200.0},
         ),
         fidelity="adapted",
-        differs="trains an adapter up to the block, where the code trains parts of three blocks",
+        differs=_UP_TO_THE_BLOCK,
         cost="< 1 C a term's set",
     ),
     "llmu": Named(
