@@ -110,6 +110,7 @@ def test_eco_without_a_prompt_is_refused(fields, tmp_path):
             "the weighting spans gives no token of 3 items a weight",
         ),
         ({"watch": {"at": [2]}}, TrainingError, "watch names step 2, and the branch has 1"),
+        ({"keep": {"at": [2]}}, TrainingError, "keep names step 2, and the branch has 1"),
     ],
 )
 def test_a_branch_that_the_data_do_not_do_for_is_refused(fields, tmp_path, changes, error, said):
@@ -132,6 +133,7 @@ def test_a_branch_that_the_data_do_not_do_for_is_refused(fields, tmp_path, chang
             ],
         },
         {"watch": {"at": [1]}},
+        {"keep": {"at": [1]}},
     ],
 )
 def test_a_branch_that_the_data_just_do_for_passes(fields, tmp_path, changes):

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge import runs
+from expunge import models, runs
 from expunge.calibrate.outcome import CALIBRATION, candidate_of
 from expunge.calibrate.section import Calibrate
 from expunge.calibrating import Calibrating
 from expunge.config import parse_section
 from expunge.errors import CalibrationError, RecipeError
+from expunge.inputs import check_groups
 from expunge.recipe import Recipe
 
 
@@ -37,6 +38,7 @@ def calibrate_run(
 ) -> tuple[dict[str, Any], CalibrationError | None]:
     """Calibrate the branches of a run and keep what was found in RUN/calibration/; where no
     candidate meets the floors, also the error that says so."""
+    check_groups(pipeline.recipe, name, config, models.outline(pipeline.original.base))
     done = pipeline.calibration(name, config, seed)
     found = runs.read_json(done / CALIBRATION)
     path = _kept(pipeline.folder.root, name, seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge import models, runs
+from expunge.calibrate.section import Calibrate
 from expunge.companions.levels import UnseenLevels, check_vocabulary
 from expunge.companions.making import Making, companion_sets
 from expunge.data.batches import TokenSequence, encode_all
@@ -63,8 +64,9 @@ class Inputs:
                 self._check_weightings(branch, base)
                 ids, kept = [one.id for one in self.sets.forget], len(self.sets.retain)
                 made = phases(branch.schedule, ids, kept, seed=self.recipe.seeds[0])
-            if branch.watch is not None:
-                branch.watch.check(sum(len(one.steps) for one in made), f"branch '{name}'")
+            for asked in (branch.watch, branch.keep):
+                if asked is not None:
+                    asked.check(sum(len(one.steps) for one in made), f"branch '{name}'")
         return base
 
     def _check_weightings(self, branch: Branch, base: Path) -> None:
@@ -233,8 +235,7 @@ def check_parts(recipe: Recipe, base: Path) -> None:
         return
     outline = models.outline(base)
     for name, config in recipe.calibrate.items():
-        first = recipe.branches[recipe.calibrated_branches(config)[0]]
-        config.check_blocks(f"calibrate '{name}'", target_names(outline, first.lora))
+        check_groups(recipe, name, config, outline)
     for name, branch in recipe.branches.items():
         with said_of(f"branch '{name}'"):
             cut = branch.blocks is not None
@@ -242,6 +243,12 @@ def check_parts(recipe: Recipe, base: Path) -> None:
     for name, edit in recipe.edits.items():
         with said_of(f"edit '{name}'"):
             edit.row.check(outline, edit.settings)
+
+
+def check_groups(recipe: Recipe, name: str, config: Calibrate, outline: PreTrainedModel) -> None:
+    """Refuse a calibration with more groups than blocks that its branches adapt."""
+    first = recipe.branches[recipe.calibrated_branches(config)[0]]
+    config.check_blocks(f"calibrate '{name}'", target_names(outline, first.lora))
 
 
 @contextmanager

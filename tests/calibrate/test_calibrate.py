@@ -24,7 +24,14 @@ from expunge.calibrate.run import ends_of
 from expunge.calibrate.section import Calibrate, Floors, without_passwords
 from expunge.cli import calibration
 from expunge.data.standins import original_id
-from expunge.errors import CalibrationError, DataError, ExpungeError, RunError, UnfinishedError
+from expunge.errors import (
+    CalibrationError,
+    DataError,
+    ExpungeError,
+    RecipeError,
+    RunError,
+    UnfinishedError,
+)
 from expunge.models import load_tokenizer
 from expunge.pipeline import Pipeline
 from expunge.report.calibration import calibration_rows
@@ -377,6 +384,14 @@ def test_a_seed_that_meets_no_floors_does_not_keep_the_next_from_being_calibrate
     with pytest.raises(CalibrationError, match="none of 1"):
         calibration.calibrate(tmp_path, as_json=True)
     assert asked == [1, 2]
+
+
+def test_more_groups_than_blocks_are_refused_of_a_finished_run_before_the_search(run, monkeypatch):
+    monkeypatch.setattr(Pipeline, "calibration", lambda *given: pytest.fail("searched"))
+    with pytest.raises(RecipeError, match="calibrate 'calibrated': groups is 40, and the branches"):
+        expunge.calibrate(run, settings={"groups": 40, "floors": {"retain": 0}})
+    with pytest.raises(pytest.fail.Exception, match="searched"):  # control
+        expunge.calibrate(run, settings={"groups": 1, "floors": {"retain": 0}})
 
 
 def test_any_seed_will_do_and_cmaes_says_nothing_of_constraints(run):

@@ -39,6 +39,22 @@ def test_the_scale_is_no_dial_of_a_line_to_the_target_where_it_would_say_what_t_
     assert line.scale == trial.params["scale"] < 1.3  # control
 
 
+def test_cmaes_learns_of_the_dials_of_every_line(tmp_path):
+    """What only some trials ask for has no place in its distribution, and is drawn at random."""
+    config = Calibrate(methods=("linear", "ties"), sampler="cmaes", scale=(0.7, 1.3), trials=8)
+    study = open_study(f"sqlite:///{tmp_path}/study.db", "name", config)
+    spent, lines = {"read": [], "whole": [], "seconds": 0.0}, []
+    for number in range(8):
+        trial, line = study.ask(OVER, [End(branch="shallow"), *UNDER])
+        assert {"scale", "density"} <= set(trial.params)
+        study.tell(trial, line, number, bracketed=True, lacks={"floors": 0.0}, spent=spent)
+        lines.append(line)
+    searched = study.study.sampler.infer_relative_search_space(study.study, trial)
+    assert {"scale", "density"} <= set(searched)
+    assert {line.scale for line in lines if line.under.branch == TARGET} == {1.3}
+    assert {line.density for line in lines if line.method == "linear"} == {0.8}  # as it is
+
+
 def test_a_database_that_is_lost_on_the_way_is_told_in_a_line(tmp_path):
     path = tmp_path / "study.db"
     study = open_study(f"sqlite:///{path}", "name", Calibrate())

@@ -74,6 +74,12 @@ def options(tmp_path, tiny_folder):
     for name in ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1"):
         given = rows(2, query="Born in {}?", answer="Maine", level=name[-1], type="role play")
         written(f"rwku/{name}.json", given)
+    written("rwku/retain_mmlu.json", rows(2, question="{}?", task="x", examples=[], **four))
+    written("rwku/retain_bbh.json", rows(2, cot="Q: 1?\nA: 1.", question="{}?", answer="2"))
+    sides = {"choices": ["No", "Yes"], "labels": [1, 0]}
+    written("rwku/truthful.json", rows(2, question="{}?", mc1_targets=sides, mc2_targets=sides))
+    written("rwku/triviaqa.json", rows(2, question="{}?", answers=["Nile"]))
+    written("rwku/fluency.json", rows(2, instruction="Write {} lines."))
     told = {
         "semeval": {
             **data,
@@ -94,7 +100,7 @@ def options(tmp_path, tiny_folder):
             name: written(f"{name}.jsonl", rows(8, question="What {}?", **four))
             for name in ("bio", "cyber", "chem")
         },
-        "rwku": {"path": tmp_path / "rwku", "max_new_tokens": 4},
+        "rwku": {"path": tmp_path / "rwku", "max_new_tokens": 4, "long_tokens": 4},
         "knowledge": {"limit": 3},
         "collapse": {"kept": data["retain"]},
         "traces": {"before": tiny_folder, **halves, "vectors": 1, "top_tokens": 9, "random": 3},

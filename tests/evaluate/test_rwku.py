@@ -10,16 +10,16 @@ from expunge.errors import DataError, EvaluationError
 from expunge.evaluate.attacks import compressed_bytes, min_k, min_k_plus_plus
 from expunge.evaluate.reader import reader_of
 from expunge.evaluate.rwku import (
-    ATTACKS,
     PROBES,
     Probe,
-    Rwku,
     answer_score,
     ask,
     first_line,
     read_probes,
     rwku_suite,
 )
+from expunge.evaluate.rwku_rows import ATTACKS, Rwku
+from expunge.evaluate.rwku_utility import UTILITY
 
 
 def row(n, level="1", **more):
@@ -99,7 +99,7 @@ def test_every_row_of_every_file_is_an_item(tiny, tokenizer, folder):
     assert found.numbers["forget.level1"].value == 0.0
     assert found.numbers["mia.forget.nll"].value > 0
     assert found.facts["mia.forget.texts_cut"] == 0
-    assert found.facts["absent"] == []
+    assert found.facts["absent"] == [one.file for one in UTILITY.values()]
     assert found.facts["template"] is False
     limited = rwku_suite(reader_of(tiny, tokenizer), section(folder, limit=1, document_tokens=3))
     assert limited.facts["mia.forget.texts_cut"] == 1
@@ -119,7 +119,8 @@ def test_what_is_still_known_scores_and_what_is_forgotten_does_not(
     known = rwku_suite(reader, section(folder))
     assert known.numbers["forget.level2"].value == 1.0
     assert known.items[0]["generation"] == "Portland, Maine"
-    assert known.facts["absent"] == [n for n in PROBES.values() if n != "forget_level2"]
+    gone = [n for n in PROBES.values() if n != "forget_level2"]
+    assert known.facts["absent"] == [*gone, *(one.file for one in UTILITY.values())]
     monkeypatch.setattr(reader, "text", lambda tokens: "")
     assert rwku_suite(reader, section(folder)).numbers["forget.level2"].value == 0.0
 

@@ -133,17 +133,23 @@ def _sampler(config: Calibrate, done: int) -> Any:
 def _suggested(
     trial: Any, config: Calibrate, over: Sequence[End], under: Sequence[End]
 ) -> Candidate:
-    """A line for a trial to solve; only what is free is asked for."""
+    """A line for a trial to solve; only what is free is asked for, but CMA-ES learns of nothing
+    that some trial lacks, and is asked for all."""
+    every = config.sampler == "cmaes"
     first = trial.suggest_categorical("over", [end.label for end in over])
     second = trial.suggest_categorical("under", [end.label for end in under])
     method = trial.suggest_categorical("method", list(config.methods))
     named = {end.label: end for end in (*over, *under)}
     row = METHODS["task_arithmetic" if method == "linear" else method]
     made: dict[str, Any] = {"scale": config.scale[1]}
-    if second != TARGET:  # to which scale · (1 - t) is the one weight, and t is solved for
-        made["scale"] = trial.suggest_float("scale", *config.scale)
-    if "density" in row.options:
-        made["density"] = trial.suggest_float("density", *config.density)
+    between = second != TARGET  # to which scale · (1 - t) is the one weight, and t is solved for
+    if between or every:
+        scale = trial.suggest_float("scale", *config.scale)
+        made |= {"scale": scale} if between else {}
+    trims = "density" in row.options
+    if trims or (every and any("density" in METHODS[one].options for one in config.methods)):
+        density = trial.suggest_float("density", *config.density)
+        made |= {"density": density} if trims else {}
     if config.groups > 1:
         made["groups"] = tuple(
             trial.suggest_float(f"group_{n}", *config.spread) for n in range(config.groups)

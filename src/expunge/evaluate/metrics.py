@@ -6,6 +6,7 @@ from typing import Any
 
 from expunge.data import pii
 from expunge.evaluate import (
+    abilities,
     attacks,
     balance,
     choices,
@@ -78,6 +79,10 @@ _VERBATIM = f"{_TESTS}_muse.py::test_verbatim_by_hand"
 _GOES_ON = f"{_TESTS}_muse.py::test_an_answer_ends_where_the_model_goes_on_by_itself"
 _LEAKAGE = f"{_TESTS}_muse.py::test_leakage_tells_what_is_known_from_what_never_was"
 _FIRST_LINE = f"{_TESTS}_rwku.py::test_the_score_is_the_share_of_the_answer_in_the_first_line"
+_EXACT = f"{_TESTS}_abilities.py::test_an_answer_is_exact_word_by_word"
+_OVERLAPPING = f"{_TESTS}_abilities.py::test_f1_by_hand"
+_TRUTHFUL = f"{_TESTS}_abilities.py::test_truthfulness_by_hand"
+_VARIETY = f"{_TESTS}_abilities.py::test_entropy_by_hand"
 _WORDS = f"{_TESTS}_knowledge.py::test_an_answer_is_found_as_whole_words_of_the_first_line"
 _ENDS = f"{_TESTS}_knowledge.py::test_the_right_end_must_be_likelier_than_every_other"
 _OVERLAP = f"{_TESTS}_traces.py::test_overlap_by_hand"
@@ -219,6 +224,19 @@ METRICS = {
     ),
     "rwku": Metric(
         rwku.answer_score, "RWKU, arXiv:2406.10890", "generations", _FIRST_LINE, "adapted"
+    ),
+    "exact_answer": Metric(
+        abilities.exact_answer, "arXiv:1606.05250", "generations", _EXACT, "adapted"
+    ),
+    "token_f1": Metric(abilities.token_f1, "arXiv:1606.05250", "generations", _OVERLAPPING),
+    "truthful_mc1": Metric(
+        abilities.truthful_mc1, "arXiv:2109.07958", "token scores", _TRUTHFUL, cost=_FORWARD
+    ),
+    "truthful_mc2": Metric(
+        abilities.truthful_mc2, "arXiv:2109.07958", "token scores", _TRUTHFUL, cost=_FORWARD
+    ),
+    "ngram_entropy": Metric(
+        abilities.ngram_entropy, "arXiv:1809.05972", "generations", _VARIETY, "adapted"
     ),
     "contains_answer": Metric(
         knowledge.contains_answer, "this project", "generations", _WORDS, "own"

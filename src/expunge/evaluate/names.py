@@ -85,6 +85,13 @@ NUMBERS: dict[str, dict[str, str]] = {
         "mia.<set>.zlib": "Mean score of the attack `zlib`: high where a text is still known.",
         "mia.<set>.min_k": "Mean score of `min_k`, of 20 % of the tokens.",
         "mia.<set>.min_k_plus_plus": "Mean score of `min_k_plus_plus`, of 20 % of the tokens.",
+        "utility.general": "Accuracy on MMLU, five solved questions before each; chance is 0.25.",
+        "utility.reason": "Mean `exact_answer` of what chains of thought end with, on BBH.",
+        "utility.truthfulness": "Mean `truthful_mc1`, on TruthfulQA.",
+        "utility.truthfulness.mc2": "Mean `truthful_mc2` of the same questions.",
+        "utility.factuality": "Mean `token_f1` of short answers, on TriviaQA.",
+        "utility.factuality.exact": "Mean `exact_answer` of the same.",
+        "utility.fluency": "Mean `ngram_entropy`, in bits, of replies to AlpacaEval's prompts.",
     },
     "knowledge": {
         "generated": "Share of questions answered (`contains_answer`).",

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from expunge.config import Section
-from expunge.data.batches import encode_document, prompt_tokens
-from expunge.data.chat import chat_tokens
+from expunge.data.batches import encode_document
 from expunge.data.examples import Document
-from expunge.data.rows import Row
-from expunge.data.sources import Source, locate, source_rows
-from expunge.errors import DataError, EvaluationError
+from expunge.data.sources import Source, locate
+from expunge.errors import DataError
 from expunge.evaluate.attacks import min_k, min_k_plus_plus, zlib_ratio
 from expunge.evaluate.numbers import Measured, estimate, resampled
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.rwku_rows import (
+    Rwku,
+    is_templated,
+    item_of,
+    prompt_of,
+    rows_of,
+    source_of,
+    text_of,
+)
+from expunge.evaluate.rwku_utility import measure_utility
 from expunge.evaluate.semeval import completion_score
-from expunge.registry import did_you_mean
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-HUB = "hub:jinzhuoran/RWKU"
 PROBES = {
     "forget.level1": "forget_level1",
     "forget.level2": "forget_level2",
@@ -41,9 +41,6 @@ PROBES = {
 MEMBERS = {"mia.forget": ("mia_forget", "forget_mia"), "mia.retain": ("mia_retain", "retain_mia")}
 """Sets of texts that membership attacks are made on: number, Hub subset, file."""
 
-ATTACKS = ("nll", "zlib", "min_k", "min_k_plus_plus")
-"""What is measured of each of their texts: its loss, and attacks that need no more than that."""
-
 MIN_K = 20
 """Percent of a text's tokens that min_k and min_k_plus_plus look at, as the release reports it."""
 
@@ -52,31 +49,6 @@ INSTRUCTIONS = {
     "2": "Please briefly answer the following question.\n",
 }
 ANSWER = "Answer:"
-
-
-class Rwku(Section):
-    """Where RWKU lies, and how its probes are asked."""
-
-    path: str = HUB
-    """`hub:jinzhuoran/RWKU`, or a folder of its files (`forget_level1.json` to `_level3`,
-    `neighbor_level1.json`, `neighbor_level2.json`, `forget_mia.json`, `retain_mia.json`), as its
-    release writes one for each target. `data:FOLDER` lies in the data folder. A file that is not
-    there is not measured; the facts name it."""
-
-    subject: str | None = None
-    """Keep only the rows of this person, as in `Stephen King`; null takes all."""
-
-    template: bool | None = None
-    """Ask within the tokenizer's chat template, as the release does; null: where it has one."""
-
-    max_new_tokens: int = Field(default=30, ge=1)
-    """Longest answer, in tokens; 30 in the release."""
-
-    document_tokens: int = Field(default=512, ge=2)
-    """Longest text of the membership sets, in tokens."""
-
-    limit: int | None = Field(default=None, ge=1)
-    """Measure only the first so many of each set; the others are items without a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +108,12 @@ def read_probes(name: str, source: Source, subject: str | None = None) -> list[P
     """
     level = name[-1]
     probes = []
-    for number, row in _rows(source, subject):
+    for number, row in rows_of(source, subject):
         probes.append(
             Probe(
                 f"{name}/{number}",
-                _text(row, "query", source.path),
-                _text(row, "answer", source.path),
+                text_of(row, "query", source.path),
+                text_of(row, "answer", source.path),
                 level,  # pyright: ignore[reportArgumentType]
                 str(row.fields.get("type") or "") if level == "3" else "",
             )
@@ -155,35 +127,37 @@ def read_probes(name: str, source: Source, subject: str | None = None) -> list[P
 def read_texts(name: str, source: Source, subject: str | None = None) -> list[Document]:
     """The texts of a membership set: the column `text`."""
     return [
-        Document(f"{name}/{number}", _text(row, "text", source.path))
-        for number, row in _rows(source, subject)
+        Document(f"{name}/{number}", text_of(row, "text", source.path))
+        for number, row in rows_of(source, subject)
     ]
 
 
 def rwku_suite(reader: Reader, section: Rwku) -> Measured:
-    """ROUGE-L recall of each level, and the mean scores of the membership sets under four attacks.
+    """ROUGE-L recall of each level, membership sets under four attacks, and general ability.
 
-    Low on `forget`, high on `neighbor`; forgotten texts have a higher loss, and score lower under
-    the attacks, than kept ones. The release has no neighbours of level 3. Its utility sets (MMLU,
-    BBH, TruthfulQA, TriviaQA, AlpacaEval) are left out: `mmlu`, `knowledge`, `collapse` and
-    `lm_eval` stand for them. Untested against the Hub's own files.
+    Low on `forget`, high on `neighbor` and `utility`; forgotten texts have a higher loss, and score
+    lower under the attacks, than kept ones. The release has no neighbours of level 3. Untested
+    against the Hub's own files.
 
     Differs: the release drops a text whose loss is NaN, which here is an error; min-k takes one
-    token at least.
+    token at least; the solved questions before those of truthfulness and factuality are this
+    project's unless `truthful_preset` and `trivia_preset` name others.
 
     Source: Jin et al. 2024, arXiv:2406.10890.
     """
     found = Measured(facts={"absent": []})
-    templated = _templated(reader.tokenizer, section.template)
+    templated = is_templated(reader.tokenizer, section.template)
     found.facts["template"] = templated
     for name, subset in PROBES.items():
-        source = _source(section, subset, subset, found)
+        source = source_of(section, subset, subset, found)
         if source is not None:
             _measure_probes(reader, section, name, source, templated, found)
     for name, (subset, file) in MEMBERS.items():
-        source = _source(section, subset, file, found)
+        source = source_of(section, subset, file, found)
         if source is not None:
             _measure_texts(reader, section, name, source, found)
+    if section.utility:
+        measure_utility(reader, section, templated, found)
     if not found.items:
         locate(f"{section.path}/{PROBES['forget.level1']}.json")  # says what is not there
     return found
@@ -198,7 +172,7 @@ def _measure_probes(
     found: Measured,
 ) -> None:
     probes = read_probes(name, source, section.subject)
-    raw = [_prompt(reader.tokenizer, probe, templated) for probe in probes[: section.limit]]
+    raw = [prompt_of(reader.tokenizer, *ask(probe), templated) for probe in probes[: section.limit]]
     prompts, cut = fit_prompts(raw, reader.context, section.max_new_tokens)
     made = reader.generations(prompts, max_new_tokens=section.max_new_tokens, label=f"rwku {name}")
     texts = [reader.text(generation.tokens) for generation in made]
@@ -212,7 +186,7 @@ def _measure_probes(
     for full, own in attacks.items():
         found.numbers[full] = estimate(own, name=full)
     for i, probe in enumerate(probes):
-        row = _item(name, probe.id)
+        row = item_of(name, probe.id)
         row["attack"] = probe.attack or None
         if i < len(scores):
             row |= {"generation": first_line(texts[i]), "rouge_l_recall": scores[i]}
@@ -242,59 +216,4 @@ def _measure_texts(
     found.facts[f"{name}.texts_cut"] = sum(sequence.cut > 0 for sequence in sequences)
     for i, document in enumerate(documents):
         measured = {key: own[i] for key, own in values.items() if i < len(own)}
-        found.items.append(_item(name, document.id) | measured)
-
-
-def _item(group: str, name: str) -> dict[str, Any]:
-    """A row of which nothing is measured yet."""
-    fields = ("attack", "generation", "rouge_l_recall", *ATTACKS)
-    return {"group": group, "id": name, **dict.fromkeys(fields)}
-
-
-def _source(section: Rwku, subset: str, file: str, found: Measured) -> Source | None:
-    """Where a set lies; None, and a fact, where a folder lacks its file."""
-    if section.path.startswith("hub:"):
-        return Source(path=section.path, subset=subset, split="test")
-    path = f"{section.path}/{file}.json"
-    try:
-        locate(path)
-    except DataError:
-        found.facts["absent"].append(file)
-        return None
-    return Source(path=path)
-
-
-def _rows(source: Source, subject: str | None) -> list[tuple[int, Row]]:
-    """The rows of a person, each with its number in the file."""
-    rows = list(enumerate(source_rows(source)))
-    if subject is None:
-        return rows
-    kept = [(number, row) for number, row in rows if row.fields.get("subject") == subject]
-    if not kept:
-        known = {str(row.fields.get("subject")) for _, row in rows}
-        raise DataError(
-            f"{source.path} has no row of the subject {subject!r}.{did_you_mean(subject, known)}"
-        )
-    return kept
-
-
-def _text(row: Row, column: str, origin: str) -> str:
-    value = row.fields.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{origin}, {row.place}: {column!r} must be text, but is {value!r:.60}")
-    return value
-
-
-def _templated(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
-    has_one = bool(tokenizer.chat_template)
-    if wanted and not has_one:
-        raise EvaluationError("rwku.template is true, but the tokenizer has no chat template")
-    return has_one if wanted is None else wanted
-
-
-def _prompt(tokenizer: PreTrainedTokenizerBase, probe: Probe, templated: bool) -> list[int]:
-    """Tokens of the turn and of how the answer begins; a template brings its own BOS."""
-    turn, begun = ask(probe)
-    if not templated:
-        return prompt_tokens(tokenizer, turn + begun)
-    return chat_tokens(tokenizer, turn, begun)
+        found.items.append(item_of(name, document.id) | measured)

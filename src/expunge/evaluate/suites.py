@@ -154,8 +154,8 @@ SUITES: dict[str, Suite] = {
         rwku.Rwku,
         rwku.rwku_suite,
         "Jin et al. 2024, arXiv:2406.10890",
-        "ROUGE-L recall on real people and their neighbours by level; losses of member texts",
-        ("forget.*", "mia.*"),
+        "ROUGE-L recall on real people and neighbours; losses of member texts; five abilities",
+        ("forget.*", "mia.*", "utility.fluency"),
     ),
     "knowledge": Suite(
         knowledge.Knowledge,

@@ -37,6 +37,12 @@ class Keep(Section):
             raise ValueError("at counts steps from 1; before the first there is the target")
         return self
 
+    def check(self, steps: int, label: str) -> None:
+        """Refuse what a branch of so many steps would never come to."""
+        last = max(self.every, *self.at, 0)
+        if last > steps:
+            raise TrainingError(f"{label}: keep names step {last}, and the branch has {steps}")
+
     def due(self, step: int, ends: Collection[int]) -> bool:
         """Whether to keep the weights after this step; epochs and phases end after `ends`."""
         regular = self.every and step % self.every == 0
@@ -61,9 +67,7 @@ class Keeper:
     ) -> None:
         """`write` puts the weights as they are now into a folder, whole or not at all. What a
         branch `label` of so many `steps` would never come to is refused."""
-        last = max(config.every, *config.at, 0)
-        if last > steps:
-            raise TrainingError(f"{label}: keep names step {last}, and the branch has {steps}")
+        config.check(steps, label)
         self.config, self.write, self.ends = config, write, ends
         self.folder = folder
 
