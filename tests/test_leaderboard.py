@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from expunge.errors import ExpungeError, RecipeError
+from expunge.errors import ExpungeError, RecipeError, TrainingError
 from expunge.leaderboard.run import merit, run_leaderboard
 from expunge.leaderboard.section import Board
 from expunge.report.leaderboard import (
@@ -226,3 +226,20 @@ def test_a_run_tunes_each_method_scores_each_seed_and_does_nothing_twice(fields,
     assert not any(name.startswith("evaluate-weak-") for name in made)
     results = json.loads((out / "merge-2" / "results.json").read_text())
     assert results["models"]["weak"]["semeval"]["task_aggregate"] is None
+
+
+def test_a_setting_that_cannot_be_trained_loses_and_the_others_are_compared(fields, tmp_path):
+    npo, path = fields["methods"]["npo"], "branches.npo.optimizer.lr"
+    fields["methods"] = {"npo": npo}
+    npo["settings"] = {path: [1e30, 1e-3]}
+    said: list[str] = []
+    board = Board(written(fields, tmp_path))
+    (_, row) = run_leaderboard(board, tmp_path / "out", seeds=[1], say=said.append)
+    assert (row.settings, row.trials) == ({path: 1e-3}, 2)
+    assert "npo-trial-1" in said[0]
+    assert "merit" not in said[0]
+    assert said[1].startswith("npo-trial-2: branches.npo.optimizer.lr=0.001: merit")
+    npo["settings"] = {path: [1e30, 1e31]}
+    board = Board(written(fields, tmp_path))
+    with pytest.raises(TrainingError):
+        run_leaderboard(board, tmp_path / "other", seeds=[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge import models
 from expunge.cells import Workers
-from expunge.errors import ExpungeError, RecipeError
+from expunge.errors import ExpungeError, RecipeError, TrainingError
 from expunge.inputs import check_parts
 from expunge.leaderboard.section import Board
 from expunge.pipeline import Pipeline
@@ -78,7 +78,8 @@ def _tuned(
     workers: Workers | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The best of a method's settings by `merit`."""
+    """The best of a method's settings by `merit`; one whose training fails is passed over, and
+    where all fail, the first error ends it."""
     trials = board.config.methods[name].trials
     if len(trials) == 1:
         return trials[0]
@@ -87,13 +88,24 @@ def _tuned(
         board.recipe(name, settings, seeds=seeds, label=f"{name}-trial-{number}", trial=True)
         for number, settings in enumerate(trials, 1)
     ]
-    folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
-    merits = []
+    try:
+        folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
+    except TrainingError:  # of one of them; the others go on by themselves
+        folders = {}
+    found, failed = [], []
     for recipe, settings in zip(recipes, trials, strict=True):
-        merits.append(merit(_scored(recipe, folders[recipe.name][seeds[0]])))
         said = ", ".join(f"{place}={value}" for place, value in settings.items())
-        say(f"{recipe.name}: {said}: {_told(merits[-1])}")
-    return trials[merits.index(max(merits))]
+        try:
+            made = folders or run_pipelines([_pipeline(recipe, out)], workers)
+        except TrainingError as error:
+            failed.append(error)
+            say(f"{recipe.name}: {said}: {error}")
+            continue
+        found.append((merit(_scored(recipe, made[recipe.name][seeds[0]])), settings))
+        say(f"{recipe.name}: {said}: {_told(found[-1][0])}")
+    if not found:
+        raise failed[0]
+    return max(found, key=lambda one: one[0])[1]
 
 
 def merit(model: ModelResults) -> tuple[bool, float]:

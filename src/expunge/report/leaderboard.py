@@ -168,7 +168,8 @@ goes on where it was cut off; `--on recipes/synthetic-tiny.yaml` takes that reci
 in place of the board's. A heading below is the recipe whose target the methods start from. Every
 method starts from the same target and is given the same budget: at most the trials of `tuning` in
 that file, compared on a sample of the items and one seed by the mean of task aggregate, MIA score
-and the plain mean of the twelve terms, collapsed ones last; the settings that won are in the table.
+and the plain mean of the twelve terms, collapsed ones last and those whose training fails passed
+over; the settings that won are in the table.
 Each figure is the mean over the seeds ± their standard deviation. ★ marks the Pareto front of
 forgetting (mean of the six forget terms, inverted), retention (mean of the six retain terms) and
 MIA score, among models that did not collapse. Time and memory are those of making the model from
