@@ -5,6 +5,7 @@ reference scores and the tables of what a model said.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -88,10 +89,10 @@ def _tuned(
         board.recipe(name, settings, seeds=seeds, label=f"{name}-trial-{number}", trial=True)
         for number, settings in enumerate(trials, 1)
     ]
-    try:
-        folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
-    except TrainingError:  # of one of them; the others go on by themselves
-        folders = {}
+    folders: dict[str, dict[int, Path]] = {}
+    if workers is not None:
+        with suppress(TrainingError):  # of one of them, which ends all: then one after another
+            folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
     found, failed = [], []
     for recipe, settings in zip(recipes, trials, strict=True):
         said = ", ".join(f"{place}={value}" for place, value in settings.items())
