@@ -181,6 +181,8 @@ def test_reasoning_ends_once_its_answer_is_named(tiny, tokenizer, folder, monkey
         value = rwku_suite(reader, section(folder)).numbers["utility.reason"].value
         assert value == float(text != "nothing")
     assert plain.numbers["utility.reason"].value == 0.0
+    (folder / "retain_bbh.json").write_text(json.dumps([ROWS["retain_bbh"] | {"answer": ["4"]}]))
+    assert rwku_suite(reader, section(folder)).numbers["utility.reason"].value == 1.0  # a list
     assert all(short < long for long, short in pairwise(lengths))
 
 
@@ -211,6 +213,7 @@ def test_presets_can_be_those_of_the_release(tiny, tokenizer, folder, tmp_path, 
         ("retain_mmlu", {"question": ""}, "row 1: 'question' must be text"),
         ("retain_mmlu", {"task": 3}, "row 1: 'task' must be text"),
         ("retain_bbh", {"cot": None}, "row 1: 'cot' must be text"),
+        ("retain_bbh", {"answer": []}, "row 1: 'answer' must be text"),
         ("truthful", {"mc1_targets": None}, "row 1: 'mc1_targets' must hold lists"),
         (
             "truthful",

@@ -27,9 +27,9 @@ def exact_answer(answers: Sequence[str], said: str) -> bool:
 
         exact = ∃ k: words(answer_k) = words(said),   lowered, without punctuation and articles
 
-    Differs: `A` alone is kept as a word, which an option (A) of BBH is; the release compares what
-    was said with the single characters of BBH's answer, so that True and False are never right
-    and (A) always is.
+    Differs: `A` alone is kept as a word, which an option (A) of BBH is. The release compares what
+    was said with each element of BBH's answer: were that a text, with its single characters, by
+    which True and False are never right and (A) always is.
 
     Source: Rajpurkar et al. 2016, arXiv:1606.05250; RWKU, arXiv:2406.10890.
     """

@@ -113,13 +113,16 @@ def _measure_choices(
     return hits, cut
 
 
-def _read_reasoning(row: Row, origin: str) -> tuple[str, str]:
+def _read_reasoning(row: Row, origin: str) -> tuple[str, list[str]]:
+    """The turn, and the accepted wordings: BBH's answer is a text or a list of such."""
     examples, question = (text_of(row, column, origin) for column in ("cot", "question"))
     turn = (
         f"{examples.strip()}\n\nFollowing previous examples, answer the following questions and "
         f"end with 'so the answer is'\nQ: {question}"
     )
-    return turn, text_of(row, "answer", origin)
+    given, where = row.fields.get("answer"), f"{origin}, {row.place}: 'answer'"
+    answers = given if isinstance(given, list) and given else [given]
+    return turn, [checked_text(one, where) for one in answers]
 
 
 def _measure_reasoning(
@@ -136,8 +139,8 @@ def _measure_reasoning(
     )
     said = [reasoned(reader.text(one.tokens)) for one in made]
     hits = [
-        {"exact": float(exact_answer([answer], one))}
-        for (_, answer), one in zip(given, said, strict=True)
+        {"exact": float(exact_answer(answers, one))}
+        for (_, answers), one in zip(given, said, strict=True)
     ]
     return hits, cut
 
