@@ -1,7 +1,6 @@
 """RWKU's utility sets: how each is asked, what is measured of it, and which rows are refused."""
 
 import json
-from itertools import pairwise
 
 import pytest
 
@@ -183,7 +182,7 @@ def test_reasoning_ends_once_its_answer_is_named(tiny, tokenizer, folder, monkey
     assert plain.numbers["utility.reason"].value == 0.0
     (folder / "retain_bbh.json").write_text(json.dumps([ROWS["retain_bbh"] | {"answer": ["4"]}]))
     assert rwku_suite(reader, section(folder)).numbers["utility.reason"].value == 1.0  # a list
-    assert all(short < long for long, short in pairwise(lengths))
+    assert lengths[1] < lengths[0]
 
 
 def test_presets_can_be_those_of_the_release(tiny, tokenizer, folder, tmp_path, monkeypatch):
