@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from expunge.errors import ExpungeError, RecipeError, TrainingError
+from expunge.errors import ExpungeError, RecipeError
 from expunge.leaderboard.run import merit, run_leaderboard
 from expunge.leaderboard.section import Board
 from expunge.report.leaderboard import (
@@ -239,7 +239,38 @@ def test_a_setting_that_cannot_be_trained_loses_and_the_others_are_compared(fiel
     assert "npo-trial-1" in said[0]
     assert "merit" not in said[0]
     assert said[1].startswith("npo-trial-2: branches.npo.optimizer.lr=0.001: merit")
+
+
+def test_a_method_that_cannot_be_trained_has_a_row_and_the_others_go_on(fields, tmp_path):
+    npo, path = fields["methods"]["npo"], "branches.npo.optimizer.lr"
     npo["settings"] = {path: [1e30, 1e31]}
+    said: list[str] = []
     board = Board(written(fields, tmp_path))
-    with pytest.raises(TrainingError):
-        run_leaderboard(board, tmp_path / "other", seeds=[1])
+    rows = run_leaderboard(board, tmp_path / "out", seeds=[1], say=said.append)
+    _, failed, merge = rows
+    assert [(row.method, row.settings) for row in rows[1:]] == [
+        ("npo", {path: 1e30}),
+        ("merge", {}),
+    ]
+    assert "merit" not in "".join(said)
+    assert failed.failed
+    assert failed.final is None
+    assert merge.task_aggregate is not None
+    assert not merge.failed
+    add_standings(tmp_path / "rows.json", rows)
+    assert read_standings(tmp_path / "rows.json") == rows
+
+
+def test_seeds_that_failed_are_told_and_are_in_no_mean():
+    rows = [
+        standing("half", 1, final=0.9, collapsed=False, note="ours"),
+        standing("half", 2, failed="the loss is not finite"),
+        standing("none", failed="nothing moved"),
+        standing("poor", final=0.1, collapsed=False),
+    ]
+    header, body = leaderboard_table(rows)
+    shown = [dict(zip(header, cells, strict=True)) for cells in body]
+    assert [cells["method"] for cells in shown] == ["half", "poor", "none"]
+    assert shown[0]["final ↑"] == "0.900 (**FAILED** in 1 of 2 seeds)"
+    assert shown[0]["note"] == "ours; the loss is not finite"
+    assert [shown[2][name] for name in ("final ↑", "Pareto")] == ["**FAILED**", ""]

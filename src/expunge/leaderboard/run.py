@@ -33,7 +33,8 @@ def run_leaderboard(
     say: Callable[[str], None] = lambda said: None,
     keep: Callable[[list[Standing]], None] = lambda rows: None,
 ) -> list[Standing]:
-    """Run the chosen methods and seeds (all, where none is named); a row for each of them.
+    """Run the chosen methods and seeds (all, where none is named); a row for each of them, with
+    the reason alone where it cannot be trained.
 
     Seed by seed, so that a run that is cut off has compared every method on the first. `keep` is
     given the rows of each method as soon as they are measured.
@@ -79,8 +80,8 @@ def _tuned(
     workers: Workers | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The best of a method's settings by `merit`; one whose training fails is passed over, and
-    where all fail, the first error ends it."""
+    """The best of a method's settings by `merit`; one whose training fails is passed over. The
+    first where none can be trained."""
     trials = board.config.methods[name].trials
     if len(trials) == 1:
         return trials[0]
@@ -93,20 +94,17 @@ def _tuned(
     if workers is not None:
         with suppress(TrainingError):  # of one of them, which ends all: then one after another
             folders = run_pipelines([_pipeline(recipe, out) for recipe in recipes], workers)
-    found, failed = [], []
+    found = []
     for recipe, settings in zip(recipes, trials, strict=True):
         said = ", ".join(f"{place}={value}" for place, value in settings.items())
         try:
             made = folders or run_pipelines([_pipeline(recipe, out)], workers)
         except TrainingError as error:
-            failed.append(error)
             say(f"{recipe.name}: {said}: {error}")
             continue
         found.append((merit(_scored(recipe, made[recipe.name][seeds[0]])), settings))
         say(f"{recipe.name}: {said}: {_told(found[-1][0])}")
-    if not found:
-        raise failed[0]
-    return max(found, key=lambda one: one[0])[1]
+    return max(found, key=lambda one: one[0])[1] if found else trials[0]
 
 
 def merit(model: ModelResults) -> tuple[bool, float]:
@@ -140,19 +138,15 @@ def _standings(
     name: str,
     settings: dict[str, Any],
 ) -> list[Standing]:
-    folders = run_pipelines([_pipeline(recipe, out)], workers)[recipe.name]
     entry = board.config.methods[name]
+    known: dict[str, Any] = {"method": name, "board": board.name, "settings": settings}
+    known |= {"trials": len(entry.trials), "note": entry.note}
+    try:
+        folders = run_pipelines([_pipeline(recipe, out)], workers)[recipe.name]
+    except TrainingError as error:
+        return [Standing(**known, seed=seed, failed=str(error)) for seed in recipe.seeds]
     return [
-        standing_of(
-            read_results(folder / "results.json"),
-            entry.model or name,
-            method=name,
-            board=board.name,
-            seed=seed,
-            settings=settings,
-            trials=len(entry.trials),
-            note=entry.note,
-        )
+        standing_of(read_results(folder / "results.json"), entry.model or name, seed=seed, **known)
         for seed, folder in folders.items()
     ]
 

@@ -11,7 +11,7 @@ from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.report.results import Results, Share, first_fault, mean_term
-from expunge.report.tables import COLLAPSED, NOT_MEASURED, markdown, number
+from expunge.report.tables import COLLAPSED, FAILED, NOT_MEASURED, markdown, number
 
 TARGET = "target"
 """What the methods start from; it stands in the table and is not ranked."""
@@ -61,6 +61,9 @@ class Standing(Section):
 
     collapsed: bool | None = None
     """True for a destroyed model."""
+
+    failed: str = ""
+    """Why it could not be trained, in which case nothing is measured."""
 
     seconds: float | None = None
     """Time of the stages that made it from the target."""
@@ -170,11 +173,12 @@ method starts from the same target and is given the same budget: at most the tri
 that file, compared on a sample of the items and one seed by the mean of task aggregate, MIA score
 and the plain mean of the twelve terms, collapsed ones last and those whose training fails passed
 over; the settings that won are in the table.
-Each figure is the mean over the seeds ± their standard deviation. ★ marks the Pareto front of
-forgetting (mean of the six forget terms, inverted), retention (mean of the six retain terms) and
-MIA score, among models that did not collapse. Time and memory are those of making the model from
-the target, without evaluation; time is that of a shared machine. COLLAPSED stands in place of the
-final score of a model that no longer writes language.
+Each figure is the mean over the seeds ± their standard deviation; a seed on which training fails
+with these settings is FAILED and in no mean. ★ marks the Pareto front of forgetting (mean of the
+six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
+that fail and collapse on no seed. Time and memory are those of making the model from the target,
+without evaluation; time is that of a shared machine. COLLAPSED stands in place of the final score
+of a model that no longer writes language.
 """
 
 _HEADER = [
@@ -213,16 +217,19 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
         _mean(rows, "peak_bytes", 1e9, 1),
         ", ".join(sorted(settings)) or NOT_MEASURED,
         str(max(row.trials for row in rows)),
-        rows[0].note or NOT_MEASURED,
+        "; ".join(filter(None, [rows[0].note, *(row.failed for row in rows)])) or NOT_MEASURED,
         ", ".join(dict.fromkeys(row.commit or NOT_MEASURED for row in rows)),
     ]
 
 
 def _final(rows: list[Standing]) -> str:
-    collapsed = sum(bool(row.collapsed) for row in rows)
-    if collapsed == len(rows):
-        return f"**{COLLAPSED}**"
-    more = f" (**{COLLAPSED}** in {collapsed} of {len(rows)} seeds)" if collapsed else ""
+    more = ""
+    fates = {FAILED: [bool(row.failed) for row in rows], COLLAPSED: [row.collapsed for row in rows]}
+    for fate, met in fates.items():
+        count = sum(map(bool, met))
+        if count == len(rows):
+            return f"**{fate}**"
+        more += f" (**{fate}** in {count} of {len(rows)} seeds)" if count else ""
     return _spread(rows, "final") + more
 
 
@@ -240,12 +247,13 @@ def _mean(rows: list[Standing], field: str, unit: float, digits: int) -> str:
 
 def _order(name: str, rows: list[Standing]) -> tuple[bool, bool, float]:
     finals = [row.final for row in rows if row.final is not None]
-    collapsed = all(row.collapsed for row in rows)
-    return name == TARGET, collapsed, -fmean(finals) if finals else 0.0
+    destroyed = all(row.collapsed or row.failed for row in rows)
+    return name == TARGET, destroyed, -fmean(finals) if finals else 0.0
 
 
 def _goals(rows: list[Standing]) -> tuple[float, ...] | None:
-    """Forgetting, retention and MIA score, the greater the better; none for a collapsed model."""
+    """Forgetting, retention and MIA score, the greater the better; none where a seed collapsed or
+    failed."""
     fields = ("forget_sc", "forget_qa", "retain_sc", "retain_qa", "mia_score")
     if rows[0].method == TARGET or any(row.collapsed for row in rows):
         return None

@@ -11,6 +11,7 @@ from expunge.report.results import TERMS, Interval, ModelResults, Results
 
 NOT_MEASURED = "–"
 COLLAPSED = "COLLAPSED"
+FAILED = "FAILED"
 GAP = 2
 """Between two columns on a terminal."""
 
