@@ -228,6 +228,27 @@ def test_a_run_tunes_each_method_scores_each_seed_and_does_nothing_twice(fields,
     assert results["models"]["weak"]["semeval"]["task_aggregate"] is None
 
 
+def test_settings_can_be_tried_on_a_smaller_board(fields, tmp_path):
+    small = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    small["data"]["synthetic"]["nonmembers"] = 1
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    fields["tuning"]["on"] = "small.yaml"
+    board, out = Board(written(fields, tmp_path)), tmp_path / "out"
+    (row,) = run_leaderboard(board, out, only=["npo"], seeds=[1])
+    assert (row.board, row.trials) == ("tiny", 2)
+    read = {
+        name: json.loads((out / name / "results.json").read_text())["models"]["npo"]["semeval"]
+        for name in ("npo-1", "npo-trial-1", "npo-trial-2")
+    }
+    counts = [one["mia"]["nonmembers"] for one in read.values()]
+    assert counts == [6, 3, 3]  # 2 and 1 of each task
+    instead = Board(tmp_path / "leaderboard.yaml", tmp_path / "tiny.yaml")
+    assert instead.trying is instead  # what is given in the board's place is tuned on itself
+    fields["tuning"]["on"] = "missing.yaml"
+    with pytest.raises(RecipeError, match=r"missing\.yaml"):
+        Board(written(fields, tmp_path))
+
+
 def test_a_setting_that_cannot_be_trained_loses_and_the_others_are_compared(fields, tmp_path):
     npo, path = fields["methods"]["npo"], "branches.npo.optimizer.lr"
     fields["methods"] = {"npo": npo}

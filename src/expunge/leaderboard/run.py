@@ -46,7 +46,8 @@ def run_leaderboard(
             known = ", ".join(map(str, board.config.seeds))
             raise RecipeError(f"the leaderboard has no seed {seed}. Known: {known}")
     chosen = list(only) or list(board.config.methods)
-    _check_fit(board, chosen)
+    for one in (board, board.trying):
+        _check_fit(one, chosen)
     rows = [] if only else _before(board, out, workers)
     keep(rows)
     settings: dict[str, dict[str, Any]] = {}
@@ -87,7 +88,7 @@ def _tuned(
         return trials[0]
     seeds = [board.config.tuning.seed]
     recipes = [
-        board.recipe(name, settings, seeds=seeds, label=f"{name}-trial-{number}", trial=True)
+        board.trying.recipe(name, settings, seeds=seeds, label=f"{name}-trial-{number}", trial=True)
         for number, settings in enumerate(trials, 1)
     ]
     folders: dict[str, dict[int, Path]] = {}

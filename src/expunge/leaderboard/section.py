@@ -22,6 +22,10 @@ class Tuning(Section):
     trials: int = Field(default=1, ge=1)
     """Most settings that a method may try."""
 
+    on: str | None = None
+    """A recipe file beside this one, on whose target and data settings are tried; null tries them
+    on the board itself."""
+
     generate_limit: int | None = Field(default=6, ge=1)
     """Items that are generated for each of the twelve terms while settings are compared."""
 
@@ -96,7 +100,7 @@ class Board:
 
     def __init__(self, path: Path | str, on: Path | None = None) -> None:
         """Read the file at `path`; its methods go `on` another recipe's target and data, if one is
-        given."""
+        given, and are tuned there."""
         path = Path(path)
         self.config = parse_section(read_yaml(path), Leaderboard, origin=str(path))
         board = on or path.parent / self.config.board
@@ -111,6 +115,9 @@ class Board:
         for name, entry in self.config.methods.items():
             for settings in entry.trials:
                 self.recipe(name, settings)
+        tried_on = None if on else self.config.tuning.on
+        self.trying = self if tried_on is None else Board(path, path.parent / tried_on)
+        """Where settings are tried."""
 
     def recipe(
         self,

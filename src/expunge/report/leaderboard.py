@@ -170,9 +170,10 @@ _HEAD = """\
 goes on where it was cut off; `--on recipes/synthetic-tiny.yaml` takes that recipe's model and data
 in place of the board's. A heading below is the recipe whose target the methods start from. Every
 method starts from the same target and is given the same budget: at most the trials of `tuning` in
-that file, compared on a sample of the items and one seed by the mean of task aggregate, MIA score
-and the plain mean of the twelve terms, collapsed ones last and those whose training fails passed
-over; the settings that won are in the table.
+that file, on the recipe that it names (the board itself, where none), compared on a sample of the
+items and one seed by the mean of task aggregate, MIA score and the plain mean of the twelve terms,
+collapsed ones last and those whose training fails passed over; the settings that won are in the
+table.
 Each figure is the mean over the seeds ± their standard deviation; a seed on which training fails
 with these settings is FAILED and in no mean. ★ marks the Pareto front of forgetting (mean of the
 six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
