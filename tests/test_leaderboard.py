@@ -232,7 +232,7 @@ def test_settings_can_be_tried_on_a_smaller_board(fields, tmp_path):
     small = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     small["data"]["synthetic"]["nonmembers"] = 1
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    fields["tuning"]["on"] = "small.yaml"
+    fields["tuning"]["board"] = "small.yaml"
     board, out = Board(written(fields, tmp_path)), tmp_path / "out"
     (row,) = run_leaderboard(board, out, only=["npo"], seeds=[1])
     assert (row.board, row.trials) == ("tiny", 2)
@@ -244,7 +244,7 @@ def test_settings_can_be_tried_on_a_smaller_board(fields, tmp_path):
     assert counts == [6, 3, 3]  # 2 and 1 of each task
     instead = Board(tmp_path / "leaderboard.yaml", tmp_path / "tiny.yaml")
     assert instead.trying is instead  # what is given in the board's place is tuned on itself
-    fields["tuning"]["on"] = "missing.yaml"
+    fields["tuning"]["board"] = "missing.yaml"
     with pytest.raises(RecipeError, match=r"missing\.yaml"):
         Board(written(fields, tmp_path))
 

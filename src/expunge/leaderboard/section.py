@@ -22,7 +22,7 @@ class Tuning(Section):
     trials: int = Field(default=1, ge=1)
     """Most settings that a method may try."""
 
-    on: str | None = None
+    board: str | None = None
     """A recipe file beside this one, on whose target and data settings are tried; null tries them
     on the board itself."""
 
@@ -115,7 +115,7 @@ class Board:
         for name, entry in self.config.methods.items():
             for settings in entry.trials:
                 self.recipe(name, settings)
-        tried_on = None if on else self.config.tuning.on
+        tried_on = None if on else self.config.tuning.board
         self.trying = self if tried_on is None else Board(path, path.parent / tried_on)
         """Where settings are tried."""
 
