@@ -171,7 +171,7 @@ def test_what_is_balanced_is_chosen_before_what_is_not_whatever_is_maximised():
     """The line of the first ended short of 1/2; its aggregate is the greater all the same."""
     search = Search.__new__(Search)
     search.config, search.value = Calibrate(finalists=2), OBJECTIVES["aggregate"].fn
-    search.whole = search.given = Material([], [], [], [], None)
+    search.whole = search.given = Material([], [], [], [])
     line = Candidate(over=DEEP, under=NONE, t=0.5)
     told = [(reading(auc=0.9), False), (reading(retain=0.95), True)]
     search.points = [Point(alone(NONE), "target", reading(), {})]
@@ -188,7 +188,7 @@ def sampled_search(**fields) -> Search:
     search = Search.__new__(Search)
     search.config, search.value = Calibrate(**fields), OBJECTIVES["aggregate"].fn
     text = ("a", TokenSequence(tokens=(1, 2), answer_start=1, id="a"))
-    search.given, search.whole = (Material([], [text] * n, [], [], None) for n in (1, 2))
+    search.given, search.whole = (Material([], [text] * n, [], []) for n in (1, 2))
     search.points = [Point(alone(NONE), "target", reading(auc=1.0), {})]
     return search
 
@@ -244,7 +244,7 @@ def test_a_finalist_is_refused_for_all_that_it_lacks():
 )
 def test_balanced_is_within_the_tolerance_or_within_half_a_member(members, auc, near):
     search = sampled_search(tolerance=0.02)
-    given = Material([], search.given.members * members, [], [], None)
+    given = Material([], search.given.members * members, [], [])
     assert search.near(reading(auc=auc), given) is near
     tasks = (["a", "b"] * (members // 2), [])
     both = replace(given, members=search.given.members * members, tasks=tasks)
@@ -302,7 +302,7 @@ def test_a_finalist_is_balanced_by_all_documents_where_a_sample_chose_its_line()
     search = Search.__new__(Search)
     search.config, search.value = Calibrate(finalists=1), OBJECTIVES["aggregate"].fn
     text = ("a", TokenSequence(tokens=(1, 2), answer_start=1, id="a"))
-    search.given, search.whole = (Material([], [text] * n, [], [], None) for n in (1, 2))
+    search.given, search.whole = (Material([], [text] * n, [], []) for n in (1, 2))
     line, asked = Candidate(over=DEEP, under=NONE, t=0.3), []
     search.points = [Point(alone(NONE), "target", reading(auc=1.0), {})]
     search.points += [Point(alone(DEEP), "end", reading(auc=0.2), {})]
@@ -338,7 +338,7 @@ def test_a_search_of_other_texts_or_of_other_sides_shares_no_trials():
         search.config, search.ends = Calibrate(), []
         search.resident = SimpleNamespace(key="k", dtype="float32", hashes={})  # pyright: ignore
         sides = ([("", text) for text in side] for side in (members, nonmembers))
-        search.given = Material([], *sides, [], None)
+        search.given = Material([], *sides, [])
         return search._key()
 
     assert key([one], [other]) == key([one], [other])

@@ -28,7 +28,7 @@ def texts(*logps: float) -> list[tuple[str, TokenSequence]]:
 
 def read(tasks) -> Reading:
     """Members of A above all of A, those of B below all of B; together in the middle."""
-    given = Material([], texts(-1, -2, -8, -9), texts(-4, -5, -3, -6), [], None, tasks)
+    given = Material([], texts(-1, -2, -8, -9), texts(-4, -5, -3, -6), [], tasks)
     return Reading({}, balance(documents_of(Said(), given, ["loss"])), 0.0)  # pyright: ignore
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from expunge.config import parse_section
 from expunge.data.batches import asked_tokens, encode, encode_all
-from expunge.data.chat import chat_tokens, turn_end
+from expunge.data.chat import chat_tokens, ends_of, turn_end
 from expunge.data.examples import Example
 from expunge.errors import DataError, RecipeError
 from expunge.model_section import Model
@@ -79,3 +79,30 @@ def test_a_recipe_that_does_not_chat_says_nothing_of_it():
     assert "chat" not in Model().told()
     assert "chat" not in Model().reading
     assert Model(chat=True).reading["chat"]
+
+
+def test_a_turn_s_special_end_ends_a_text_besides_the_end_of_text(chatty):
+    chatty.chat_template = TEMPLATE.replace("</s>", "~")
+    assert ends_of(chatty) == {chatty.eos_token_id}  # control: ~ is a letter like others
+    chatty.add_special_tokens({"additional_special_tokens": ["~"]})
+    (turn,) = turn_end(chatty)
+    assert turn != chatty.eos_token_id
+    assert ends_of(chatty) == {chatty.eos_token_id, turn}
+    assert ends_of(chatty, 7) == {chatty.eos_token_id, turn, 7}
+    assert ends_of(chatty, [7, 8]) == {chatty.eos_token_id, turn, 7, 8}
+    chatty.chat_template = None
+    assert ends_of(chatty) == {chatty.eos_token_id}
+    chatty.chat_template = "{{ raise_exception('no users') }}"
+    assert ends_of(chatty) == {chatty.eos_token_id}
+
+
+def test_what_ends_a_text_is_counted_as_far_as_it_fits(chatty):
+    whole = encode(ITEM, chatty, max_length=100, chat=True)
+    assert whole.ending == len("</s>")
+    assert chatty.decode(whole.tokens[whole.answer_start : -whole.ending]) == "Ada"
+    for lost in range(1, 7):
+        cut = encode(ITEM, chatty, max_length=len(whole.tokens) - lost, chat=True)
+        assert cut.ending == max(0, 4 - lost)
+    plain = encode(ITEM, chatty, max_length=100)
+    assert plain.ending == 1
+    assert encode(ITEM, chatty, max_length=len(plain.tokens) - 1).ending == 0

@@ -97,8 +97,8 @@ def test_a_paraphrase_keeps_the_answer():
 
 def test_random_labels_keep_prompt_length_and_end(tokenizer):
     items = [encode(example, tokenizer, max_length=64) for example in ITEMS]
-    items.append(TokenSequence("text", (7, 8, 9, 0), 0))  # a plain text: all answer
-    drawn = random_labels(items, range(1, 257), end=0, count=2, seed=3)
+    items.append(TokenSequence("text", (7, 8, 9, 0), 0, ending=1))  # a plain text: all answer
+    drawn = random_labels(items, range(1, 257), count=2, seed=3)
     for item, mine in zip(items, drawn, strict=True):
         start = max(1, item.answer_start)
         for one in mine:
@@ -108,8 +108,8 @@ def test_random_labels_keep_prompt_length_and_end(tokenizer):
             assert one.tokens[-1] == 0
             assert 0 not in one.tokens[start:-1]
     assert len({one.tokens for mine in drawn for one in mine}) == 10  # all different
-    assert random_labels(items, range(1, 257), end=0, count=2, seed=3) == drawn
-    assert random_labels(items, range(1, 257), end=0, count=2, seed=4) != drawn
+    assert random_labels(items, range(1, 257), count=2, seed=3) == drawn
+    assert random_labels(items, range(1, 257), count=2, seed=4) != drawn
 
 
 def test_stand_ins_come_from_the_same_task_first():

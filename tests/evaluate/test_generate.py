@@ -1,12 +1,15 @@
 """Generation: as one by one, whatever the batch."""
 
+import copy
+
 import pytest
 import torch
 
 from expunge.errors import EvaluationError
 from expunge.evaluate import generate as generation
-from expunge.evaluate.generate import EARLIEST_STOP, generate
+from expunge.evaluate.generate import EARLIEST_STOP, end_tokens, generate
 from expunge.evaluate.prompts import context_length, fit_prompts
+from expunge.evaluate.recurrent import continued_alone
 from expunge.evaluate.sampling import Sampler
 
 
@@ -157,3 +160,17 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.2, 0.3]), atol=0.03, rtol=0)
     cold = Sampler([str(n) for n in range(4000)], temperature=0.01)
     assert set(cold(logits, range(4000))) == {0}
+
+
+def test_a_turn_ends_a_text(lively, tokenizer):
+    chatty = copy.deepcopy(tokenizer)
+    texts = prompts(4)
+    whole = generate(lively, chatty, texts, max_new_tokens=20)
+    turn = whole[0][4]
+    chatty.chat_template = "{% for m in messages %}{{ m.content }}" + chatty.decode([turn])
+    chatty.chat_template += "{% endfor %}"
+    assert generate(lively, chatty, texts, max_new_tokens=20) == whole  # control: no special one
+    chatty.add_special_tokens({"additional_special_tokens": [chatty.decode([turn])]})
+    expected = [text[: text.index(turn)] if turn in text else text for text in whole]
+    assert generate(lively, chatty, texts, max_new_tokens=20) == expected
+    assert continued_alone(lively, end_tokens(lively, chatty), texts, 20) == expected

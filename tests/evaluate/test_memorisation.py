@@ -1,5 +1,6 @@
 """Memorisation: what is said word for word, and personal data found again however it is written."""
 
+import copy
 import json
 
 import pytest
@@ -278,3 +279,11 @@ def test_a_text_in_both_halves_is_refused(tiny, tokenizer, tmp_path):
     path = written(tmp_path, "forget", FORGET)
     with pytest.raises(DataError, match="are the same text"):
         memorisation_suite(reader_of(tiny, tokenizer), Memorisation(forget=path, retain=path))
+
+
+def test_the_end_of_a_turn_is_not_remembered(tiny, tokenizer, tmp_path):
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}~{% endfor %}"
+    section = Memorisation(forget=written(tmp_path, "forget", FORGET[:1]), chat=True)
+    (row,) = memorisation_suite(reader_of(tiny, chatty), section).items
+    assert row["answer_tokens"] == len(FORGET[0][2])

@@ -38,9 +38,6 @@ class Material:
 
     nonmembers: Sequence[tuple[str, TokenSequence]]
     neutral: Sequence[TokenSequence]
-    end: int | None
-    """The token that ends an answer."""
-
     tasks: tuple[Sequence[str], Sequence[str]] | None = None
     """The task of each member and of each non-member, where tasks are balanced apart."""
 
@@ -165,8 +162,7 @@ def material(
     members, nonmembers = drawn(sets.members), drawn(sets.nonmembers)
     tasks = ([d.task for d in members], [d.task for d in nonmembers]) if by_task else None
     neutral = [encode_document(d, tokenizer, max_length=document_tokens) for d in NEUTRAL]
-    end = tokenizer.eos_token_id
-    return Material(items, read(members), read(nonmembers), neutral, end, tasks)  # pyright: ignore
+    return Material(items, read(members), read(nonmembers), neutral, tasks)
 
 
 def documents_of(
@@ -201,22 +197,22 @@ def screen(
     scores = reader.scores(sequences, label="screen items")
     by_term: dict[str, list[float]] = {}
     for (term, sequence), found in zip(given.items, scores, strict=True):
-        by_term.setdefault(term, []).append(recalled(term, sequence, found, given.end))
+        by_term.setdefault(term, []).append(recalled(term, sequence, found))
     neutral = fmean(found.nll for found in reader.scores(list(given.neutral), label="screen"))
     terms = {term: fmean(values) for term, values in by_term.items()}
     count = len(given.members) + len(given.nonmembers)
     return Reading(terms, membership, neutral, documents=count)
 
 
-def recalled(term: str, sequence: TokenSequence, scores: TokenScores, end: int | None) -> float:
+def recalled(term: str, sequence: TokenSequence, scores: TokenScores) -> float:
     """How much of an answer the model would choose, each token after the true ones before it.
 
-    Of a completion the share of tokens, without the end of text; of a question all or nothing.
+    Of a completion the share of tokens, without what ends the text; of a question all or nothing.
     """
     if term.endswith("/qa"):
         return float(scores.hit.all())
-    hits = scores.hit[:-1] if sequence.tokens[-1] == end and len(scores.hit) > 1 else scores.hit
-    return float(np.mean(hits))
+    said = len(scores.hit) - sequence.ending
+    return float(np.mean(scores.hit[:said] if said > 0 else scores.hit))
 
 
 def officially(reading: Reading, entry: Mapping[str, Any]) -> Reading:

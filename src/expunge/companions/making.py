@@ -111,7 +111,6 @@ def _random_label(making: Making) -> CompanionSet:
     drawn = random_labels(
         making.forget,
         vocabulary,
-        end=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
         count=config.random_label.count,
         seed=config.seed,
     )

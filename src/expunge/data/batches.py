@@ -35,6 +35,8 @@ class TokenSequence:
     """How many tokens did not fit and were left out."""
     asks: bool = False
     """Whether the example is a question."""
+    ending: int = 0
+    """How many of the last tokens end the text and are no part of what is said."""
 
     def is_among(self, items: Items) -> bool:
         """Whether this is one of these items."""
@@ -78,6 +80,7 @@ def encode(
         answer_start=len(kept_prompt),
         cut=len(prompt) + len(answer) - len(tokens),
         asks=example.kind == "qa",
+        ending=int(tokens[len(kept_prompt) :] == answer),
     )
 
 
@@ -90,14 +93,16 @@ def _encode_turn(
             f"the prompt of item {example.id} takes {len(prompt)} tokens in the chat template, and "
             f"model.max_length is {max_length}; raise it"
         )
-    whole = [*prompt, *_tokens(tokenizer, example.answer)]
-    whole += turn_end(tokenizer) or [_eos(tokenizer)]
+    end = turn_end(tokenizer) or [_eos(tokenizer)]
+    whole = [*prompt, *_tokens(tokenizer, example.answer), *end]
+    cut = max(0, len(whole) - max_length)
     return TokenSequence(
         id=example.id,
         tokens=tuple(whole[:max_length]),
         answer_start=len(prompt),
-        cut=max(0, len(whole) - max_length),
+        cut=cut,
         asks=example.kind == "qa",
+        ending=max(0, len(end) - cut),
     )
 
 

@@ -27,6 +27,29 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return _tokens(tokenizer, end.strip()) if found else []
 
 
+def ends_of(tokenizer: PreTrainedTokenizerBase, listed: object = None) -> frozenset[int]:
+    """Tokens that end a text: the tokenizer's, those `listed` by a model's generation settings (one
+    or several), and the special one that ends a turn of the chat template, where there is one.
+
+    A base model's end of text is often another than that of its template's turns, with which
+    answers end that are trained in turns.
+    """
+    settings = listed if isinstance(listed, list) else [listed]
+    known = {token for token in [*settings, tokenizer.eos_token_id] if token is not None}
+    return frozenset(known | _special_end(tokenizer))  # pyright: ignore[reportReturnType]
+
+
+def _special_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special token that ends a turn; none where there are no turns or words end them."""
+    try:
+        end = turn_end(tokenizer)[:1] if tokenizer.chat_template else []
+    except DataError:  # the template takes no such turns
+        return set()
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(token for token in added if added[token].special)}
+    return special.intersection(end)
+
+
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, answering: bool = False
 ) -> str:

@@ -88,11 +88,11 @@ def paraphrased(forget: Sequence[Example], *, count: int) -> Answers:
 
 
 def random_labels(
-    forget: Sequence[TokenSequence], vocabulary: Sequence[int], *, end: int, count: int, seed: int
+    forget: Sequence[TokenSequence], vocabulary: Sequence[int], *, count: int, seed: int
 ) -> list[list[TokenSequence]]:
     """The item with each token of its answer drawn at random from the vocabulary.
 
-        y'_t ~ Uniform(V),    |y'| = |y|;  the end of text stays
+        y'_t ~ Uniform(V),    |y'| = |y|;  what ends the text stays
 
     Source: fine-tuning with random labels, Yao et al. 2024, arXiv:2402.15159.
     Differs: drawn once for each item (or `count` times), not anew at each step.
@@ -101,8 +101,10 @@ def random_labels(
     def drawn(sequence: TokenSequence, number: int) -> TokenSequence:
         rng = random.Random(f"{seed}:random_label:{sequence.id}:{number}")
         kept, answer = _parted(sequence)
-        noise = (token if token == end else rng.choice(vocabulary) for token in answer)
-        return replace(sequence, id=f"{sequence.id}~{number}", tokens=(*kept, *noise))
+        said = len(answer) - sequence.ending
+        noise = (rng.choice(vocabulary) for _ in range(said))
+        tokens = (*kept, *noise, *answer[said:])
+        return replace(sequence, id=f"{sequence.id}~{number}", tokens=tokens)
 
     return [[drawn(sequence, number) for number in range(count)] for sequence in forget]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from expunge.data.chat import ends_of
 from expunge.evaluate.prompts import check_prompts
 from expunge.evaluate.recurrent import Choose, continued_alone
 from expunge.packs import Pack, hidden_states, in_buckets, token_logits
@@ -65,7 +66,8 @@ def generate(
     """
     check_prompts(model, prompts, max_new_tokens)
     if in_buckets(model):
-        return continued_alone(model, tokenizer, prompts, max_new_tokens, choose)
+        ends = end_tokens(model, tokenizer)
+        return continued_alone(model, ends, prompts, max_new_tokens, choose)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
     slots = min(max_batch, len(prompts))
     rows = _Rows(model, tokenizer, slots, settled, max_new_tokens, choose, known)
@@ -254,7 +256,5 @@ class _Rows:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those of the model's generation settings."""
-    settings = getattr(model.generation_config, "eos_token_id", None)
-    listed = settings if isinstance(settings, list) else [settings]
-    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)  # pyright: ignore
+    """Tokens that end a text, of the tokenizer and the model's generation settings."""
+    return ends_of(tokenizer, getattr(model.generation_config, "eos_token_id", None))

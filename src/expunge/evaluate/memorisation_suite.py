@@ -99,8 +99,7 @@ def _score(reader: Reader, items: Sequence[_Item]) -> None:
     """Which of each answer's tokens are hits; the end of text is no part of what is remembered."""
     scores = reader.scores([item.sequence for item in items], label="score answers")
     for item, found in zip(items, scores, strict=True):
-        ended = item.sequence.tokens[-1] == reader.tokenizer.eos_token_id
-        item.hits = found.hit[:-1] if ended else found.hit
+        item.hits = found.hit[: len(found.hit) - item.sequence.ending]
 
 
 def _generate(reader: Reader, items: Sequence[_Item], section: Memorisation) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LogitsProcessorList, PreTrainedModel
 
 Choose = Callable[[Tensor, Sequence[int]], list[int]]
 """(logits (R, V), prompt numbers) → the next token of each row."""
@@ -17,13 +17,13 @@ Choose = Callable[[Tensor, Sequence[int]], list[int]]
 
 def continued_alone(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    ends: frozenset[int],
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     choose: Choose | None = None,
 ) -> list[list[int]]:
-    """The continuation of each prompt, without its end-of-text token."""
-    device, end = next(model.parameters()).device, tokenizer.eos_token_id
+    """The continuation of each prompt, without the token of `ends` that ends it."""
+    device, listed = next(model.parameters()).device, sorted(ends)
     found = []
     for number, prompt in enumerate(prompts):
         tokens = torch.tensor([list(prompt)], device=device)
@@ -32,12 +32,12 @@ def continued_alone(
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
+            eos_token_id=listed,
+            pad_token_id=listed[0],
             logits_processor=_only(choose, number),
         )
         new = made[0, len(prompt) :].tolist()
-        found.append(new[: new.index(end)] if end in new else new)
+        found.append(new[:-1] if new and new[-1] in ends else new)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge import models, runs
 from expunge.adapter_files import adapter_scales, read_adapter
+from expunge.data.chat import ends_of
 from expunge.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -145,11 +146,10 @@ def _rank(adapter: Path) -> int:
 
 
 def _end_tokens(base: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those of the model's generation settings."""
+    """Tokens that end a text, of the tokenizer and the generation settings on disk."""
     path = base / "generation_config.json"
     settings = runs.read_json(path).get("eos_token_id") if path.is_file() else None
-    listed = settings if isinstance(settings, list) else [settings]
-    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)  # pyright: ignore
+    return ends_of(tokenizer, settings)
 
 
 def _rounded(length: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ class Guard:
             return sequence
         scored = len(sequence.tokens) - first
         assert start <= len(tokens) - scored
-        return TokenSequence(sequence.id, tuple(tokens), len(tokens) - scored, sequence.cut)
+        return replace(sequence, tokens=tuple(tokens), answer_start=len(tokens) - scored)
 
     def corrupts(self, tokens: Sequence[int], prompt: int) -> int:
         """How many tokens of a text get noise: its prompt, or all of a text without, if in scope.

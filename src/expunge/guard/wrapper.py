@@ -16,6 +16,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from expunge.config import parse_section
 from expunge.data.batches import prompt_tokens
+from expunge.data.chat import ends_of
 from expunge.errors import ModelError
 from expunge.guard.contrast import Combine, combine_of
 from expunge.guard.guard import Guard
@@ -96,12 +97,14 @@ class Guarded:
         device, guard = next(self.model.parameters()).device, self.guard
         rows = [guard.wrapped(prompt) for prompt in prompts]
         self._check_room(rows, options)
-        width, end = max(map(len, rows)), self.tokenizer.eos_token_id
-        padding = self.tokenizer.pad_token_id
-        padding = end if padding is None else padding
+        width, padding = max(map(len, rows)), self.tokenizer.pad_token_id
+        padding = self.tokenizer.eos_token_id if padding is None else padding
+        settings = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = sorted(ends_of(self.tokenizer, options.get("eos_token_id", settings)))
         tokens = torch.tensor([[padding] * (width - len(r)) + r for r in rows], device=device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
         given: dict[str, Any] = {"max_new_tokens": 256, "do_sample": False, **options}
+        given["eos_token_id"] = ends
         if guard.made.contrast is not None:
             mine = [self.logits_processor(mask), *given.pop("logits_processor", ())]
             given["logits_processor"] = LogitsProcessorList(mine)
@@ -113,9 +116,10 @@ class Guarded:
             **asked, attention_mask=mask, pad_token_id=padding, **given
         )
         new = made[:, width if "input_ids" in asked else 0 :].tolist()
-        settings = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = [end, padding, *(settings if isinstance(settings, list) else [settings])]
-        return [row[: next((i for i, t in enumerate(row) if t in ends), None)] for row in new]
+        return [
+            row[: next((i for i, t in enumerate(row) if t in (*ends, padding)), None)]
+            for row in new
+        ]
 
     def _check_room(self, rows: Sequence[list[int]], options: Mapping[str, Any]) -> None:
         context = getattr(self.model.config, "max_position_embeddings", None) or 2**31
