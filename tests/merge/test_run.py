@@ -523,6 +523,6 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(file, tmp_path
 def test_a_model_whose_embeddings_have_another_name_has_room_for_any_token():
     stored = SimpleNamespace(shape=(7, 2))
     other = SimpleNamespace(checkpoint={"backbone.embeddings.weight": stored})
-    assert vocabulary._rows_of(other) > 10**9
+    assert vocabulary._rows_of(other) is None
     usual = SimpleNamespace(checkpoint={"model.embed_tokens.weight": stored})
     assert vocabulary._rows_of(usual) == 7  # control

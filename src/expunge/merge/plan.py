@@ -5,6 +5,7 @@ Dimensions: M models of a merge, the base left out unless the method takes it as
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, Slic
 from expunge.merge.engine import Job
 from expunge.merge.families import Elect, Matrix
 from expunge.merge.operands import Operand, Part
-from expunge.merge.sources import HEAD, LAYER, Opened, Source
+from expunge.merge.sources import HEAD, LAYER, Opened, Source, marks
 from expunge.merge.trim import Settings
 
 STORED = {word: code for code, word in FLOATS.items()}
@@ -98,7 +99,14 @@ class Plan:
 
     def description(self) -> str:
         """All that decides the bytes of the output."""
+        named = [
+            Path(s.statistics).expanduser()
+            for one in self.slices
+            for s in one.sources
+            if s.statistics is not None
+        ]
         found = [source.fingerprint() for source in self.sources]
+        found.append(marks(path for path in named if path.is_file()))
         return f"{self.file.model_dump_json()}{found}"
 
     def config_changes(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from expunge import parallel, provenance, runs
 from expunge.cells import Cell, Workers
 from expunge.errors import MergeError
 from expunge.merge.as_adapter import merge_to_adapter
-from expunge.merge.companions import copy_companions
+from expunge.merge.companions import copy_companions, take_ids
 from expunge.merge.compat import MergeFile, read_merge_file
 from expunge.merge.engine import Bounds, merge_to_folder, write_shard
 from expunge.merge.plan import Plan
@@ -52,11 +52,13 @@ def merge_models(
     template = chat_template(file, plan.sources)
 
     def companions(folder: Path) -> None:
-        copy_companions(plan.donor.checkpoint.folder, folder, changes)
+        donor = plan.donor.checkpoint.folder
+        copy_companions(donor, folder, changes, tokenizer=words is None)
         if words is not None:
+            take_ids(folder, words.source.checkpoint.folder)
             write_tokenizer(words.tokenizer, template)(folder)
         elif template is not None:
-            write_tokenizer(load_tokenizer(plan.donor.checkpoint.folder), template)(folder)
+            write_tokenizer(load_tokenizer(donor), template)(folder)
 
     jobs = plan.jobs(words)
 

@@ -4,7 +4,7 @@ Dimensions: M models.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from expunge import models
 from expunge.errors import MergeError, ModelError
 from expunge.merge.checkpoint import Checkpoint, map_file, read_header
+from expunge.merge.companions import companions_of
 from expunge.merge.operands import KINDS, Part, Update, Whole, added, decode
 from expunge.merge.updates import Adapter
 
@@ -58,11 +59,16 @@ class Source:
 
     def fingerprint(self) -> list[Any]:
         """What changes when its files do."""
-        files = [*self.checkpoint.files, self.checkpoint.folder / "config.json"]
+        files = [*self.checkpoint.files, *companions_of(self.checkpoint.folder)]
         if self.adapter:
             files += sorted(self.adapter.folder.glob("adapter_*"))
-        found = [(str(f.resolve()), f.stat()) for f in files]
-        return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found]
+        return marks(files)
+
+
+def marks(files: Iterable[Path]) -> list[Any]:
+    """What changes when files do, without reading them."""
+    found = [(str(f.resolve()), f.stat()) for f in files]
+    return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found]
 
 
 class Statistics:

@@ -1,15 +1,16 @@
 """Line up vocabularies: one tokenizer for the output, and each model's embeddings in its order.
 
-Dimensions: V words of the output, d width. A word that a model lacks gets a row from where it is
-known: the one model that has it, else the base, else the mean of those that have it.
+Dimensions: V words of the output, R >= V rows of its embeddings, d width. A word that a model lacks
+gets a row from where it is known: the one model that has it, else the base, else the mean of those
+that have it. Rows behind the last word are lined up by number.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,14 +78,20 @@ class Vocabulary:
     """The output's words, and where each model keeps them."""
 
     tokenizer: PreTrainedTokenizerBase
+    source: Source
+    """The model whose tokenizer it is, with words of others in a union."""
+
+    words: int
+    """V."""
+
     rows: int
-    """Rows of the embeddings: V, rounded up if asked for."""
+    """R: as many as that model has, or V rounded up if asked for."""
 
     places: Mapping[Source, np.ndarray]
-    """By model: (V,) its row of each word, ABSENT where it has none."""
+    """By model: (R,) its row for each row of the output, ABSENT where it has none."""
 
     forced: np.ndarray
-    """(V,) bool: words whose row comes from elsewhere even where a model has it."""
+    """(R,) bool: words whose row comes from elsewhere even where a model has it."""
 
     donors: Mapping[int, tuple[Source | None, int]]
     """By word: the model and row that it is taken from; row ABSENT is a row of zeros."""
@@ -104,16 +111,19 @@ class Vocabulary:
         def lined_up(name: Source) -> Update:
             places = np.where(self.forced, ABSENT, self.places[name])
 
+            @cache
+            def padding() -> np.ndarray:
+                """A row that no model has: the mean of this one's words."""
+                known = self.places[name][: self.words]
+                return _gathered(parts[name], known[known != ABSENT], columns).mean(0)
+
             def rows(first: int, last: int) -> np.ndarray:
                 out = np.zeros((last - first, columns), np.float32)
                 wanted = places[first:last]
                 own = np.flatnonzero(wanted != ABSENT)
                 out[own] = _gathered(parts[name], wanted[own], columns)
-                for word in range(first, min(last, len(places))):
-                    if places[word] == ABSENT:
-                        out[word - first] = lent.get(word, 0)
-                if last > len(places):  # padding
-                    out[max(0, len(places) - first) :] = self._mean(parts[name], places, columns)
+                for row in (first + np.flatnonzero(wanted == ABSENT)).tolist():
+                    out[row - first] = lent[row] if row in lent else padding()
                 return out
 
             return Update(rows, whole=True)
@@ -121,10 +131,11 @@ class Vocabulary:
         return {name: lined_up(name) for name in parts}, (self.rows, columns)
 
     def _lent(self, parts: Mapping[Source, Part], columns: int) -> dict[int, np.ndarray]:
-        """Rows of words that some model lacks, or that are taken from one on purpose."""
-        lacking = np.zeros(len(self.forced), bool)
-        for name in parts:
-            lacking |= self.places[name] == ABSENT
+        """Rows of words that some model lacks, or that are taken from one on purpose; behind the
+        last word, rows that some model lacks and some has."""
+        absent = np.stack([self.places[name] == ABSENT for name in parts])
+        lacking = np.any(absent, 0)
+        lacking[self.words :] &= ~np.all(absent, 0)[self.words :]
         return {
             int(word): self._row(int(word), parts, columns)
             for word in np.flatnonzero(lacking | self.forced)
@@ -146,9 +157,6 @@ class Vocabulary:
         found = [_gathered(parts[n], self.places[n][word : word + 1], columns)[0] for n in having]
         return np.stack(found).mean(0)
 
-    def _mean(self, part: Part, places: np.ndarray, columns: int) -> np.ndarray:
-        return _gathered(part, places[places != ABSENT], columns).mean(0)
-
 
 def vocabulary(plan: Plan) -> Vocabulary | None:
     """What the merge file asks of the vocabulary; None where the donor's tokenizer is copied."""
@@ -163,30 +171,33 @@ def vocabulary(plan: Plan) -> Vocabulary | None:
         for token, how in wanted.tokens.items()
     }
     loaded = {source: _load(source) for source in plan.sources}
-    tokenizer = _chosen(wanted.source, plan, loaded)
+    tokenizer, chosen = _chosen(wanted.source, plan, loaded)
     for token in tokens:
         if token not in tokenizer.get_vocab():
             tokenizer.add_tokens([token])
     words = tokenizer.get_vocab()
     size = max(words.values()) + 1
-    pad = wanted.pad_to_multiple_of or 1
+    pad, held = wanted.pad_to_multiple_of, {name: _rows_of(name) for name in loaded}
+    rows = -(-size // pad) * pad if pad else max(size, held[chosen] or 0)
     places = {}
     for name, own in loaded.items():
-        own_words, found = own.get_vocab(), np.full(size, ABSENT, np.int64)
+        own_words, found = own.get_vocab(), np.full(rows, ABSENT, np.int64)
         for word, number in words.items():
             found[number] = own_words.get(word, ABSENT)
-        if found.max() >= _rows_of(name):
+        room = held[name]
+        if room is not None and found.max() >= room:
             raise MergeError(
                 f"the tokenizer of {name.name} makes token {found.max()}, but the model has "
-                f"{_rows_of(name)} rows of embeddings; they do not belong together"
+                f"{room} rows of embeddings; they do not belong together"
             )
+        spare = np.arange(max(size, *(n + 1 for n in own_words.values())), min(rows, room or 0))
+        found[spare] = spare  # none of the words of either
         places[name] = found
-    forced, donors = np.zeros(size, bool), {}
+    forced, donors = np.zeros(rows, bool), {}
     for token, how in tokens.items():
         forced[words[token]] = how.force
         donors[words[token]] = _donor(token, how.source, plan, loaded)
-    rows = -(-size // pad) * pad
-    return Vocabulary(tokenizer, rows, places, forced, donors, plan.base)
+    return Vocabulary(tokenizer, chosen, size, rows, places, forced, donors, plan.base)
 
 
 def chat_template(file: MergeFile, sources: list[Source]) -> str | None:
@@ -219,19 +230,21 @@ def _load(source: Source) -> PreTrainedTokenizerBase:
 
 def _chosen(
     wanted: str, plan: Plan, loaded: Mapping[Source, PreTrainedTokenizerBase]
-) -> PreTrainedTokenizerBase:
+) -> tuple[PreTrainedTokenizerBase, Source]:
+    """The tokenizer of the output, and the model that it is of."""
     if wanted == "union":
         tokenizer = _load(plan.donor)
         for other in loaded.values():
             words = tokenizer.get_vocab()
             new = [w for w, _ in sorted(other.get_vocab().items(), key=lambda p: p[1])]
             tokenizer.add_tokens([w for w in new if w not in words])
-        return tokenizer
+        return tokenizer, plan.donor
     if wanted == "base":
         if plan.base is None:
             raise MergeError("tokenizer source: base needs base_model")
-        return _load(plan.base)
-    return _load(plan.source(wanted))
+        return _load(plan.base), plan.base
+    source = plan.source(wanted)
+    return _load(source), source
 
 
 def _donor(
@@ -255,19 +268,19 @@ def _donor(
         row = loaded[source].get_vocab().get(word) if source in loaded else None
     if row is None:
         raise MergeError(f"{source.name} has no token {word!r}")
-    if row >= _rows_of(source):
+    room = _rows_of(source)
+    if room is not None and row >= room:
         raise MergeError(
-            f"{where}: {source.name} has {_rows_of(source)} rows of embeddings, so there is no "
-            f"token_id {row}"
+            f"{where}: {source.name} has {room} rows of embeddings, so there is no token_id {row}"
         )
     return source, row
 
 
-def _rows_of(source: Source) -> int:
-    """How many words a model has room for; no end where its embeddings have another name."""
+def _rows_of(source: Source) -> int | None:
+    """How many words a model has room for; None where its embeddings have another name."""
     held = source.checkpoint
     rows = [held[n].shape[0] for n in held if n.endswith((*_EMBEDDINGS, *_HEADS)) and held[n].shape]
-    return min(rows, default=sys.maxsize)
+    return min(rows, default=None)
 
 
 def _gathered(part: Part, rows: np.ndarray, columns: int) -> np.ndarray:
