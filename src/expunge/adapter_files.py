@@ -155,7 +155,7 @@ def by_pattern(patterns: Any, name: str, default: Any) -> Any:
         raise ModelError(f"patterns map layers to numbers; {str(patterns)[:40]!r} does not")
     for pattern, value in (patterns or {}).items():
         try:
-            if "(" in pattern and re.search(r"[*+{?]", pattern):
+            if re.search(r"\)[*+{?]", pattern):
                 raise ModelError(
                     f"the pattern {pattern[:80]!r} repeats groups; name layers plainly"
                 )

@@ -39,6 +39,7 @@ def put(tmp_path):
         ({"prompt": "P", "completion": "C", "text": "PC"}, Example("0", "P", "C")),
         ({"prompt": "P", "response": "R"}, Example("0", "P", "R")),
         ({"messages": [USER, ASSISTANT], "text": "QA"}, Example("0", "Q", "A")),
+        ({"messages": [USER, ASSISTANT]}, Example("0", "Q", "A")),  # no column of two rows
         ({"text": "All of it"}, Example("0", "", "All of it")),
         ({"id": 12, "document": "All of it"}, Example("12", "", "All of it")),
         ({"id": "q", "input": "Q", "output": "A", "task": None}, Example("q", "Q", "A")),
@@ -101,6 +102,14 @@ def test_documents_keeps_the_first_of_each_task_with_all_their_items(put):
     examples = read_examples(put("set.jsonl", rows, documents={"Task2": 2, "Task1": 1}))
     assert documents_of(examples) == ["Task1-0", "Task2-0", "Task2-1"]
     assert len(examples) == 6
+
+
+def test_ids_without_a_document_stand_for_one_each(put):
+    rows = [{"id": f"qa{n}", "input": f"Q{n}?", "output": "A"} for n in range(3)]
+    items = read_examples(put("set.jsonl", rows))
+    assert [(item.document, item.kind) for item in items] == [(f"qa{n}", "qa") for n in range(3)]
+    assert Example('"qa1"', "Q", "A").document == "qa1"
+    assert Example("x_qa1", "Q", "A").document == "x_"  # control
 
 
 def test_the_star_counts_documents_of_any_task(put):

@@ -1,6 +1,7 @@
 """LoRA into full models: every kind that peft saves gives what peft's own merge gives."""
 
 import json
+import re
 import tracemalloc
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from expunge.adapter_files import read_adapter
+from expunge.adapter_files import by_pattern, read_adapter
 from expunge.errors import MergeError, ModelError
 from expunge.merge.run import merge_models, plan_of
 from expunge.merge.updates import Adapter
@@ -189,6 +190,20 @@ def test_an_adapter_that_cannot_be_read_is_named(tiny_folder, tmp_path, change, 
             models=[{"model": f"{tiny_folder}+{folder}"}],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_patterns_of_ranks_match_as_in_peft_and_only_repeated_groups_are_refused():
+    layer = "model.layers.11.mlp.up_proj"
+    for pattern, matches in (
+        (r"model\.layers\.\d+\.mlp\.(up|gate)_proj", True),
+        (r"layers\.(1[0-9]|2)\..+_proj", True),
+        (r"layers\.\d+\.mlp\.(down|gate)_proj", False),
+    ):
+        assert bool(re.match(rf"(.*\.)?({pattern})$", layer)) is matches  # as peft has it
+        assert by_pattern({pattern: 3}, layer, 1) == (3 if matches else 1)
+    for pattern in ("(a+)+", r"(\w|\d)*_proj", "(a){2,}", "(a)?"):
+        with pytest.raises(ModelError, match="repeats groups"):
+            by_pattern({pattern: 3}, layer, 1)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

@@ -32,9 +32,11 @@ class Example:
 
     @property
     def document(self) -> str:
-        """The part of the id that all items of one document share (stray quotes removed)."""
+        """The part of the id that all items of one document share (stray quotes removed); all of it
+        where there is no more than what tells items apart."""
         found = _KIND_AT_END.match(self.id)
-        return (found["document"] if found else self.id).strip('"')
+        shared = found["document"].strip('"') if found else ""
+        return shared or self.id.strip('"')
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def _json_rows(path: Path, content: bytes) -> list[Row]:
     if isinstance(value, list):
         return numbered(value, str(path))
     record = _as_record(value, str(path))
-    if record and all(isinstance(column, dict | list) for column in record.values()):
+    if record and all(map(_is_column, record.values())):
         return _column_rows(path, record)
     return [Row("line 1", record)]
 
@@ -99,6 +99,12 @@ def _json_line_rows(path: Path, text: str) -> list[Row]:
 def _broken_json(error: ValueError | RecursionError, path: Path, line: int) -> DataError:
     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     return DataError(f"{path}, line {line}: broken JSON ({reason})")
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a field of an object may be a column of many rows; the turns of one chat are none."""
+    turns = isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]
+    return isinstance(value, dict | list) and not turns
 
 
 def _column_rows(path: Path, columns: dict[str, Any]) -> list[Row]:
