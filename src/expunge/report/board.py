@@ -10,6 +10,7 @@ from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
 from expunge.evaluate.balance import furthest
+from expunge.report.commits import made_by
 from expunge.report.results import (
     Mia,
     Mmlu,
@@ -98,7 +99,7 @@ class BoardRow(Section):
     """Name of the recipe."""
 
     commit: str | None = None
-    """Commit of the code."""
+    """Commits of the code that made it."""
 
     created: str | None = None
     """When the results were put together, in UTC."""
@@ -193,6 +194,6 @@ def _row(results: Results, name: str, model: ModelResults, board: str) -> BoardR
         nll_members=model.nll.members,
         nll_nonmembers=model.nll.nonmembers,
         recipe=results.recipe,
-        commit=results.commit,
+        commit=made_by(results),
         created=results.created,
     )

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, ValidationError
 from expunge import runs
 from expunge.config import Section
 from expunge.errors import RunError
+from expunge.report.commits import joined, made_by
 from expunge.report.results import Results, Share, first_fault, mean_term
 from expunge.report.tables import COLLAPSED, FAILED, NOT_MEASURED, markdown, number
 
@@ -81,7 +82,7 @@ class Standing(Section):
     """What a reader should know."""
 
     commit: str | None = None
-    """Commit of the code."""
+    """Commits of the code that made it."""
 
     machine: str | None = None
     """Where it was made."""
@@ -106,7 +107,7 @@ def standing_of(results: Results, model: str, **known: Any) -> Standing:
         collapsed=found.collapse.collapsed,
         seconds=sum(stage["wall_seconds"] for stage in made) if made else None,
         peak_bytes=max((stage["peak_rss_bytes"] for stage in made), default=None),
-        commit=results.commit,
+        commit=made_by(results),
         machine=next((_machine(stage) for stage in made), None),
     )
 
@@ -219,7 +220,7 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
         ", ".join(sorted(settings)) or NOT_MEASURED,
         str(max(row.trials for row in rows)),
         "; ".join(filter(None, [rows[0].note, *(row.failed for row in rows)])) or NOT_MEASURED,
-        ", ".join(dict.fromkeys(row.commit or NOT_MEASURED for row in rows)),
+        joined(row.commit or NOT_MEASURED for row in rows),
     ]
 
 

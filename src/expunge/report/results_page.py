@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from expunge.report.commits import joined
 from expunge.report.results import story_order
 from expunge.report.tables import COLLAPSED, NOT_MEASURED, markdown, number
 
@@ -137,7 +138,7 @@ def _system(name: str, rows: list[Row], papers: list[PaperRow], folded: bool) ->
         _final(rows),
         number(paper),
         _listed(rows, "recipe"),
-        _listed(rows, "commit"),
+        joined(str(row["commit"]) for row in rows if row.get("commit")) or NOT_MEASURED,
     ]
 
 
