@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge import runs
+from expunge.disk import safetensors_errors
 from expunge.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,7 +53,7 @@ def write_adapter(
     """Write a peft adapter folder, whole or not at all."""
     with runs.replacing(folder) as temporary:
         temporary.mkdir()
-        with runs.safetensors_errors():
+        with safetensors_errors():
             save_file(dict(tensors), temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
 

@@ -40,6 +40,10 @@ SeedNumber = Annotated[int, Field(gt=-(2**32), lt=2**32)]
 """A seed; steps, layers and draws have seeds of 64 bits that are made from it."""
 
 
+BROKEN_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What yaml raises: of dates that do not exist, keys that are lists, and lists without end, too."""
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The named fields of a YAML file; a missing or broken one is a `RecipeError`."""
     path = Path(path)
@@ -51,7 +55,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise RecipeError(f"cannot read {path}: {error}") from None
     try:
         fields = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except BROKEN_YAML as error:
         where = " ".join(str(error).split())
         raise RecipeError(f"{path} is not valid YAML: {where}") from None
     if not isinstance(fields, dict):
@@ -67,6 +71,8 @@ def parse_section(fields: Any, section: type[AnySection], *, origin: str) -> Any
         return section.model_validate(fields)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_explain(error, section)}") from None
+    except RecipeError as error:  # of a name that a field does not know
+        raise type(error)(f"{origin}: {error}") from None
 
 
 def read_options(texts: Sequence[str], flag: str) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def read_options(texts: Sequence[str], flag: str) -> dict[str, Any]:
             raise RecipeError(f"{flag} takes name=value; '{text}' is not that")
         try:
             given = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except BROKEN_YAML:
             raise RecipeError(f"{flag} {text}: the value is not valid YAML") from None
         put_field(fields, path.strip(), given, origin=flag)
     return fields

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from expunge import parallel, quantized, runs, sharding
+from expunge.disk import safetensors_errors
 from expunge.errors import ModelError
 from expunge.memory import keep_few_kernels, keep_freed_memory
 from expunge.quantized import Quantize
@@ -193,7 +194,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         return
     with runs.replacing(folder) as temporary:
         temporary.mkdir()
-        with runs.safetensors_errors():
+        with safetensors_errors():
             model.save_pretrained(temporary, state_dict=state, max_shard_size="2GB")
         tokenizer.save_pretrained(temporary)
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from expunge.cells import Cell, Workers, do_here
-from expunge.config import parse_section, put_field
+from expunge.config import BROKEN_YAML, parse_section, put_field
 from expunge.data.folds import Folds
 from expunge.errors import RecipeError, RunError
 from expunge.on_ray import do_on_ray
@@ -159,7 +159,7 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise RecipeError(f"--sweep takes path=value,value; '{text}' is not that")
         try:
             changes[path] = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
+        except BROKEN_YAML:
             raise RecipeError(f"--sweep {path}: '{values}' are no values as in YAML") from None
     return changes
 

@@ -6,12 +6,10 @@ folder without that ending is whole, and a killed stage finds its own checkpoint
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -19,11 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 import expunge
 from expunge import parallel, provenance
 from expunge.config import Section
+from expunge.disk import readable_errors
 from expunge.errors import RunError
 from expunge.memory import forget_peak, release_freed_memory
 from expunge.progress import kept_in
@@ -54,7 +51,7 @@ class Run:
             (self.store / "stages").mkdir(parents=True, exist_ok=True)
             mark = self.root / "run.json"
             if mark.exists():
-                found = read_json(mark).get("recipe")
+                found = read_mark(self.root).get("recipe")
                 if found != owner:
                     raise RunError(
                         f"{self.root} belongs to the recipe '{found}', not to '{owner}'; "
@@ -120,9 +117,19 @@ class Run:
         return sorted(found, key=lambda stage: stage["finished"])
 
 
+def read_mark(root: Path) -> dict[str, Any]:
+    """What run.json says of a run folder."""
+    if not (root / "run.json").is_file():
+        raise RunError(f"{root} is no run folder: it holds no run.json; expunge run writes it")
+    found = read_json(root / "run.json")
+    if not isinstance(found, dict):
+        raise RunError(f"{root / 'run.json'} must hold named fields, as expunge run writes them")
+    return found
+
+
 def store_of(root: Path) -> Path | None:
     """Where a run folder's stages are, if not in itself."""
-    store = read_json(root / "run.json").get("store")
+    store = read_mark(root).get("store")
     return None if store is None else root / store
 
 
@@ -177,9 +184,11 @@ def make_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; a broken one is a `RunError`."""
+    """The content of a JSON file; a missing or broken one is a `RunError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not valid JSON: {error}") from None
 
@@ -254,18 +263,6 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def safetensors_errors() -> Iterator[None]:
-    """Give what safetensors says of a failed write the form that the file system gives it."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if not found:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
-
-
 def sync(path: Path) -> None:
     """Put a file or the entries of a folder on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -273,27 +270,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EFBIG: "the file is too large for this disk or this user",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission is denied",
-    errno.EPERM: "permission is denied",
-    errno.EEXIST: "a file of that name is in the way",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-}
-
-
-@contextlib.contextmanager
-def readable_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a `RunError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _REASONS:
-            raise
-        where = error.filename or path
-        raise RunError(f"cannot write {where}: {_REASONS[error.errno]}") from None

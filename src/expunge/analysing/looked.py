@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from expunge import runs
 from expunge.edit.task import Weights
-from expunge.errors import CalibrationError, RunError, UnfinishedError
+from expunge.errors import CalibrationError, UnfinishedError
 from expunge.evaluate.suite import EvaluationData
 from expunge.finished import Finished
 from expunge.pipeline import Pipeline
@@ -25,8 +25,6 @@ class Looked(Pipeline):
         """Look at the run in `folder`; a folder that holds no run is a `RunError`."""
         root = Path(folder)
         recipe = kept_recipe(root)
-        if not (root / "run.json").is_file():
-            raise RunError(f"{root} is no run folder: it holds no run.json; expunge run writes it")
         store = runs.store_of(root)
         super().__init__(recipe, root, Finished(root))
         self.builder = runs.Run(root, owner=recipe.name, store=store)

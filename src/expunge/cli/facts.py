@@ -102,14 +102,13 @@ def analyse(
 @data.command(name="synthesize")
 def synthesize_data(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same files.")] = 42,
     as_json: Json = False,
 ) -> None:
     """Write LUME-shaped synthetic forget, retain, member, non-member and neutral sets."""
     from expunge.data.synthetic import Synthetic, synthesize
 
-    out.mkdir(parents=True, exist_ok=True)
-    counts = synthesize(Synthetic(seed=seed), out)
+    counts = synthesize(Synthetic(seed=seed), out, replace=False)
     print_facts(counts, as_json)
 
 

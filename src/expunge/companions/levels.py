@@ -18,6 +18,7 @@ from torch import Tensor
 from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence
 from expunge.data.examples import Example
+from expunge.disk import safetensors_errors
 from expunge.errors import ModelError
 from expunge.lora import adapters_of
 from expunge.unlearn.levels import compression, counterparts, profile
@@ -134,5 +135,5 @@ def _rate(example: Example, sequence: TokenSequence) -> float:
 
 def _keep(levels: Sequence[Tensor], folder: Path) -> None:
     if parallel.is_main():
-        with runs.replacing(folder / FILE) as temporary, runs.safetensors_errors():
+        with runs.replacing(folder / FILE) as temporary, safetensors_errors():
             save_file({str(item): logps for item, logps in enumerate(levels)}, temporary)

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from expunge.config import Section
+from expunge.config import Section, parse_section
 from expunge.data import messages
 from expunge.data.examples import Document, Example, check_unique_ids
 from expunge.data.hub import hub_rows
@@ -71,6 +71,8 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
+        if self.path in ("hub:", "data:"):
+            raise ValueError(f"path names nothing behind {self.path}")
         if not self.path.startswith("hub:") and (self.subset or self.revision):
             raise ValueError("subset and revision belong to a hub: path")
         if self.documents is not None and not self.documents:
@@ -82,6 +84,14 @@ class Source(Section):
         if self.skip and not self.documents:
             raise ValueError("skip only matters where documents says how many to take")
         return self
+
+
+def named_source(path: str, out: Path) -> Source:
+    """The source that a command names, which writes `out` of it: another file than `path`."""
+    source = parse_section({"path": path}, Source, origin="FILE")
+    if not path.startswith("hub:") and out.resolve() == locate(path).resolve():
+        raise DataError(f"{out} is the file that is read; name another to write")
+    return source
 
 
 def read_examples(source: Source) -> list[Example]:

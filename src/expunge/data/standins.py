@@ -36,7 +36,7 @@ from expunge.data.particulars import (
     runs,
     size,
 )
-from expunge.data.sources import Source, read_examples
+from expunge.data.sources import named_source, read_examples
 from expunge.errors import DataError
 from expunge.runs import write_text
 
@@ -62,7 +62,7 @@ def write_stand_ins(file: str, out: Path, *, count: int, seed: int = 0) -> dict[
     """
     documents = [
         Document(item.id, f"{item.prompt} {item.answer}".strip(), item.task)
-        for item in read_examples(Source(path=file))
+        for item in read_examples(named_source(file, out))
         if item.kind != "qa"
     ]
     if not documents:

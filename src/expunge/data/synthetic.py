@@ -19,7 +19,8 @@ from expunge.data import wording
 from expunge.data.invented import Invented, Words, document
 from expunge.data.neutral import neutral_texts
 from expunge.data.notices import notice
-from expunge.runs import write_text
+from expunge.errors import DataError
+from expunge.runs import make_folder, write_text
 
 
 class Synthetic(Section):
@@ -60,13 +61,14 @@ class Synthetic(Section):
         return self
 
 
-def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
+def synthesize(config: Synthetic, folder: Path, *, replace: bool = True) -> dict[str, int]:
     """Write the five files into `folder`; return the number of rows of each.
 
     `forget.jsonl`, `retain.jsonl`: id, input, output, task, split, with LUME's ids (Task1's hold
     quotes). `members.jsonl` (the whole text of every forget document, all tasks alike, or of the
     short ones alone) and `nonmembers.jsonl`: id, document; both have the same share of each task.
-    `neutral.jsonl`: id, text.
+    `neutral.jsonl`: id, text. Without `replace`, a file of such a name with other content is a
+    `DataError`.
     """
     forget, retain, nonmembers, unseen = invent(config)
     told = [document.text for document in unseen] or neutral_texts()
@@ -80,9 +82,16 @@ def synthesize(config: Synthetic, folder: Path) -> dict[str, int]:
             {"id": f"neutral{number}", "text": text} for number, text in enumerate(told)
         ],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        write_text(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    make_folder(folder)
+    texts = {
+        folder / name: "".join(json.dumps(row) + "\n" for row in rows)
+        for name, rows in files.items()
+    }
+    for path, text in texts.items():
+        if not replace and path.exists() and path.read_bytes() != text.encode():
+            raise DataError(f"{path} is there with other content; choose another folder")
+    for path, text in texts.items():
+        write_text(path, text)
     return {name: len(rows) for name, rows in files.items()}
 
 

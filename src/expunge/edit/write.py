@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge import runs
+from expunge.disk import safetensors_errors
 from expunge.errors import EditError, ModelError
 from expunge.merge.checkpoint import FLOATS, Stored, map_file, read_header
 from expunge.merge.companions import copy_companions
@@ -86,7 +86,7 @@ def write_edited(
         copy_companions(source.checkpoint.folder, folder)
         if undo is not None:
             (folder / UNDO).parent.mkdir(exist_ok=True)
-            with runs.safetensors_errors():
+            with safetensors_errors():
                 save_file(kept, folder / UNDO)
 
     description = f"edit {source.fingerprint()}{digest.hexdigest()}"

@@ -12,6 +12,7 @@ from typing import Any, cast
 import expunge
 from expunge import models, parallel, provenance, runs
 from expunge.config import Section
+from expunge.disk import readable_errors
 from expunge.errors import EvaluationError
 from expunge.evaluate.generate import MAX_BATCH
 from expunge.evaluate.numbers import Measured
@@ -45,6 +46,8 @@ def evaluate_model(
         raise EvaluationError(f"name a suite to measure: --suite {','.join(SUITES)}")
     if dtype not in models.DTYPES:
         raise EvaluationError(f"dtype {dtype!r} is none of {', '.join(models.DTYPES)}")
+    if out is not None:
+        _check_free(out)
     folder = cache if cache is not None else models.cache_folder() / "tables"
     reader = open_reader(
         models.resolve(model),
@@ -109,11 +112,18 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _check_free(out: Path) -> None:
+    """Refuse to write over the results of a run."""
+    held = runs.read_json(out / RESULTS) if (out / RESULTS).is_file() else {}
+    if (out / "run.json").exists() or (isinstance(held, dict) and "models" in held):
+        raise EvaluationError(f"{out} holds a run and its results; choose another --out")
+
+
 def _write(out: Path, results: dict[str, Any], found: Mapping[str, Measured]) -> None:
     rows: Sequence[dict[str, Any]] = [
         {"suite": name, **row} for name, measured in found.items() for row in measured.items
     ]
-    with runs.readable_errors(out):
+    with readable_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         runs.write_text(out / ITEMS, lines)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from expunge import parallel, runs
 from expunge.data.batches import TokenSequence
+from expunge.disk import readable_errors
 from expunge.errors import EvaluationError
 
 VERSION = "1"
@@ -97,7 +98,7 @@ class Table:
             meta = {"model": self.model_key, "version": VERSION}
             table = pa.Table.from_pylist(list(rows), self.schema.with_metadata(meta))
             name = hashlib.sha256("".join(row["key"] for row in rows).encode()).hexdigest()[:16]
-            with runs.readable_errors(self.folder):
+            with readable_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with runs.replacing(self.folder / f"{self.kind}-{name}.parquet") as temporary:
                     pq.write_table(table, temporary, compression="zstd")

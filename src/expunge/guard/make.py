@@ -15,6 +15,7 @@ import torch
 from expunge import lora, models, runs
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
+from expunge.disk import readable_errors
 from expunge.errors import DataError, RecipeError
 from expunge.guard.contrast import Contrast
 from expunge.guard.corrupt import Corruption, search_strength
@@ -273,5 +274,5 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(here, there)
         return there
 
-    with runs.readable_errors(target):
+    with readable_errors(target):
         shutil.copytree(source, target, copy_function=link)

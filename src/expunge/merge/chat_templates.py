@@ -4,7 +4,13 @@ Each writes what the public format says, message by message, with `add_generatio
 opening of the assistant's turn.
 """
 
+import re
+
+from jinja2 import Environment, TemplateSyntaxError
+
 from expunge.errors import MergeError
+
+_MARKS = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
 
 CHATML = (
     "{% for message in messages %}"
@@ -77,4 +83,8 @@ def template_of(given: str) -> str:
     if "{" not in given:
         known = ", ".join(sorted(TEMPLATES))
         raise MergeError(f"chat_template is a Jinja template, auto, or one of {known}")
+    try:  # as transformers reads them, but for its own mark of what the assistant says
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_MARKS.sub("", given))
+    except TemplateSyntaxError as error:
+        raise MergeError(f"chat_template is no Jinja template: {error}") from None
     return given

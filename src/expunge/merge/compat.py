@@ -224,9 +224,8 @@ def read_merge_file(path: Path) -> MergeFile:
 
 
 def is_merge_file(path: Path) -> bool:
-    """Whether the YAML file at `path` is one, rather than a recipe."""
-    fields = read_yaml(path)
-    return bool(fields.keys() & {"merge_method", "method"})
+    """Whether the YAML file at `path` is one, rather than a recipe: it has a field of one alone."""
+    return not read_yaml(path).keys().isdisjoint({*MergeFile.model_fields, "modules"})
 
 
 def settle(

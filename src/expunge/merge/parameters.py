@@ -1,6 +1,7 @@
 """A parameter of a merge file for one tensor: a value, a gradient over layers, or by filters."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ def _value(name: str, setting: Setting, tensor: str, t: float) -> Any:
             if unknown or "value" not in entry:
                 raise RecipeError(f"parameter {name}: {entry} needs value, and may have filter")
             wanted = entry.get("filter")
+            if not isinstance(wanted, str | None):
+                said = f"filter is a part of a tensor's name, not {wanted!r}"
+                raise RecipeError(f"parameter {name}: {said}")
             if wanted in (None, "*") or wanted in tensor:
                 return _value(name, entry["value"], tensor, t)
         return None
@@ -53,7 +57,9 @@ def _scalar(value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) <= sys.float_info.max:
         return value
     raise RecipeError(f"a parameter is a number, true or false, or a word, not {value!r}")
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from expunge import runs
+from expunge.disk import readable_errors
 from expunge.errors import MergeError
 from expunge.memory import BLOCK
 from expunge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE
@@ -173,7 +174,7 @@ def model_folder(out: Path, identity: str) -> Iterator[Path]:
         raise MergeError(f"{out} exists and is not empty; choose another folder")
     partial = out.with_name(f".{out.name}.partial")
     lock = out.with_name(f".{out.name}.lock")
-    with runs.readable_errors(out):
+    with readable_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with runs.locked(lock, f"{out}"):
             kept = False

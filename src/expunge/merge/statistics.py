@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from expunge import models, parallel, runs
 from expunge.data.batches import TokenSequence, encode_document, pack
-from expunge.data.sources import Source, read_documents
+from expunge.data.sources import named_source, read_documents
+from expunge.disk import readable_errors, safetensors_errors
 from expunge.errors import ModelError
 from expunge.packs import given_to, hidden_states
 from expunge.products import product
@@ -93,7 +94,7 @@ def gather(model: str, documents: str, out: Path, *, kind: str, max_length: int)
     fn = lookup(KINDS, kind, "kind of statistics")
     folder = models.resolve(model)
     tokenizer = models.load_tokenizer(folder)
-    given = read_documents(Source(path=documents))
+    given = read_documents(named_source(documents, out))
     texts = [encode_document(d, tokenizer, max_length=max_length) for d in given]
     found = fn(models.load_model(folder), texts)
     write_statistics(found, out, kind=kind, texts=len(texts))
@@ -109,7 +110,7 @@ def write_statistics(found: Mapping[str, Tensor], path: Path, *, kind: str, text
     for name, tensor in found.items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"the {kind} statistics of {name} are not finite; the model is broken")
-    with runs.readable_errors(path), runs.replacing(path) as temporary, runs.safetensors_errors():
+    with readable_errors(path), runs.replacing(path) as temporary, safetensors_errors():
         whole = {name: tensor.contiguous() for name, tensor in found.items()}
         save_file(whole, temporary, metadata={"kind": kind, "texts": str(texts)})
 

@@ -85,7 +85,8 @@ def frame(root: Path, now: float | None = None) -> Frame:
     now = time.time() if now is None else now
     mark = _json(root / "run.json")
     if mark is None or not (root / "recipe.yaml").is_file():
-        raise RunError(f"{root} is no run folder: it holds no recipe.yaml{_inside(root)}")
+        lacking = "run.json" if mark is None else "recipe.yaml"
+        raise RunError(f"{root} is no run folder: it holds no {lacking}{_inside(root)}")
     store = root / mark["store"] if mark.get("store") else root
     recipe = read_yaml(root / "recipe.yaml")
     stages = tuple(_stages(store, recipe, now))

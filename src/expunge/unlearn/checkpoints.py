@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from expunge import parallel, runs, sharding
+from expunge.disk import safetensors_errors
 from expunge.errors import TrainingError
 from expunge.unlearn.tensor_files import opened
 
@@ -69,7 +70,7 @@ def save(
                 tensors[f"{name}|{part}"] = gathered.view(sharding.shape_of(parameter)).cpu()
     if not parallel.is_main():
         return
-    with runs.replacing(folder / CHECKPOINT) as temporary, runs.safetensors_errors():
+    with runs.replacing(folder / CHECKPOINT) as temporary, safetensors_errors():
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         said = {"step": str(len(log)), "rule": json.dumps(dict(state or {}))}
         save_file(contiguous, temporary, metadata=said)

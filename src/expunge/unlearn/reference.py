@@ -19,6 +19,7 @@ from torch import Tensor
 
 from expunge import parallel, runs, sharding
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
+from expunge.disk import readable_errors, safetensors_errors
 from expunge.heads import Anchor, logps_and_anchor, token_logps
 from expunge.lora import switched_off
 from expunge.packs import Pack, block_states, hidden_states, output_head
@@ -155,7 +156,7 @@ def _to_make(file: Path) -> Iterator[bool]:
         return
     runs.make_folder(file.parent)
     lock = file.with_name(f".{file.name}.lock")
-    with runs.readable_errors(lock), runs.locked(lock, f"{file}", wait=True):
+    with readable_errors(lock), runs.locked(lock, f"{file}", wait=True):
         missing = not parallel.from_main(file.exists())  # another process may have written it now
         yield missing
         if missing and parallel.is_main():
@@ -170,7 +171,7 @@ def _keep(tensors: dict[str, Tensor], file: Path) -> None:
     """Write what all ranks found; then it is there for each of them."""
     found = _of_all_ranks(tensors)
     if parallel.is_main():
-        with runs.replacing(file) as temporary, runs.safetensors_errors():
+        with runs.replacing(file) as temporary, safetensors_errors():
             save_file(found, temporary)
     parallel.barrier()
 

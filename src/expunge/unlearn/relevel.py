@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge import parallel, runs
+from expunge.disk import safetensors_errors
 from expunge.errors import TrainingError
 from expunge.unlearn.tensor_files import opened
 
@@ -63,7 +64,7 @@ class Releveller:
         self.levels[:] = self.now()
         if parallel.is_main():
             held = {str(item): level for item, level in enumerate(self.levels)}
-            with runs.replacing(self.file) as temporary, runs.safetensors_errors():
+            with runs.replacing(self.file) as temporary, safetensors_errors():
                 save_file(held, temporary, {"step": str(step)})
         parallel.barrier()
 

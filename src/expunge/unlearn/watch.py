@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from expunge import parallel, runs, sharding
 from expunge.config import Section
+from expunge.disk import safetensors_errors
 from expunge.errors import TrainingError
 from expunge.registry import did_you_mean
 from expunge.tracking import tell
@@ -240,7 +241,7 @@ class Watcher:
             if parallel.is_main():
                 tensors[name] = whole.contiguous()
         if parallel.is_main():
-            with runs.replacing(self.folder / BEST) as temporary, runs.safetensors_errors():
+            with runs.replacing(self.folder / BEST) as temporary, safetensors_errors():
                 save_file(tensors, temporary, metadata={"step": str(step)})
         parallel.barrier()
 

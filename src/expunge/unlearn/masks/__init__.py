@@ -20,6 +20,7 @@ from torch import Tensor
 
 from expunge import parallel, runs, sharding
 from expunge.data.batches import TokenSequence
+from expunge.disk import safetensors_errors
 from expunge.errors import TrainingError
 from expunge.needs import BOTH, FORGET, Needs
 from expunge.unlearn.hidden import reached
@@ -180,7 +181,7 @@ def _write(model: PreTrainedModel, config: Mask, chosen: Selection, folder: Path
         "tensors": {name: {"may_move": n, "of": weights[name]} for name, n in moves.items()},
     }
     runs.write_json(folder / FACTS, facts)
-    with runs.replacing(folder / FILE) as temporary, runs.safetensors_errors():
+    with runs.replacing(folder / FILE) as temporary, safetensors_errors():
         save_file(packed, temporary, metadata={"whole": whole})
 
 
