@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from expunge import lora, models, runs
+from expunge.adapter_files import read_adapter
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.disk import readable_errors
@@ -90,6 +91,8 @@ def making_of(base: Path, adapter: Path | None, *, dtype: models.Dtype, **given:
             lora.load_adapter(model, adapter)
         return model
 
+    if adapter is not None:
+        read_adapter(adapter)  # refused now, not when the guard is loaded
     context = runs.read_json(base / "config.json").get("max_position_embeddings")
     context = context if isinstance(context, int) and context > 0 else 2**31
     return Making(models.load_tokenizer(base), context, base, adapter, load, **given)
@@ -198,6 +201,9 @@ def make_contrast(section: Uld | Offset | Whp | AnyContrast, making: Making, fol
         if isinstance(section, Uld) and section.blocks is not None:
             if making.adapter is not None or source.base != making.base:
                 raise RecipeError("blocks cuts a guarded model without an adapter; leave it out")
+            there = runs.read_json(making.base / "config.json").get("num_hidden_layers")
+            if isinstance(there, int) and section.blocks > there:
+                raise RecipeError(f"blocks is {section.blocks}, but the model has {there}")
             source = HelperSource(making.base, source.adapter, section.blocks, making.base)
         specs.append(_brought(role, source, making, folder))
     return _made(section, contrast=joined, helpers=tuple(specs))
