@@ -29,6 +29,7 @@ ORDER = [
         "on_ray",
         "memory",
         "provenance",
+        "disk",
         "runs",
         "finished",
         "products",

@@ -262,16 +262,14 @@ def _first_documents(
     """The items whose document is taken; `places` gives each item's document and task."""
     if source.documents is None:
         return items
-    keys = places
-    if ANY_TASK in source.documents:
-        keys = [(document, ANY_TASK) for document, _ in places]
+    any_task = ANY_TASK in source.documents
+    keys = [(document, ANY_TASK) for document, _ in places] if any_task else places
     preferred = _preferred({document for document, _ in places}, source)
     taken: set[tuple[str, str]] = set()
     for task, count in source.documents.items():
         found = list(dict.fromkeys(key for key in keys if key[1] == task))
-        _check_enough(
-            task, source.skip + count, len(found), {task for _, task in keys}, source.path
-        )
+        known = {task for _, task in keys}
+        _check_enough(task, source.skip + count, len(found), known, source.path)
         found.sort(key=lambda key: key[0] not in preferred)  # stable: else in file order
         taken.update(found[source.skip : source.skip + count])
     return [item for item, key in zip(items, keys, strict=True) if key in taken]
