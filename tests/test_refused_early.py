@@ -109,6 +109,11 @@ def test_eco_without_a_prompt_is_refused(fields, tmp_path):
             DataError,
             "the weighting spans gives no token of 3 items a weight",
         ),
+        (
+            {"terms": [TERM, {**TERM, "items": "questions"}]},
+            DataError,
+            "npo reads questions of forget alone, and none of its 3 items is one; leave out the",
+        ),
         ({"watch": {"at": [2]}}, TrainingError, "watch names step 2, and the branch has 1"),
         ({"keep": {"at": [2]}}, TrainingError, "keep names step 2, and the branch has 1"),
     ],
@@ -117,6 +122,11 @@ def test_a_branch_that_the_data_do_not_do_for_is_refused(fields, tmp_path, chang
     checked(Pipeline(fields, tmp_path / "control"))
     fields["branches"]["x"] |= changes
     assert refused(fields, tmp_path / "run", error, f"branch 'x': .*{said}")
+
+
+def test_mmlu_that_cannot_be_read_is_refused(fields, tmp_path):
+    fields["evaluate"]["mmlu"] = {"path": str(tmp_path / "nope.parquet")}
+    assert refused(fields, tmp_path / "run", DataError, "there is no data file at .*nope")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +142,7 @@ def test_a_branch_that_the_data_do_not_do_for_is_refused(fields, tmp_path, chang
                 {"half": "retain", "loss": "nll", "weighting": {**LONGER, "patterns": ["Ely"]}},
             ],
         },
+        {"terms": [{**TERM, "items": "texts"}]},
         {"watch": {"at": [1]}},
         {"keep": {"at": [1]}},
     ],

@@ -21,7 +21,7 @@ from expunge.data.sets import Data, Sets, read_sets, written_sets
 from expunge.data.sources import locate
 from expunge.data.synthetic import synthesize
 from expunge.edit.task import Weights
-from expunge.errors import ExpungeError, RecipeError
+from expunge.errors import DataError, ExpungeError, RecipeError
 from expunge.evaluate.mmlu import HUB, Question, read_mmlu
 from expunge.evaluate.suite import EvaluationData
 from expunge.finished import Finished
@@ -57,11 +57,14 @@ class Inputs:
         """The model's folder; before anything is computed, what a branch or an edit asks for is
         refused where the model lacks it, or where the data do."""
         check_parts(self.recipe, base)
+        asked = self.recipe.evaluate.mmlu
+        if self.builds and asked is not None and asked.path != HUB:
+            _ = self._mmlu
         for of, (folder, _) in self._level_models.items():
             check_vocabulary(base, folder, f"levels.of: {of}")
         for name, branch in self.recipe.branches.items() if self.builds else ():
             with said_of(f"branch '{name}'"):
-                self._check_weightings(branch, base)
+                self._check_terms(branch, base)
                 ids, kept = [one.id for one in self.sets.forget], len(self.sets.retain)
                 made = phases(branch.schedule, ids, kept, seed=self.recipe.seeds[0])
             for asked in (branch.watch, branch.keep):
@@ -69,8 +72,9 @@ class Inputs:
                     asked.check(sum(len(one.steps) for one in made), f"branch '{name}'")
         return base
 
-    def _check_weightings(self, branch: Branch, base: Path) -> None:
-        """Refuse a weighting by what texts say that none of the given ones says."""
+    def _check_terms(self, branch: Branch, base: Path) -> None:
+        """Refuse a term whose items none of the given ones is, and a weighting by what texts say
+        that none of them says."""
         sets, objective = self.sets, Objective(branch.terms)
         beside = sets.forget if row_of(branch.schedule).keeps else []
         texts = {
@@ -80,6 +84,13 @@ class Inputs:
         }
         for term in branch.terms:
             how, given = term.weighting, texts.get(term.half)
+            if given and term.items != "all":
+                wanted = term.items == "questions"
+                if not any((one.kind == "qa") is wanted for one in given):
+                    raise DataError(
+                        f"{term.loss} reads {term.items} of {term.half} alone, and none of its "
+                        f"{len(given)} items is one; leave out the term"
+                    )
             if how is not None and how.row.reads == "text" and given is not None:
                 tokenizer = models.load_tokenizer(base)
                 read = self._encode(given, tokenizer, branch)

@@ -60,7 +60,7 @@ def weights_of(
         if not any(sequence.is_among(term.items) for sequence in sequences):
             raise DataError(
                 f"{term.loss} reads {term.items} of {half} alone, and none of its {len(sequences)} "
-                "items is one; leave out `items`"
+                "items is one; leave out the term"
             )
         if term.weighting is not None:
             assert tokenizer is not None
