@@ -116,6 +116,20 @@ def test_mistakes_of_a_merge_file_are_said(tiny_folder, tmp_path):
     assert expunge("merge", path, tmp_path / "out").returncode == 0  # control
 
 
+def test_words_that_a_merge_does_not_read_are_refused(tiny_folder, tmp_path):
+    file, recipe = tmp_path / "merge.yaml", tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"method": "linear", "models": [{"model": str(tiny_folder)}]}))
+    recipe.write_text("model: {path: m}\ndata: {synthetic: {}}\n")
+    out = tmp_path / "out"
+    for words, said in (
+        ((file, out, "--out", tmp_path / "other"), "give the folder to write once"),
+        ((recipe, out, "--out", tmp_path / "run"), "OUT belongs to a merge file"),
+        ((file, "--lint", "--explain"), "give either --lint or --explain"),
+    ):
+        assert said in refused(expunge("merge", *words))
+    assert not out.exists()
+
+
 def test_a_name_that_is_not_known_is_said_with_its_file(tmp_path):
     fields = {
         "model": {"path": "m"},

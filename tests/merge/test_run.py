@@ -420,6 +420,21 @@ def test_lint_finds_what_is_legal_and_seldom_meant(file, tuned, tmp_path):
     assert same.kind == "same"
 
 
+def test_lint_tells_what_the_merge_refuses(file, tuned, tmp_path):
+    taken = {"kind": "model_token", "model": str(tuned[1]), "token_id": 999}
+    for fields, said in (
+        ({"output": "adapter"}, "needs every model as base"),
+        ({"tokenizer": {"source": "base", "tokens": {"zz": {"source": taken}}}}, "no token_id 999"),
+        ({"chat_template": "{% if %}"}, "no Jinja template"),
+    ):
+        path = file(**fields)
+        (found,) = [f for f in lint(plan_of(path), weights=False) if f.kind == "refused"]
+        assert said in found.what
+        with pytest.raises(ExpungeError) as refused:
+            merge_models(path, tmp_path / "out")
+        assert str(refused.value) == found.what
+
+
 def test_lint_counts_the_signs_of_weights_and_tells_types_apart(file, tuned, tmp_path):
     base, one, _ = tuned
     copy = edited(one, tmp_path / "copy")

@@ -71,7 +71,11 @@ def merge(
         raise RecipeError(f"--shard-gb is the size of the largest shard, not {shard_gb:g}")
     if seed is not None and seed < 0:
         raise RecipeError(f"--seed is a whole number from 0, not {seed}")
+    if look and why:
+        raise RecipeError("give either --lint or --explain")
     if not is_merge_file(config):
+        if folder is not None:
+            raise RecipeError("OUT belongs to a merge file; the merges of a recipe go into --out")
         if look or why or stochastic:
             raise RecipeError("--lint, --explain and --stochastic belong to a merge file")
         if workers:
@@ -79,6 +83,8 @@ def merge(
         merges = pipeline_of(config, given(out, "--out"), model, seed).merges()
         print_facts({name: str(one.adapter or one.base) for name, one in merges.items()}, as_json)
         return
+    if folder is not None and out is not None:
+        raise RecipeError("give the folder to write once: as OUT or as --out")
     if model is not None:
         raise RecipeError("--model belongs to a recipe; a merge file names its models itself")
     file = read_merge_file(config)

@@ -45,18 +45,24 @@ class Layer:
 
 def merge_to_adapter(plan: Plan, out: Path) -> dict[str, Any]:
     """Write the adapter folder `out`; the report is that of merge.adapters.merge_adapters."""
-    _check(plan)
     if plan.file.space == "factors":
+        _check(plan)
         return _merge_factors(plan, out)
-    jobs = plan.jobs()
-    for job in jobs:
-        _check_sum(plan.file, job)
-    layers = _layers(plan, jobs)
+    jobs, layers = settled(plan)
     if out.is_dir() and any(out.iterdir()):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
     bounds, tally = model_bounds(jobs, operations()), Tally(len(layers[0].updates))
     write_factors(_factors(layers, plan, bounds, tally), str(plan.donor.checkpoint.folder), out)
     return tally.report()
+
+
+def settled(plan: Plan) -> tuple[list[Job], list[Layer]]:
+    """What is merged, layer by layer; all that no adapter can be is refused."""
+    _check(plan)
+    jobs = plan.jobs()
+    for job in jobs:
+        _check_sum(plan.file, job)
+    return jobs, _layers(plan, jobs)
 
 
 def _check(plan: Plan) -> None:

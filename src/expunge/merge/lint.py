@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from expunge import runs
+from expunge.errors import ExpungeError
+from expunge.merge.as_adapter import settled
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.codec import LOW_BITS
 from expunge.merge.operands import summed
 from expunge.merge.plan import Plan
 from expunge.merge.sources import Source
 from expunge.merge.tensor import operations
+from expunge.merge.vocabulary import chat_template, vocabulary
 from expunge.progress import progress
 
 _SHAPING = (
@@ -39,10 +42,22 @@ class Finding:
 
 def lint(plan: Plan, *, weights: bool = True) -> list[Finding]:
     """Everything found, cheap things first."""
-    found = [*_configs(plan), *_types(plan), *_adapters(plan), *_tokenizers(plan)]
+    found = [*_configs(plan), *_types(plan), *_adapters(plan), *_tokenizers(plan), *_refused(plan)]
     if weights:
         found += _numbers(plan)
     return found
+
+
+def _refused(plan: Plan) -> Iterator[Finding]:
+    """What the merge would end with, before it reads a tensor."""
+    try:
+        if plan.file.output == "adapter":
+            settled(plan)
+        else:
+            plan.jobs(vocabulary(plan))
+            chat_template(plan.file, plan.sources)
+    except ExpungeError as error:
+        yield Finding("refused", plan.file.name, str(error))
 
 
 def _configs(plan: Plan) -> Iterator[Finding]:
