@@ -63,9 +63,10 @@ class Inputs:
         for of, (folder, _) in self._level_models.items():
             check_vocabulary(base, folder, f"levels.of: {of}")
         for name, branch in self.recipe.branches.items() if self.builds else ():
+            sets = self.sets
             with said_of(f"branch '{name}'"):
                 self._check_terms(branch, base)
-                ids, kept = [one.id for one in self.sets.forget], len(self.sets.retain)
+                ids, kept = [one.id for one in sets.forget], len(sets.retain)
                 made = phases(branch.schedule, ids, kept, seed=self.recipe.seeds[0])
             for asked in (branch.watch, branch.keep):
                 if asked is not None:
