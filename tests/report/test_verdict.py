@@ -33,6 +33,26 @@ def test_the_verdict_follows_the_numbers(results):
     assert "was not measured" in after(0.1, 0.9, collapsed=None)
 
 
+def test_models_that_the_contest_would_refuse_for_their_mmlu_are_named(results):
+    content = results.model_dump()
+    scores = {"target": 0.4, "strong": 0.29, "linear": 0.3, "merged": 0.38}
+    for name, accuracy in scores.items():
+        content["models"][name]["semeval"]["mmlu"] = {"accuracy": accuracy}
+
+    def said() -> list[str]:
+        found = verdict(Results.model_validate(content))
+        return [sentence for sentence in found if "MMLU" in sentence]
+
+    assert said() == [
+        "Of the target model's MMLU accuracy less than 75 % is left, which the contest asks for: "
+        "strong 72 %."
+    ]
+    content["models"]["strong"]["semeval"]["mmlu"] = {"accuracy": 0.31}
+    assert said() == []
+    content["models"]["target"]["semeval"]["mmlu"] = None
+    assert said() == []
+
+
 def test_without_a_retain_set_the_verdict_is_of_the_forget_half_alone(results):
     content = results.model_dump()
     for model in content["models"].values():

@@ -22,6 +22,9 @@ HALF = 0.5
 """Where more than a half of what should be forgotten is left it is still known; where less than a
 half of what should be kept is left it is lost. In between it is partly so."""
 
+GATE = 0.75
+"""Share of the MMLU accuracy from before that the contest asks for: an accuracy of 0.371 at 7B."""
+
 THRESHOLDS = (
     f"Forgotten: at most {FORGOTTEN:.0%} of what was known before is left; still known: more than "
     f"{HALF:.0%}. Kept: at least {KEPT:.0%} is left; lost: less than {HALF:.0%}. Partly: between."
@@ -84,6 +87,7 @@ def verdict(results: Results) -> list[str]:
         *_comparisons(before, after, after_name),
         *([THRESHOLDS] if graded and not after.collapse.collapsed else []),
         *_membership(after, after_name),
+        *_gated(results, names[0]),
         *_collapses(results, after_name),
     ]
 
@@ -241,6 +245,21 @@ def _documents(mia: Mia) -> str:
     if mia.members is not None and mia.nonmembers is not None:
         return f"{mia.members} forgotten and {mia.nonmembers} never-seen documents"
     return "" if mia.n is None else f"{mia.n} documents"
+
+
+def _gated(results: Results, before: str) -> list[str]:
+    """One sentence that names all models that the contest would refuse for their MMLU."""
+    asked = {name: m.semeval.mmlu for name, m in results.measured_models().items()}
+    known = {name: m.accuracy for name, m in asked.items() if m and m.accuracy is not None}
+    least = GATE * known.get(before, 0.0)
+    under = [name for name, accuracy in known.items() if accuracy < least - 1e-9 and name != before]
+    if not under:
+        return []
+    shares = ", ".join(f"{name} {_percent(known[name] / known[before])}" for name in under)
+    return [
+        f"Of the {before} model's MMLU accuracy less than {_percent(GATE)} is left, which the "
+        f"contest asks for: {shares}."
+    ]
 
 
 def _collapses(results: Results, told: str) -> list[str]:
