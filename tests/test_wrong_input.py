@@ -143,6 +143,12 @@ def test_a_name_that_is_not_known_is_said_with_its_file(tmp_path):
     assert line.startswith(f"expunge: {path}: no merge method is called 'tise'")
 
 
+def test_an_edit_against_the_model_itself_is_refused(tiny_folder, tmp_path):
+    done = expunge("edit", "negate", tiny_folder, tmp_path / "e", "--base", tiny_folder)
+    assert "MODEL and --base are one model" in refused(done)
+    assert not (tmp_path / "e").exists()
+
+
 def test_guards_of_what_is_not_there_are_not_written(tiny_folder, tmp_path):
     line = refused(
         expunge("guard", "prefix", tiny_folder, tmp_path / "g", "--adapter", tmp_path / "nope")

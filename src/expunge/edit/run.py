@@ -81,6 +81,8 @@ def edit_model(
     else:
         given = [Weights(folder), *(Weights(models.resolve(other)) for other in others)]
         start = models.resolve(base) if base is not None else None
+        if start is not None and start.resolve() == folder.resolve():
+            raise EditError("MODEL and --base are one model; --base is what MODEL was trained from")
     files = {"forget": forget, "retain": retain}
     sets = {n: read_examples(Source(path=path)) for n, path in files.items() if path is not None}
     if len(sets) == len(files):
