@@ -15,6 +15,9 @@ from expunge import runs
 from expunge.disk import safetensors_errors
 from expunge.errors import ModelError
 
+REPEATED = 4
+"""Parts of a pattern that may repeat: a name of n letters takes n to the power of their number."""
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _BEYOND_LORA = (
@@ -150,15 +153,21 @@ def blocks_of(names: Iterable[str]) -> int:
 def by_pattern(patterns: Any, name: str, default: Any) -> Any:
     """The value of the first pattern that `name` is or ends in, as peft reads it.
 
-    A pattern that could take exponential time (a repeated group) is a `ModelError`.
+    A pattern that could take exponential time is a `ModelError`: one with a repeated group, with a
+    group of another kind than (…) and (?:…), which could hide one, or with many repetitions.
     """
     if not isinstance(patterns or {}, Mapping):
         raise ModelError(f"patterns map layers to numbers; {str(patterns)[:40]!r} does not")
     for pattern, value in (patterns or {}).items():
         try:
-            if re.search(r"\)[*+{?]", pattern):
+            if re.search(r"\)[*+{?]|\(\?[^:]", pattern):
                 raise ModelError(
                     f"the pattern {pattern[:80]!r} repeats groups; name layers plainly"
+                )
+            if len(re.findall(r"[*+{]", pattern)) > REPEATED:
+                raise ModelError(
+                    f"the pattern {pattern[:80]!r} repeats more than {REPEATED} parts; name layers "
+                    "plainly"
                 )
             if re.match(rf"(.*\.)?({pattern})$", name):
                 return value

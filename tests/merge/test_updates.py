@@ -201,9 +201,12 @@ def test_patterns_of_ranks_match_as_in_peft_and_only_repeated_groups_are_refused
     ):
         assert bool(re.match(rf"(.*\.)?({pattern})$", layer)) is matches  # as peft has it
         assert by_pattern({pattern: 3}, layer, 1) == (3 if matches else 1)
-    for pattern in ("(a+)+", r"(\w|\d)*_proj", "(a){2,}", "(a)?"):
+    for pattern in ("(a+)+", r"(\w|\d)*_proj", "(a){2,}", "(a)?", "(?x:(a+) +)", "(a+)(?#c)+"):
         with pytest.raises(ModelError, match="repeats groups"):
             by_pattern({pattern: 3}, layer, 1)
+    with pytest.raises(ModelError, match="repeats more than 4 parts"):
+        by_pattern({".*" * 25 + "z": 3}, layer, 1)
+    assert by_pattern({".*" * 4 + "z": 3}, layer, 1) == 1  # control
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
