@@ -38,7 +38,8 @@ class Model(Section):
 
     chat: bool = Field(default=False, exclude_if=not_)
     """A prompt is the user's turn in the tokenizer's chat template; plain texts stand as they are.
-    `prompt_tail` cuts none, and the template says what stands before an answer."""
+    `prompt_tail` cuts none, the template says what stands before an answer, and the special token
+    that ends its turns ends a generation, as the end of text does."""
 
     @model_validator(mode="after")
     def _joined_once(self) -> "Model":
