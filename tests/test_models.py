@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from expunge import models
 from expunge.data.batches import TokenSequence, encode, pack
 from expunge.data.examples import Example
 from expunge.errors import ModelError
@@ -49,11 +50,23 @@ def test_a_saved_model_comes_back(tiny, tokenizer, tmp_path):
         ("nowhere/at/all", "there is no model at nowhere/at/all"),
         ("./missing", "give 'smollm2', a folder"),
         ("model.gguf", "there is no model at model.gguf"),
+        ("models/missing.gguf", "there is no model at models/missing.gguf"),
+        ("runs/merged.safetensors", "there is no model at runs/merged.safetensors"),
+        ("owner/", "there is no model at owner/"),
     ],
 )
-def test_a_model_that_is_not_there(path, message):
+def test_a_model_that_is_not_there(path, message, monkeypatch):
+    monkeypatch.setattr(models, "fetch", lambda *given: pytest.fail("the Hub was asked"))
     with pytest.raises(ModelError, match=message):
         resolve(path)
+
+
+@pytest.mark.parametrize("path", ["Qwen/Qwen2.5-0.5B", "owner/Llama-3.1-8B", "o/v0.1", "o/n"])
+def test_a_name_with_dots_is_asked_of_the_hub(path, tiny_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "fetch", lambda *given: asked.append(given) or tiny_folder)
+    assert resolve(path, "v2") == tiny_folder
+    assert asked == [(path, "v2")]
 
 
 def test_a_damaged_gguf_is_one_error(tmp_path, monkeypatch):

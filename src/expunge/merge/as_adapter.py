@@ -1,4 +1,4 @@
-"""Merge the `base+lora` models of a merge file into one adapter: what `output: adapter` does.
+"""Merge the adapters of a merge file into one adapter: what `output: adapter` does.
 
 Dimensions: M models, r rank, (out, in) the shape of a linear layer. Every tensor is merged under
 the settings that `output: model` has for it, and only what is added to the base is kept.
@@ -52,7 +52,7 @@ def merge_to_adapter(plan: Plan, out: Path) -> dict[str, Any]:
     if out.is_dir() and any(out.iterdir()):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
     bounds, tally = model_bounds(jobs, operations()), Tally(len(layers[0].updates))
-    write_factors(_factors(layers, plan, bounds, tally), str(plan.donor.checkpoint.folder), out)
+    write_factors(_factors(layers, plan, bounds, tally), plan.donor.checkpoint.name, out)
     return tally.report()
 
 
@@ -79,7 +79,14 @@ def _check(plan: Plan) -> None:
     loose = [s for s in named if s.adapter is None and s != plan.base]
     folders = {source.checkpoint.folder for source in plan.sources}
     if loose or len(folders) > 1 or (plan.base and plan.base.adapter):
-        raise MergeError("output: adapter needs every model as base+lora, all of one base")
+        raise MergeError(
+            "output: adapter needs every model as base+lora, all of one base, or as lora alone"
+        )
+    if isinstance(how, Piece) and how.looks and plan.donor.alone:
+        raise MergeError(
+            f"{file.name} looks at the base's weights, and adapters alone have none: write each "
+            "model as base+lora"
+        )
     of = how.of if isinstance(how, Span) and how.measures else "deltas"
     if of == "weights" or (of == "either" and plan.base is None):
         more = "" if of == "weights" else " where no base_model is given"
@@ -173,7 +180,7 @@ def _delta(layer: Layer, bounds: np.ndarray | None) -> Tensor:
         return sum((float(c) * _formed(u, shape) for c, u in given), torch.zeros(shape))
     nothing = Update(lambda first, last: np.zeros((last - first, shape[1]), np.float32), whole=True)
     base = nothing
-    if isinstance(job.method.how, Piece):  # may look at the base's weights too
+    if isinstance(job.method.how, Piece) and job.method.how.looks:
         assert isinstance(job.operand.base, Whole)
         base = job.operand.base
     operand = Operand(job.name, shape, base, parts)
@@ -226,4 +233,5 @@ def _merge_factors(plan: Plan, out: Path) -> dict[str, Any]:
     merge = parse_section({**fields, "seed": file.seed}, Merge, origin="space: factors")
     folders = [plan.source(given.model).adapter for given in file.models or ()]
     adapters = [adapter.folder for adapter in folders if adapter is not None]
-    return merge_adapters(adapters, merge, out, base=plan.donor.checkpoint.folder)
+    base = None if plan.donor.alone else plan.donor.checkpoint.folder
+    return merge_adapters(adapters, merge, out, base=base)

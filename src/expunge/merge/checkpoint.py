@@ -76,6 +76,11 @@ class Checkpoint(Mapping[str, Stored]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    @property
+    def name(self) -> str:
+        """What an adapter on it calls its base."""
+        return str(self.folder)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""

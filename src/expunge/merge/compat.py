@@ -42,7 +42,8 @@ class Input(Section):
     """One model of a merge."""
 
     model: Model
-    """A folder or Hugging Face id; `model+lora` puts an adapter on it."""
+    """A folder or Hugging Face id; `model+lora` puts an adapter on it. An adapter alone is for
+    output: adapter."""
 
     parameters: Given = Field(default_factory=dict)
     """Parameters of this model."""
@@ -146,7 +147,7 @@ class MergeFile(Section):
     """A Jinja template; `auto` takes that of most models; null keeps the tokenizer's own."""
 
     output: Literal["model", "adapter"] = "model"
-    """`adapter`: every model is `base+lora`, and the merge of the adapters is one."""
+    """`adapter`: every model is `base+lora`, or `lora` alone, and their merge is an adapter."""
 
     rank: int | None = Field(default=None, ge=1)
     """Rank of an adapter; null means the sum of the ranks."""

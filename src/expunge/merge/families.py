@@ -51,6 +51,8 @@ class Piece:
 
     fn: pieces.Apply
     prepare: Callable[[Operand, Settings], Any] = pieces.nothing
+    looks: bool = False
+    """Whether what it adds to the base hangs on the base's own weights."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _adapters(plan: Plan) -> Iterator[Finding]:
     for source in adapters:
         assert source.adapter is not None
         stated = str(source.adapter.config.get("base_model_name_or_path") or "")
-        name = source.name.partition("+")[0]
+        name = source.checkpoint.name if source.alone else source.name.partition("+")[0]
         folder = source.checkpoint.folder
         if (
             stated

@@ -179,7 +179,7 @@ METHODS = {
         Piece(pieces.nearswap), source="mergekit", options={"t": REQUIRED}, models=(1, 1)
     ),
     "arcee_fusion": Method(
-        Piece(pieces.arcee_fusion, pieces.fusion_threshold),
+        Piece(pieces.arcee_fusion, pieces.fusion_threshold, looks=True),
         source="mergekit",
         fidelity="adapted",
         differs="exact quartiles, where mergekit samples tensors of more than a million",

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from expunge.errors import MergeError
+from expunge.merge.absent import ABSENT
 from expunge.merge.agreement import bytes_of_all, mismatch
 from expunge.merge.checkpoint import FLOATS
 from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
@@ -60,7 +61,7 @@ class Plan:
         self.file = file
         self._opened = Opened()
         self.source = self._opened.source
-        self.base = self.source(file.base_model) if file.base_model is not None else None
+        self.base = self._opened.base(file)
         self.slices = [self._with_base(one) for one in file.slices or [self._whole()]]
         self._check_counts()
 
@@ -138,10 +139,12 @@ class Plan:
 
     def _with_base(self, one: OutputSlice) -> OutputSlice:
         """The slice with the base among its sources, as slerp and its kin need it."""
-        base, name = one.base_model or self.file.base_model, self.file.name
+        alone = self.base is not None and self.base.alone
+        base = one.base_model or (ABSENT if alone else self.file.base_model)
+        name = self.file.name
         if base is None or any(self.source(s.model) == self.source(base) for s in one.sources):
             return one
-        if name in _BASE_TOO and self.file.slices is not None:
+        if name in _BASE_TOO and (alone or self.file.slices is not None):
             return one  # as in mergekit, which joins it to whole models alone
         weighed = "weight" in one.parameters or "weight" in self.file.parameters
         if name == "linear" and self.file.output == "model" and not weighed:
@@ -164,7 +167,7 @@ class Plan:
         lead = self._base_of(one) or self.source(one.sources[0].model)
         at = [self.source(s.model) for s in one.sources].index(lead)
         names = [n for n in lead.checkpoint if _number(n) == lows[at] + step]
-        if not names:
+        if not names and not lead.alone:
             raise MergeError(f"{lead.name} has no layer {lows[at] + step}")
         return [
             Place(_renumbered(n, number), tuple(_renumbered(n, low + step) for low in lows), one, t)

@@ -14,8 +14,10 @@ import torch
 
 from expunge import models
 from expunge.errors import MergeError, ModelError
+from expunge.merge.absent import ABSENT, Absent, is_adapter
 from expunge.merge.checkpoint import Checkpoint, map_file, read_header
 from expunge.merge.companions import companions_of
+from expunge.merge.compat import MergeFile
 from expunge.merge.operands import KINDS, Part, Update, Whole, added, decode
 from expunge.merge.updates import Adapter
 
@@ -25,7 +27,7 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One model of a merge: a checkpoint, perhaps an adapter on it."""
+    """One model of a merge: a checkpoint, perhaps an adapter on it, or an adapter alone."""
 
     name: str
     checkpoint: Checkpoint
@@ -50,6 +52,11 @@ class Source:
         if base and not base.adapter and base.checkpoint.folder == self.checkpoint.folder:
             return changed
         return added(whole, changed, stored.shape[-1])
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is an adapter, or the base of those, of which no weights are at hand."""
+        return isinstance(self.checkpoint, Absent)
 
     @cached_property
     def layers(self) -> int:
@@ -98,12 +105,21 @@ class Opened:
         self._sources: dict[str, Source] = {}
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._statistics: dict[str, Statistics] = {}
+        self._absent = Absent()
+        self._sources[ABSENT] = Source(ABSENT, self._absent)
 
     def source(self, given: str | dict[str, Any]) -> Source:
         """A model by its name, or by `model+lora`; `owner/name@revision` for either on the Hub."""
         model, lora = _named(given)
         key = f"{model}+{lora}" if lora else f"{model}"
         if key not in self._sources:
+            here = Path(model.path).expanduser()
+            if not lora and is_adapter(here):
+                alone = Adapter(here)
+                self._absent.take(alone)
+                alone.check(self._absent)
+                self._sources[key] = Source(key, self._absent, alone)
+                return self._sources[key]
             folder = self._find(*model.told)
             if folder not in self._checkpoints:
                 self._checkpoints[folder] = Checkpoint(folder)
@@ -113,6 +129,23 @@ class Opened:
                 loaded.check(checkpoint)
             self._sources[key] = Source(key, checkpoint, loaded)
         return self._sources[key]
+
+    def base(self, file: MergeFile) -> Source | None:
+        """The base_model of a merge file; of adapters alone the one that none has at hand."""
+        named = [given.model for given in file.models or ()]
+        named += [given.model for one in file.slices or () for given in one.sources]
+        if file.base_model is not None:
+            named.append(file.base_model)
+        found = [self.source(name) for name in named]
+        alone = [source for source in found if source.alone]
+        if alone and (len(alone) < len(found) or file.base_model or file.output != "adapter"):
+            raise MergeError(
+                f"{alone[0].name} is an adapter: write MODEL+{alone[0].name} to put it on a model, "
+                "or give adapters alone, without base_model, and say output: adapter"
+            )
+        if alone:
+            return self._sources[ABSENT]
+        return None if file.base_model is None else self.source(file.base_model)
 
     def matrix(self, path: str | None, name: str) -> torch.Tensor | None:
         """The matrix of a tensor in the statistics of a model; None where it has none."""
@@ -173,6 +206,6 @@ def _adapter_folder(named: Named) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if models.is_hub_id(name):
         return models.fetch(name, named.revision)
     raise ModelError(f"there is no adapter at {name}")

@@ -82,6 +82,12 @@ class Adapter:
         return added(whole, update, stored.shape[-1]) if update else whole
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor that it changes."""
+        lora = {f"{layer}.weight": self._shape(layer, f) for layer, f in self.factors.items()}
+        return lora | {name: stored.shape for name, stored in self.replaced.items()}
+
+    @property
     def ranks(self) -> list[int]:
         """The rank of each layer."""
         found = (f.get("a") or f.get("embedding_a") for f in self.factors.values())
@@ -99,17 +105,9 @@ class Adapter:
     def _update(self, name: str, found: dict[str, Stored], base: Checkpoint) -> Update:
         """Its factors are read when they are asked for, however many layers there are."""
         layer = name.removesuffix(".weight")
-        embedding = "embedding_a" in found or "embedding_b" in found
-        keys = ("embedding_a", "embedding_b") if embedding else ("a", "b")
-        if any(key not in found for key in keys):
-            raise ModelError(f"{self.folder}: {layer} lacks one of lora_A and lora_B")
-        one, two = (found[key] for key in keys)  # (r, in), (out, r)
-        shapes = one.shape, two.shape
-        if any(len(shape) != 2 for shape in shapes) or one.shape[0] != two.shape[1]:
-            raise ModelError(f"{self.folder}: {layer} has factors of {shapes[0]} and {shapes[1]}")
-        scale = np.float32(self._scale(layer, one.shape[0], *shapes))
-        swapped = embedding or self.config.get("fan_in_fan_out")
-        rows, columns = (one.shape[1], two.shape[0]) if swapped else (two.shape[0], one.shape[1])
+        one, two = self._pair(layer, found)
+        scale = np.float32(self._scale(layer, one.shape[0], one.shape, two.shape))
+        swapped, (rows, columns) = self._swapped(found), self._shape(layer, found)
         self._fits(name, (rows, columns), base)
 
         def factors() -> Factors:
@@ -123,6 +121,28 @@ class Adapter:
         whole = Whole(base.raw(name), base[name].dtype)
         magnitude = self._numbers(found["magnitude"]).ravel()
         return _dora(low_rank_of(factors), magnitude, whole, columns)
+
+    def _pair(self, layer: str, found: dict[str, Stored]) -> tuple[Stored, Stored]:
+        """lora_A (r, in) and lora_B (out, r) of a layer."""
+        embedding = "embedding_a" in found or "embedding_b" in found
+        keys = ("embedding_a", "embedding_b") if embedding else ("a", "b")
+        if any(key not in found for key in keys):
+            raise ModelError(f"{self.folder}: {layer} lacks one of lora_A and lora_B")
+        one, two = (found[key] for key in keys)
+        shapes = one.shape, two.shape
+        if any(len(shape) != 2 for shape in shapes) or one.shape[0] != two.shape[1]:
+            raise ModelError(f"{self.folder}: {layer} has factors of {shapes[0]} and {shapes[1]}")
+        return one, two
+
+    def _swapped(self, found: dict[str, Stored]) -> bool:
+        """Whether the weight is stored as (in, out), or is an embedding's."""
+        return bool("embedding_a" in found or self.config.get("fan_in_fan_out"))
+
+    def _shape(self, layer: str, found: dict[str, Stored]) -> tuple[int, int]:
+        """The shape of the weight that a layer's factors change."""
+        one, two = self._pair(layer, found)
+        out, inner = two.shape[0], one.shape[1]
+        return (inner, out) if self._swapped(found) else (out, inner)
 
     def _scale(self, layer: str, rank: int, *shapes: tuple[int, ...]) -> float:
         stated = by_pattern(self.config.get("rank_pattern"), layer, self.config.get("r"))
