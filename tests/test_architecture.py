@@ -37,6 +37,7 @@ ORDER = [
         "short_attention",
         "attention",
         "fused",
+        "affine_heads",
         "packs",
         "quantized",
     ),

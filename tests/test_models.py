@@ -113,32 +113,6 @@ def test_a_model_of_weights_that_are_no_numbers_is_refused(tiny):
         check_packing(tiny)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields", "what"),
-    [
-        (
-            "gpt_oss",
-            {
-                "num_local_experts": 2,
-                "num_experts_per_tok": 1,
-                "layer_types": 2 * ["full_attention"],
-            },
-            "attention sinks",
-        ),
-        ("gemma2", {"final_logit_softcapping": None}, "a soft cap on its attention scores"),
-    ],
-)
-def test_a_model_whose_attention_is_more_than_ours_is_refused(tmp_path, kind, fields, what):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 257}
-    config = AutoConfig.for_model(kind, **sizes, **heads, **fields, pad_token_id=0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"^this model has {what} .*use a model without$"):
-        load_model(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def recurrent(tmp_path_factory, tiny_folder):
     """A folder of a model with a state instead of attention."""

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from expunge.affine_heads import output_head
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.heads import Anchor, anchor_of, token_kl, token_logps, token_logps_and_kl
 from expunge.lora import Lora, adapters_of, add_adapter, switched_off
-from expunge.packs import hidden_states, output_head
+from expunge.packs import hidden_states
 from expunge.scores import score
 
 EXAMPLES = [

@@ -25,6 +25,14 @@ _LACKED = {"s_aux": "attention sinks", "softcap": "a soft cap on its attention s
 """What some models ask of attention that neither SDPA nor ours has."""
 
 
+class LackingAttention(ModelError):
+    """A model asks of attention what packed attention does not have."""
+
+
+class OwnAttention(ModelError):
+    """A model's layers take no attention but their own, or have none."""
+
+
 @cache
 def register_attention() -> None:
     """Make PACKED_ATTENTION known to transformers, before a model is loaded with it."""
@@ -85,7 +93,7 @@ def _packed_attention(
     """
     for name, what in _LACKED.items():
         if options.get(name) is not None:
-            raise ModelError(
+            raise LackingAttention(
                 f"this model has {what} ({name}), which is left out of packed attention, so its "
                 "scores would be wrong; use a model without"
             )

@@ -236,6 +236,11 @@ def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
+    if not linear:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layers of torch's, which LoRA adapts; say "
+            "training: full"
+        )
     known = set(linear.values())
     for target in lora.targets or ():
         if target not in known:

@@ -52,10 +52,11 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         flat, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
         low = flat @ a.T  # (tokens, r)
-        y = F.linear(flat, w, bias).addmm_(low, b.T, alpha=scale)
+        y = F.linear(x, w, bias)  # no view of another, for a layer may add to it in place
+        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(flat, w, low, a, b)
         ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -82,7 +83,9 @@ class _LowRank(torch.autograd.Function):
         low = flat @ a.T  # (tokens, r)
         ctx.save_for_backward(flat, low, a, b)
         ctx.scale = scale
-        return torch.addmm(y.flatten(0, -2), low, b.T, alpha=scale).view_as(y)
+        made = torch.empty_like(y, memory_format=torch.contiguous_format)
+        torch.addmm(y.flatten(0, -2), low, b.T, alpha=scale, out=made.view(-1, y.shape[-1]))
+        return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:

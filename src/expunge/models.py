@@ -102,7 +102,7 @@ def load_model(
 
     `shard` it over the ranks if `accelerate launch` asks for FSDP2; `quantize` its linear layers.
     """
-    from expunge.attention import PACKED_ATTENTION, register_attention
+    from expunge.attention import PACKED_ATTENTION, OwnAttention, register_attention
     from expunge.fused import fuse
     from expunge.packs import check_packing
     from expunge.products import speed_up
@@ -114,22 +114,23 @@ def load_model(
     register_attention()
     if quantize is not None:
         quantized.check_possible()
-    try:
-        model = _loaded(folder, dtype, PACKED_ATTENTION, quantize)
-    except ValueError as error:
-        if "attn_implementation" not in str(error):
-            raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
-        model = _loaded(
-            folder, dtype, None, quantize
-        )  # its layers have attention of their own, or none
-    model.eval()
-    speed_up(model)
-    fuse(model)
-    quantized.settle(model)
     shard = shard and sharding.wanted()
-    if not shard and quantize is None:
-        model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
-    check_packing(model)
+
+    def loaded(attention: str | None) -> PreTrainedModel:
+        model = _loaded(folder, dtype, attention, quantize)
+        model.eval()
+        speed_up(model)
+        fuse(model)
+        quantized.settle(model)
+        if not shard and quantize is None:
+            model.to(torch.device(device()))  # pyright: ignore[reportArgumentType]
+        check_packing(model)
+        return model
+
+    try:
+        model = loaded(PACKED_ATTENTION)
+    except OwnAttention:
+        model = loaded(None)
     if shard:
         sharding.shard(model)
     return model
@@ -151,7 +152,9 @@ def outline(folder: Path | str) -> PreTrainedModel:
 def _loaded(
     folder: Path, dtype: Dtype, attention: str | None, quantize: Quantize | None
 ) -> PreTrainedModel:
-    """The model in a folder; a `ValueError` is left to the caller where it names an attention."""
+    """The model in a folder; `OwnAttention` where its layers do not take the attention asked."""
+    from expunge.attention import OwnAttention
+
     how = quantized.loading(quantize, DTYPES[dtype], device()) if quantize else {}
     try:
         return _transformers().AutoModelForCausalLM.from_pretrained(
@@ -163,7 +166,10 @@ def _loaded(
             trust_remote_code=False,
             **how,
         )
-    except (OSError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, ImportError, SafetensorError, RuntimeError) as error:
+        refused = f"{error}"
+        if attention is not None and (attention in refused or "attn_implementation" in refused):
+            raise OwnAttention(f"{folder}: {_first_line(error)}") from None
         raise ModelError(f"cannot load the model in {folder}: {_first_line(error)}") from None
 
 
@@ -178,7 +184,7 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer in {folder}: {_first_line(error)}") from None
     if model is not None:
-        from expunge.packs import output_head
+        from expunge.affine_heads import output_head
 
         rows = len(output_head(model))
         if len(tokenizer) > rows:

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from expunge.attention import PACKED_ATTENTION
+from expunge.affine_heads import as_head_reads, output_head
+from expunge.attention import PACKED_ATTENTION, LackingAttention, OwnAttention
 from expunge.errors import ModelError
 from expunge.products import product
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-_LIKE, _NEAR = 0.8, 0.05
-"""The shortest of a bucket against its longest; how far the scores of a pack may be off."""
+_LIKE = 0.8
+"""The shortest of a bucket against its longest."""
+
+_NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+"""How far the logits of a pack may be off, as a share of the greatest."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def hidden_states(model: PreTrainedModel, pack: Pack, cache: Cache | None = None
     sequence of the pack continues; positions then count on from the prefix.
     """
     calls = _calls(model, pack, cache)
-    return _by_token([_decoder(model)(**c.options).last_hidden_state for c in calls], calls, pack)
+    return _by_token([decoded(model, **call.options) for call in calls], calls, pack)
 
 
 def block_states(
@@ -72,7 +76,7 @@ def block_states(
     try:
         for call in calls:
             try:
-                final.append(_decoder(model)(**call.options).last_hidden_state)
+                final.append(decoded(model, **call.options))
             except _Enough:
                 continue
     finally:
@@ -103,16 +107,6 @@ def hidden_states_after(model: PreTrainedModel, pack: Pack, prefix: Cache) -> Te
     return states
 
 
-def output_head(model: PreTrainedModel) -> Tensor:
-    """The weight of the output head: (V, d)."""
-    if hasattr(model, "gathered_head"):  # its weight is sliced
-        return model.gathered_head()  # pyright: ignore
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise ModelError("this model's output head has a bias, which packed scoring lacks")
-    return head.weight  # pyright: ignore[reportReturnType, reportOptionalMemberAccess]
-
-
 def token_logits(model: PreTrainedModel, states: Tensor, *, choosing: bool = False) -> Tensor:
     """Logits of final hidden states: (N, d) to (N, V).
 
@@ -136,6 +130,12 @@ def in_buckets(model: PreTrainedModel) -> bool:
     return getattr(model, "expunge_in_buckets", False)
 
 
+def beyond_window(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether a text is longer than what its last token looks back on, where that is limited."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return bool(window) and tokens > window
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of the decoder."""
@@ -145,14 +145,18 @@ class _Call:
     """Whose tokens its rows are; None where one row holds the pack end to end."""
 
 
-def _decoder(model: PreTrainedModel) -> Callable[..., Any]:
+def decoded(model: PreTrainedModel, **options: Any) -> Tensor:
+    """Final hidden states of what the decoder is given, as the head reads them: (B, T, d)."""
     # A sharded model's `decode` gathers what lies outside the layers too, the head among it.
-    return getattr(model, "decode", None) or model.get_decoder()
+    decoder = getattr(model, "decode", None) or model.get_decoder()
+    states = decoder(**options).last_hidden_state
+    return states if has_logits_of_its_own(model) else as_head_reads(model, states)
 
 
 def _calls(model: PreTrainedModel, pack: Pack, cache: Cache | None = None) -> list[_Call]:
     """The calls of the decoder that forward a pack."""
-    if in_buckets(model):
+    beyond = cache is None and beyond_window(model, max(pack.lengths))
+    if beyond or in_buckets(model):
         if cache is not None:
             raise ModelError(
                 f"{type(model).__name__} keeps a state from token to token, so its texts cannot "
@@ -230,9 +234,17 @@ def _pass_on(
 def check_packing(model: PreTrainedModel) -> None:
     """Refuse a model whose packed scores differ from its own logits, one sequence at a time.
 
-    One with layers that mix the sequences of a pack is forwarded in buckets from now on; one with a
-    head that is more than a matrix (soft caps, scales) is a `ModelError`.
+    One with layers that mix the sequences of a pack is forwarded in buckets from now on, with
+    attention of its own where ours is not what it asks for; one whose logits are more than an
+    affine function of its states (a soft cap) is a `ModelError`, and `OwnAttention` one whose
+    layers have been given ours and do not read what it is.
     """
+    kind, config = type(model).__name__, model.config.get_text_config()
+    if getattr(config, "final_logit_softcapping", None):
+        raise ModelError(
+            f"{kind} caps its logits (final_logit_softcapping), which scoring by its hidden states "
+            "leaves out; use a model without"
+        )
     vocabulary = len(output_head(model))
     tokens = [[(7 * i + 3 * k) % vocabulary for i in range(4 + k)] for k in range(2)]
     device = next(model.parameters()).device
@@ -241,22 +253,36 @@ def check_packing(model: PreTrainedModel) -> None:
     lengths = tuple(len(row) for row in tokens)
     everywhere = torch.arange(len(flat), device=device)
     pack = Pack(flat, positions, lengths, everywhere, flat, flat, ("", ""))
+    given = model.config._attn_implementation
+    if given == PACKED_ATTENTION:
+        model.set_attn_implementation("eager")
+        if model.config._attn_implementation == given:
+            raise OwnAttention(f"{kind} takes no attention but its own; load it with that")
     alone = [model(input_ids=row[None]).logits[0].float() for row in flat.split(lengths)]
     expected, error = torch.cat(alone), torch.tensor(float("inf"))
     if not expected.isfinite().all():
         raise ModelError(
-            f"the logits of this {type(model).__name__} are not finite; its weights hold NaN or "
-            "infinity, or are too large for their type"
+            f"the logits of this {kind} are not finite; its weights hold NaN or infinity, or are "
+            "too large for their type"
         )
-    stateful = getattr(model, "_is_stateful", False)  # transformers' mark of recurrent layers
-    packable = model.config._attn_implementation == PACKED_ATTENTION and not stateful
-    for buckets in (False, True) if packable else (True,):
+    ways = [(True, given)]
+    if given == PACKED_ATTENTION:
+        stateful = getattr(model, "_is_stateful", False)  # transformers' mark of recurrent layers
+        ways = [(False, given), (True, "sdpa"), (True, "eager")][stateful:]
+    for buckets, attention in ways:
         model.expunge_in_buckets = buckets  # pyright: ignore[reportArgumentType]
-        packed = (hidden_states(model, pack) @ output_head(model).T).float()
+        try:
+            if attention != model.config._attn_implementation:
+                model.set_attn_implementation(str(attention))
+            packed = (hidden_states(model, pack) @ output_head(model).T).float()
+        except (LackingAttention, ValueError, TypeError, RuntimeError, IndexError):
+            if (buckets, attention) == ways[-1]:
+                raise
+            continue  # its layers make nothing of this attention, or of the mask of a pack
         error = (packed - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-        if error < _NEAR:
+        if error < _NEAR[model.dtype]:
             return
     raise ModelError(
-        f"{type(model).__name__} cannot be scored by its hidden states: its logits differ by "
-        f"{error:.0%} from those that its output head gives"
+        f"{kind} cannot be scored by its hidden states: its logits differ by {error:.0%} from "
+        "those that its output head gives"
     )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from expunge.affine_heads import output_head
 from expunge.heads import Anchor, blocks, token_kl, token_logps, token_logps_and_kl
-from expunge.packs import Pack, hidden_states, output_head
+from expunge.packs import Pack, hidden_states
 from expunge.products import product
 from expunge.softmax import in_cache
 

@@ -58,7 +58,8 @@ def shard(model: PreTrainedModel) -> None:
         return
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") != "false"
     decoder = model.get_decoder()
-    for layer in decoder.layers:  # pyright: ignore[reportGeneralTypeIssues]
+    blocks = next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
+    for layer in blocks:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     # The head is read after the decoder's forward pass, so the outermost weights stay gathered
     # until the backward pass ends.

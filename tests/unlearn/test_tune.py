@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from expunge.affine_heads import output_head
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
 from expunge.heads import Anchor
-from expunge.packs import hidden_states, output_head
+from expunge.packs import hidden_states
 from expunge.scores import score
 from expunge.unlearn import tune as tuning
 from expunge.unlearn.checkpoints import LOG

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from expunge import parallel
+from expunge.affine_heads import output_head
 from expunge.data.batches import TokenSequence, encode, encode_document, pack, packs_by_length
 from expunge.data.examples import Example
 from expunge.evaluate.balance import shape
@@ -23,7 +24,7 @@ from expunge.evaluate.semeval import mean, term_of, terms_of
 from expunge.evaluate.suite import Evaluate, EvaluationData
 from expunge.evaluate.tables import TokenScores
 from expunge.heads import Anchor, token_kl
-from expunge.packs import hidden_states, output_head
+from expunge.packs import hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from expunge.affine_heads import head_weight
 from expunge.edit.columns import ablate, needle
 from expunge.edit.observe import Named, down_projections, output_projections, read
 from expunge.edit.options import Prune, Search
@@ -20,7 +21,6 @@ from expunge.edit.write import read_undo, tensor_of, write_edited
 from expunge.errors import EditError
 from expunge.evaluate import concepts
 from expunge.evaluate.value_vectors import Place, model_projections
-from expunge.packs import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -166,7 +166,7 @@ def find_vectors(
         lambda token: any(c.isalnum() for c in str(tokenizer.decode([token]))),
         concept_tokens,
     )
-    head = concepts.head_of(output_head(model))
+    head = concepts.head_of(head_weight(model))
     directions = concepts.concept_directions(head, own)
     found, _ = concepts.strongest_vectors(model_projections(model), head, directions, count)
     named = {

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from expunge.affine_heads import head_weight
 from expunge.config import Section
 from expunge.edit.observe import Named, down_projections
 from expunge.edit.ranks import Lens, lens_of, rarest, revs
 from expunge.edit.task import Task
 from expunge.edit.write import write_edited
 from expunge.errors import EditError
-from expunge.packs import output_head
 from expunge.progress import progress
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def lens_to(model: PreTrainedModel) -> Lens:
     if not isinstance(norm, nn.Module) or not _is_rms_norm(norm):
         raise _no_rms_norm(model)
     gain = norm.get_parameter("weight").detach()
-    return lens_of(output_head(model).detach().float(), gain, _epsilon_of(norm))
+    return lens_of(head_weight(model).detach().float(), gain, _epsilon_of(norm))
 
 
 @torch.no_grad()

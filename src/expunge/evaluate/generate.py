@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from expunge.data.chat import ends_of
+from expunge.errors import EvaluationError
 from expunge.evaluate.prompts import check_prompts
 from expunge.evaluate.recurrent import Choose, continued_alone
-from expunge.packs import Pack, hidden_states, in_buckets, token_logits
+from expunge.packs import (
+    Pack,
+    beyond_window,
+    decoded,
+    has_logits_of_its_own,
+    hidden_states,
+    in_buckets,
+    token_logits,
+)
 from expunge.progress import progress
 
 if TYPE_CHECKING:
@@ -65,7 +74,13 @@ def generate(
     tokens of each continuation, where they are known (see Beginnings): they are read, not written.
     """
     check_prompts(model, prompts, max_new_tokens)
-    if in_buckets(model):
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if in_buckets(model) or beyond_window(model, longest):
+        if has_logits_of_its_own(model):
+            raise EvaluationError(
+                f"a prompt and {max_new_tokens} new tokens exceed the model's sliding window, "
+                "which a guard that changes logits or embeddings cannot follow"
+            )
         ends = end_tokens(model, tokenizer)
         return continued_alone(model, ends, prompts, max_new_tokens, choose)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # taken from the end
@@ -168,15 +183,14 @@ class _Rows:
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
         mask = mask.masked_fill(hidden, float("-inf"))[:, None, None]  # (R, 1, 1, width)
         tokens = torch.tensor([[row.new[-1]] for row in self.live], device=self.device)
-        states = (
-            self.model.get_decoder()(
-                input_ids=tokens,
-                position_ids=lengths[:, None],
-                attention_mask=mask,
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state[:, 0]  # (R, d)
-        )
+        states = decoded(
+            self.model,
+            input_ids=tokens,
+            position_ids=lengths[:, None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )[:, 0]  # (R, d)
         numbers = [row.number for row in self.live]
         for row, token in zip(self.live, self._next(states, numbers), strict=True):
             row.length += 1
@@ -210,12 +224,13 @@ class _Rows:
 
         layers = []
         for layer in like.layers:
-            _, heads, _, width = layer.keys.shape  # pyright: ignore
-            shape = (self.slots, heads, columns, width)
             # Zeros, for a masked column is still multiplied, and 0 · NaN would be NaN.
-            layers.append(
-                Slots(layer.keys.new_zeros(shape), layer.values.new_zeros(shape), self.frontier)  # pyright: ignore
+            held: Any = layer
+            keys, values = (
+                one.new_zeros(self.slots, one.shape[1], columns, one.shape[3])
+                for one in (held.keys, held.values)
             )
+            layers.append(Slots(keys, values, self.frontier))
         return Cache(layers=layers)
 
     def _next(self, states: Tensor, numbers: Sequence[int]) -> list[int]:

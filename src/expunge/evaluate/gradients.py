@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from expunge.affine_heads import output_head
 from expunge.data.batches import TokenSequence, pack
 from expunge.errors import EvaluationError
 from expunge.evaluate.reader import Reader
@@ -18,7 +19,7 @@ from expunge.evaluate.scoring import COLUMNS
 from expunge.evaluate.tables import key_of, looked_up, sequence_key
 from expunge.heads import blocks
 from expunge.lora import adapters_of
-from expunge.packs import Pack, hidden_states, output_head
+from expunge.packs import Pack, hidden_states
 from expunge.products import product, product_back
 from expunge.progress import progress
 from expunge.scores import TokenStatistics, head_residuals, joined_statistics

@@ -64,7 +64,6 @@ def check_prompts(
 ) -> None:
     """Refuse an empty prompt, and one that leaves no room for its answer."""
     longest = context_length(model)
-    window = getattr(model.config, "sliding_window", None)
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise EvaluationError(f"prompt {number} holds no token, so nothing can continue it")
@@ -73,9 +72,4 @@ def check_prompts(
             raise EvaluationError(
                 f"prompt {number} and {max_new_tokens} new tokens exceed the model's context of "
                 f"{longest}; fit_prompts cuts prompts to fit"
-            )
-        if window and total > window:
-            raise EvaluationError(
-                f"prompt {number} and {max_new_tokens} new tokens exceed the model's sliding "
-                f"window of {window}, which generation does not imitate"
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge import lora, models, runs
+from expunge.affine_heads import head_weight
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError
 from expunge.evaluate.asked import Asked
@@ -33,7 +34,6 @@ from expunge.evaluate.tables import (
 )
 from expunge.evaluate.vllm_backend import Writer, vllm_writer
 from expunge.guard.guard import Guard, open_guard
-from expunge.packs import output_head
 from expunge.progress import progress
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def reader_of(
         lambda: model,
         tokenizer,
         context=context_length(model),
-        vocabulary_size=len(output_head(model)),
+        vocabulary_size=len(head_weight(model)),
         max_batch=max_batch,
         guard=guard,
     )

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from expunge.affine_heads import head_weight
 from expunge.config import Section
 from expunge.data.sources import Source, read_examples
 from expunge.errors import EvaluationError
@@ -31,7 +32,6 @@ from expunge.evaluate.value_vectors import (
     stored_projections,
 )
 from expunge.merge.sources import Opened
-from expunge.packs import output_head
 
 METRICS = ("jaccard", "cosine", "distance", "score_before", "score_after", "change", "found")
 CHANCE = 0.95
@@ -121,7 +121,7 @@ def traces_suite(reader: Reader, section: Traces) -> Measured:
     old, new = stored_projections(source), model_projections(reader.model)
     heads = (
         concepts.head_of(stored_head(source)),
-        concepts.head_of(output_head(reader.model)),
+        concepts.head_of(head_weight(reader.model)),
     )
     _check_alike(section, old, new, *heads)
     named = _named(reader, section)

@@ -16,9 +16,9 @@ from torch import nn
 
 from expunge import lora, models, sharding
 from expunge.adapter_files import blocks_of, read_adapter
+from expunge.affine_heads import output_head
 from expunge.config import Section
 from expunge.errors import ModelError
-from expunge.packs import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from expunge.affine_heads import as_head_reads, output_head
 from expunge.errors import ModelError
 from expunge.guard.contrast import Combine
 from expunge.guard.corrupt import Corruption, eco
-from expunge.packs import in_buckets, output_head
+from expunge.packs import in_buckets
 from expunge.products import product
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class StandIn(nn.Module):
                 past_key_values=cache,
                 **given,
             ).last_hidden_state
-            found.append(states)
+            found.append(as_head_reads(one, states))
             start += one.config.get_text_config().num_hidden_layers
         return SimpleNamespace(last_hidden_state=torch.cat(found, -1))
 

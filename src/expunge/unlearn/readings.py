@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from expunge import sharding
+from expunge.affine_heads import output_head
 from expunge.data.batches import Scope, TokenSequence, pack
 from expunge.errors import DataError
 from expunge.heads import Anchor, joined
-from expunge.packs import Pack, block_states, hidden_states, output_head
+from expunge.packs import Pack, block_states, hidden_states
 from expunge.scores import Scores, logps_and_kl, narrowed
 from expunge.unlearn.levels import LEVELS, STANDARDIZED
 from expunge.unlearn.objective import Half, Objective, Term, column

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge import parallel, runs, sharding
+from expunge.affine_heads import output_head
 from expunge.data.batches import Scope, TokenSequence, pack, packs_by_length
 from expunge.disk import readable_errors, safetensors_errors
 from expunge.heads import Anchor, logps_and_anchor, token_logps
 from expunge.lora import switched_off
-from expunge.packs import Pack, block_states, hidden_states, output_head
+from expunge.packs import Pack, block_states, hidden_states
 from expunge.progress import progress
 from expunge.unlearn.per_token import standardized, token_values
 from expunge.unlearn.tensor_files import opened

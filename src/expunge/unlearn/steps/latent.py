@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expunge import parallel
 from expunge.errors import RecipeError
-from expunge.packs import in_buckets
+from expunge.packs import decoder_blocks, in_buckets
 from expunge.unlearn.objective import Objective, Term
 from expunge.unlearn.steps.rule import Forwarded, Now, Record, StepOptions
 from expunge.unlearn.trainer import Optimizer
@@ -70,7 +70,7 @@ class LatentStep(StepOptions):
 
     def check_model(self, model: nn.Module) -> None:
         """The block must be there, and a pack's tokens in one row."""
-        count = len(_blocks(model))
+        count = len(decoder_blocks(model))  # pyright: ignore[reportArgumentType]
         if self.layer >= count:
             raise RecipeError(
                 f"step.layer: there is no block {self.layer}; the model has {count}, 0 to "
@@ -128,7 +128,8 @@ class Attack:
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Within the block the perturbations are added to what the block ℓ gives."""
-        handle = _blocks(model)[self.step.layer].register_forward_hook(self._add)
+        blocks = decoder_blocks(model)  # pyright: ignore[reportArgumentType]
+        handle = blocks[self.step.layer].register_forward_hook(self._add)
         try:
             yield
         finally:
@@ -183,7 +184,3 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    return model.get_decoder().layers  # pyright: ignore
