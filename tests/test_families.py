@@ -162,6 +162,17 @@ def test_an_adapter_is_trained_by_kl_and_nll(family):
     assert all(layer.lora_A.grad.any() and layer.lora_B.grad.any() for layer in layers.values())
 
 
+def test_an_adapter_that_a_model_would_leave_out_is_refused(tmp_path, tokenizer):
+    folder = written("mamba", {"state_size": 4}, tmp_path / "mamba", tokenizer)
+    model, batch = load_model(folder), pack(sequences(), "document", "cpu")
+    add_adapter(model, Lora(rank=2), seed=0)
+    with pytest.raises(ModelError, match=r"reads the weight of .*mixer\.dt_proj itself"):
+        hidden_states(model, batch)
+    model = load_model(folder)
+    add_adapter(model, Lora(rank=2, targets=("in_proj", "x_proj", "out_proj")), seed=0)
+    assert hidden_states(model, batch).isfinite().all()
+
+
 def test_a_cap_on_logits_is_refused_by_its_name(tmp_path, tokenizer):
     folder = written("gemma2", {"head_dim": 8}, tmp_path / "capped", tokenizer)
     with pytest.raises(ModelError, match="Gemma2ForCausalLM caps its logits"):

@@ -66,10 +66,19 @@ class LoraLinear(nn.Module):
         self.scale = lora.alpha / lora.rank
         self.dropout = lora.dropout
         self.enabled = True
+        self.name = "a layer"
         place = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(lora.rank, base.in_features, device=place))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=place))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    @property
+    def weight(self) -> Tensor:
+        """None: what reads a layer's weight, and does not call it, would leave the adapter out."""
+        raise ModelError(
+            f"the model reads the weight of {self.name} itself, so an adapter would be left out "
+            "there; name other layers in lora.targets"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + b, plus the low-rank term: (..., in) to (..., out)."""
@@ -120,6 +129,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, L
         for number, name in enumerate(chosen):
             torch.manual_seed(seed * 100_003 + number)
             layer = LoraLinear(model.get_submodule(name), lora)  # pyright: ignore
+            layer.name = name
             _replace(model, name, layer)
             adapters[name] = layer
     return adapters
