@@ -10,15 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from expunge import runs
 from expunge.affine_heads import output_head
 from expunge.data.batches import TokenSequence, pack
 from expunge.errors import ModelError
 from expunge.evaluate.generate import generate
 from expunge.heads import Anchor, token_kl
-from expunge.lora import Lora, add_adapter
+from expunge.lora import Lora, adapters_of, add_adapter
 from expunge.models import load_model, load_tokenizer
 from expunge.packs import beyond_window, hidden_states, in_buckets
 from expunge.scores import score
+from expunge.unlearn.footprint import Shape
 from expunge.unlearn.reference import trains_head
 
 SIZES = {
@@ -162,12 +164,24 @@ def test_an_adapter_is_trained_by_kl_and_nll(family):
     assert all(layer.lora_A.grad.any() and layer.lora_B.grad.any() for layer in layers.values())
 
 
+def test_plans_read_its_shape_whatever_its_config_calls_it(family):
+    _, folder, _ = family
+    shape = Shape.of(runs.read_json(folder / "config.json"), 1)
+    assert (shape.layers, shape.width, shape.heads, shape.vocabulary) == (2, 32, 4, 257)
+
+
+def test_a_config_without_a_width_is_named():
+    with pytest.raises(ModelError, match="names no num_attention_heads"):
+        Shape.of({"model_type": "mamba", "hidden_size": 32}, 1)
+
+
 def test_an_adapter_that_a_model_would_leave_out_is_refused(tmp_path, tokenizer):
     folder = written("mamba", {"state_size": 4}, tmp_path / "mamba", tokenizer)
     model, batch = load_model(folder), pack(sequences(), "document", "cpu")
     add_adapter(model, Lora(rank=2), seed=0)
     with pytest.raises(ModelError, match=r"reads the weight of .*mixer\.dt_proj itself"):
         hidden_states(model, batch)
+    assert not any(hasattr(layer, "weight") for layer in adapters_of(model).values())
     model = load_model(folder)
     add_adapter(model, Lora(rank=2, targets=("in_proj", "x_proj", "out_proj")), seed=0)
     assert hidden_states(model, batch).isfinite().all()

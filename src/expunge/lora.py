@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import Field
@@ -57,6 +57,10 @@ class Lora(Section):
         return self.rank, self.alpha, self.targets, self.layers
 
 
+class LeftOutError(ModelError, AttributeError):
+    """An adapted layer's weight is read by what does not know of the adapter."""
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer plus scale · B A x while `enabled`."""
 
@@ -72,10 +76,11 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=place))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    @property
-    def weight(self) -> Tensor:
-        """None: what reads a layer's weight, and does not call it, would leave the adapter out."""
-        raise ModelError(
+    def __getattr__(self, name: str) -> Any:
+        """No weight: a model that reads it, and does not call the layer, leaves the adapter out."""
+        if name != "weight":
+            return super().__getattr__(name)
+        raise LeftOutError(
             f"the model reads the weight of {self.name} itself, so an adapter would be left out "
             "there; name other layers in lora.targets"
         )

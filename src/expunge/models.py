@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -193,6 +194,18 @@ def load_tokenizer(
                 f"{rows}; they do not belong together"
             )
     return tokenizer
+
+
+def config_field(config: Mapping[str, Any], name: str) -> Any:
+    """A field of a config.json, whatever its family calls it (GPT-2: n_embd); None if it is not
+    there."""
+    kind = config.get("model_type")
+    if name not in config and isinstance(kind, str):
+        from transformers import CONFIG_MAPPING
+
+        known = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+        name = known.get(name, name)
+    return config.get(name)
 
 
 def device() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from expunge import runs
 from expunge.data.batches import TokenSequence
 from expunge.errors import EvaluationError, ModelError
+from expunge.models import config_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,17 +46,12 @@ def context_length(model: PreTrainedModel) -> int:
 
 def sizes_of(path: Path) -> tuple[int, int]:
     """The context and the vocabulary that a config.json names, without loading the model."""
-    from transformers import CONFIG_MAPPING
-
     config = runs.read_json(path)
     if isinstance(config, dict):
         config = config.get("text_config", config)
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise ModelError(f"{path} names no vocab_size, so it is not a language model's")
-    kind, name = config.get("model_type"), "max_position_embeddings"
-    if isinstance(kind, str) and kind in CONFIG_MAPPING:  # GPT-2 has n_positions
-        name = CONFIG_MAPPING[kind].attribute_map.get(name, name)
-    context = config.get(name)
+    context = config_field(config, "max_position_embeddings")
     return context if isinstance(context, int) and context > 0 else 2**31, config["vocab_size"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from expunge import runs
 from expunge.errors import ModelError
 from expunge.heads import BLOCK
-from expunge.models import Dtype
+from expunge.models import Dtype, config_field
 from expunge.quantized import BYTES_A_WEIGHT
 from expunge.short_attention import places
 from expunge.unlearn.masks.sections import Column, LastBlocks, Layers, Mask
@@ -42,20 +42,22 @@ class Shape:
     def of(cls, config: dict[str, Any], parameters: int) -> "Shape":
         """From the fields of a config.json."""
         config = config.get("text_config") or config
-        try:
-            width, heads = config["hidden_size"], config["num_attention_heads"]
-            head = config.get("head_dim") or width // heads
-            return cls(
-                layers=config["num_hidden_layers"],
-                width=width,
-                keys=head * (config.get("num_key_value_heads") or heads),
-                between=config.get("intermediate_size") or 4 * width,
-                heads=heads,
-                vocabulary=config["vocab_size"],
-                parameters=parameters,
-            )
-        except KeyError as error:
-            raise ModelError(f"the model's config.json names no {error.args[0]}") from None
+        needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+        found = {name: config_field(config, name) for name in needed}
+        for name, value in found.items():
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"the model's config.json names no {name}")
+        width, heads = found["hidden_size"], found["num_attention_heads"]
+        head = config.get("head_dim") or width // heads
+        return cls(
+            layers=found["num_hidden_layers"],
+            width=width,
+            keys=head * (config.get("num_key_value_heads") or heads),
+            between=config_field(config, "intermediate_size") or 4 * width,
+            heads=heads,
+            vocabulary=found["vocab_size"],
+            parameters=parameters,
+        )
 
     def adapter(self, rank: int) -> int:
         """Parameters of a LoRA on every linear layer of the blocks."""
