@@ -179,12 +179,12 @@ def test_an_adapter_that_a_model_would_leave_out_is_refused(tmp_path, tokenizer)
     folder = written("mamba", {"state_size": 4}, tmp_path / "mamba", tokenizer)
     model, batch = load_model(folder), pack(sequences(), "document", "cpu")
     add_adapter(model, Lora(rank=2), seed=0)
-    with pytest.raises(ModelError, match=r"reads the weight of .*mixer\.dt_proj itself"):
+    with pytest.raises(ModelError, match="reads the weight of an adapted layer itself"):
         hidden_states(model, batch)
     assert not any(hasattr(layer, "weight") for layer in adapters_of(model).values())
     model = load_model(folder)
-    add_adapter(model, Lora(rank=2, targets=("in_proj", "x_proj", "out_proj")), seed=0)
-    assert hidden_states(model, batch).isfinite().all()
+    add_adapter(model, Lora(rank=2, targets=("in_proj",)), seed=0)
+    assert hidden_states(model.train(), batch).isfinite().all()
 
 
 def test_a_cap_on_logits_is_refused_by_its_name(tmp_path, tokenizer):

@@ -40,6 +40,10 @@ class ModelError(ExpungeError):
     """A model, tokenizer or adapter is missing, malformed or unusable."""
 
 
+class LeftOutError(ModelError, AttributeError):
+    """The weight of an adapted layer is read, by what does not know of the adapter."""
+
+
 class MergeError(ExpungeError):
     """The given models cannot be merged as asked."""
 

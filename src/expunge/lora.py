@@ -25,7 +25,7 @@ from expunge.adapter_files import (
     write_adapter,
 )
 from expunge.config import Section
-from expunge.errors import ModelError
+from expunge.errors import LeftOutError, ModelError
 from expunge.low_rank import adapted, keep_mask, with_term
 from expunge.registry import did_you_mean
 
@@ -57,10 +57,6 @@ class Lora(Section):
         return self.rank, self.alpha, self.targets, self.layers
 
 
-class LeftOutError(ModelError, AttributeError):
-    """An adapted layer's weight is read by what does not know of the adapter."""
-
-
 class LoraLinear(nn.Module):
     """A frozen linear layer plus scale · B A x while `enabled`."""
 
@@ -70,7 +66,6 @@ class LoraLinear(nn.Module):
         self.scale = lora.alpha / lora.rank
         self.dropout = lora.dropout
         self.enabled = True
-        self.name = "a layer"
         place = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(lora.rank, base.in_features, device=place))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=place))
@@ -81,8 +76,8 @@ class LoraLinear(nn.Module):
         if name != "weight":
             return super().__getattr__(name)
         raise LeftOutError(
-            f"the model reads the weight of {self.name} itself, so an adapter would be left out "
-            "there; name other layers in lora.targets"
+            "the model reads the weight of an adapted layer itself, so the adapter would be "
+            "left out; name other layers in lora.targets"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +129,6 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> dict[str, L
         for number, name in enumerate(chosen):
             torch.manual_seed(seed * 100_003 + number)
             layer = LoraLinear(model.get_submodule(name), lora)  # pyright: ignore
-            layer.name = name
             _replace(model, name, layer)
             adapters[name] = layer
     return adapters
