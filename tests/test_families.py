@@ -56,6 +56,7 @@ ALONE = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "falcon": {},
     "gptj": OLDER,
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "stablelm": {},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4, **EXPERTS},
     "gemma2": {"head_dim": 8, "final_logit_softcapping": None},

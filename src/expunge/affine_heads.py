@@ -70,6 +70,8 @@ def _bias(model: Any) -> Tensor | None:
 
 def _factor(model: Any) -> float:
     """s, as configs call it; packs.check_packing finds out whether that is all of it."""
-    config = model.config
-    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    return float(factor or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    config = model.config.get_text_config()
+    names = ("logit_scale", "lm_head_multiplier", "logits_scaling")
+    found = (getattr(config, name, None) for name in names)
+    times, more, divisor = (one if isinstance(one, int | float) and one else 1 for one in found)
+    return times * more / divisor
