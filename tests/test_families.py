@@ -17,11 +17,13 @@ from expunge.errors import ModelError
 from expunge.evaluate.generate import generate
 from expunge.heads import Anchor, token_kl
 from expunge.lora import Lora, adapters_of, add_adapter
-from expunge.models import load_model, load_tokenizer
+from expunge.models import load_model, load_tokenizer, outline
 from expunge.packs import beyond_window, hidden_states, in_buckets
 from expunge.scores import score
 from expunge.unlearn.footprint import Shape
+from expunge.unlearn.preparing import check_fit
 from expunge.unlearn.reference import trains_head
+from expunge.unlearn.section import Branch
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -182,6 +184,11 @@ def test_an_adapter_that_a_model_would_leave_out_is_refused(tmp_path, tokenizer)
     add_adapter(model, Lora(rank=2), seed=0)
     with pytest.raises(ModelError, match="reads the weight of an adapted layer itself"):
         hidden_states(model, batch)
+    branch = Branch.model_validate({"terms": [{"half": "forget", "loss": "npo"}]})
+    with pytest.raises(ModelError, match="the adapter would be left out"):
+        check_fit(branch, outline(folder))  # before anything is trained
+    fewer = branch.model_copy(update={"lora": Lora(targets=("in_proj",))})
+    check_fit(fewer, outline(folder))
     assert not any(hasattr(layer, "weight") for layer in adapters_of(model).values())
     model = load_model(folder)
     add_adapter(model, Lora(rank=2, targets=("in_proj",)), seed=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,8 +175,19 @@ def check_fit(config: Branch, outline: PreTrainedModel) -> None:
     config.step.check_model(outline)
     if config.training == "lora":
         lora.target_names(outline, config.lora)
+        if getattr(outline, "_is_stateful", False):  # recurrent layers may read weights themselves
+            _try_adapter(outline, config.lora)
     if config.mask is not None:
         check_mask(outline, config.mask, Objective(config.terms).deepest)
+
+
+def _try_adapter(outline: PreTrainedModel, config: lora.Lora) -> None:
+    """Raise what a model says of an adapter that it would leave out; nothing is computed."""
+    tried = copy.deepcopy(outline).train()
+    lora.add_adapter(tried, config, seed=0)
+    place = next(tried.parameters()).device
+    with suppress(RuntimeError):  # what a model does beyond shapes cannot be tried without weights
+        tried(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=place), use_cache=False)
 
 
 def check_companions(objective: Objective, halves: Halves) -> None:
