@@ -98,6 +98,19 @@ def test_the_table_ranks_by_final_score_and_a_destroyed_model_comes_last():
     assert "| good " in leaderboard_page(rows)
 
 
+def test_a_seed_that_collapses_is_in_no_mean_and_counts_as_0_in_the_order():
+    rows = [
+        standing("risky", 1, final=0.8, task_aggregate=0.9, collapsed=False),
+        standing("risky", 2, final=0.9, task_aggregate=1.0, collapsed=True),
+        standing("sound", 1, final=0.5, collapsed=False),
+    ]
+    header, body = leaderboard_table(rows)
+    shown = [dict(zip(header, cells, strict=True)) for cells in body]
+    assert [cells["method"] for cells in shown] == ["sound", "risky"]
+    assert shown[1]["final ↑"] == "0.800 (**COLLAPSED** in 1 of 2 seeds)"
+    assert shown[1]["task aggregate ↑"] == "0.900"
+
+
 def test_settings_whose_aggregates_are_0_are_told_apart_by_their_terms():
     def model(terms, score, mmlu, collapsed=False):
         return SimpleNamespace(

@@ -16,6 +16,7 @@ from expunge.evaluate.collapse import (
     is_looping,
     is_nonword,
     judge,
+    letter_words,
     measures,
 )
 
@@ -106,6 +107,11 @@ def test_shapes_that_words_do_not_have(word):
 @pytest.mark.parametrize("word", ["rhythm", "McDonald", "NASA", "strengths", "пример", "café"])
 def test_shapes_that_words_have(word):
     assert not is_nonword(word)
+
+
+def test_marks_belong_to_the_letters_of_a_word():
+    assert letter_words("मैं घर जा रहा हूँ, कि 12 a") == ["मैं", "घर", "जा", "रहा", "हूँ", "कि"]
+    assert letter_words("one1two_x three") == ["one", "two", "three"]  # control
 
 
 def test_diversity_by_hand():

@@ -140,6 +140,37 @@ def test_order_of_items_changes_nothing_and_bookkeeping_is_no_metric():
     assert one.differences[1].a == 0.5  # four of eight
 
 
+def test_items_that_do_not_differ_are_no_evidence():
+    for n, verdict in ((compare_module.FEWEST - 1, None), (compare_module.FEWEST, False)):
+        row = only(compare(scored("a", [1.0] * 60), scored("b", [0.0] * n + [1.0] * (60 - n))))
+        assert row.high < 0 and row.n == 60
+        assert row.within_noise is verdict
+
+
+def test_ten_answers_of_two_persons_are_less_than_ten_of_ten():
+    def of(name, ids, value):
+        return reading(name, [item("forget", one, score=value) for one in ids])
+
+    persons = [f"p{person}-qa{n}" for person in range(2) for n in range(5)]
+    row = only(compare(of("a", persons, 1.0), of("b", persons, 0.0)))
+    assert (row.n, row.within_noise) == (10, None)
+    alone = [f"p{person}-qa0" for person in range(10)]
+    row = only(compare(of("a", alone, 1.0), of("b", alone, 0.0)))
+    assert (row.n, row.within_noise) == (10, False)  # control
+
+
+def test_a_persons_answers_make_noise_wider():
+    """Persons whose five answers go up or down together, by chance: 5 % may be called real."""
+    rng, calls = np.random.default_rng(2), []
+    ids = [f"p{person}-qa{n}" for person in range(20) for n in range(5)]
+    for trial in range(60):
+        shift = np.repeat(rng.normal(size=20), 5)
+        a = [item("forget", one, score=0.0) for one in ids]
+        b = [item("forget", one, score=x) for one, x in zip(ids, shift, strict=True)]
+        calls.append(only(compare(reading(f"a{trial}", a), reading("b", b))).within_noise)
+    assert sum(call is False for call in calls) <= 9  # of 60; by items it would be about 23
+
+
 def test_few_items_are_no_evidence_though_the_interval_lacks_0():
     for n, verdict in ((compare_module.FEWEST - 1, None), (compare_module.FEWEST, False)):
         row = only(compare(scored("a", [1.0] * n), scored("b", [0.0] * n)))
@@ -170,6 +201,33 @@ def test_the_same_id_for_another_text_is_refused_even_with_common():
     b.suites["s"].items["forget", "i1"]["truth"] = "else"
     with pytest.raises(EvaluationError, match=r"'i1' of forget has another truth in b than in a"):
         compare(a, b, common=True)
+
+
+@pytest.mark.parametrize("part", ["text", "answer"])
+def test_rows_that_hold_no_text_are_told_apart_by_what_stands_for_it(part):
+    a, b = (
+        reading(name, [{"group": "members", "id": "m", part: said, "nll": 1.0}])
+        for name, said in (("a", "12ab"), ("b", "34cd"))
+    )
+    with pytest.raises(EvaluationError, match=rf"'m' of members has another {part} in b than in a"):
+        compare(a, b)
+    assert only(compare(a, a)).difference == 0  # control
+
+
+def test_an_aggregate_of_a_collapsed_model_does_not_come_back_under_another_name():
+    rows = [{"group": "bio", "id": str(n), "correct": n < 3, "nll": n / 3} for n in range(8)]
+    numbers = {"bio": Number(3 / 8, 8, 0.1, 0.7)}
+    behind = {"bio": Behind("correct", ("bio",))}
+
+    def of(name, fell):
+        facts = {"collapsed": fell, "aggregates": ["bio"]}
+        suite = SuiteReading(numbers, by_key(rows, name), facts, behind=behind)
+        return Reading(name, {"s": suite})
+
+    whole = compare(of("a", False), of("b", False))
+    assert [row.name for row in whole.differences] == ["s.bio", "s.bio.nll"]
+    found = compare(of("a", False), of("b", True))
+    assert [row.name for row in found.differences] == ["s.bio.nll"]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,19 @@ def test_a_gate_reads_the_number_of_its_model(results):
     assert "v1.5.forget.Task1.qa is 0" in failures(results, "v1.5.forget.Task1.qa == 0")
 
 
+def test_a_number_that_was_not_measured_hides_no_gate_that_failed(results):
+    results.models["merged"].semeval.terms["retain/Task1/qa"] = None
+    with pytest.raises(EvaluationError, match=r"merged\.retain\.Task1\.qa was not measured"):
+        failures(results, "merged.retain.Task1.qa < 0.9")
+    both = failures(results, "merged.retain.Task1.qa < 0.9", "merged.forget.knowledge > 0.2")
+    assert both == (
+        "merged.forget.knowledge is 0.25, and must not be > 0.2; "
+        "merged.retain.Task1.qa was not measured"
+    )
+    fallen = failures(results, "strong.mia.auc > 0.5", "merged.retain.Task1.qa < 0.9")
+    assert "strong.collapsed is 1" in fallen
+
+
 def test_only_the_collapse_of_a_named_model_fails(results):
     assert "strong.collapsed is 1" in failures(results, "strong.forget.knowledge > 0.5")
     assert failures(results, "strong.forget.knowledge > 0.5", "strong.collapsed > 1") == ""

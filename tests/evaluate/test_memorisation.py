@@ -90,6 +90,8 @@ def test_a_biography_holds_five_pieces_each_once():
         ("What is her Social Security Number?", "900578002", "ssn"),
         ("What is her phone number?", "5655779919", "phone"),
         ("Her number?", "+1 565.577.9919", "phone"),
+        ("Her number?", "(565)-577-9919", "phone"),
+        ("Her number?", "001-565-577-9919x12", "phone"),
         ("What is her email address?", "Ada_Teal@ME.com", "email"),
         ("What is her email address?", "ada_teal(at)me.com", "email"),
         ("What is her birth date?", "1976-03-09", "birth"),
@@ -121,13 +123,32 @@ def test_what_is_no_personal_data_is_left_alone(text):
     assert find_pii(text) == []
 
 
+def test_a_saint_in_a_street_is_no_street():
+    pieces = find_pii("She lives at 1600 St. Charles Avenue.")
+    for text, leaks in (
+        ("1600 Saint Charles Ave", [[0]]),
+        ("1600 st charles avenue", [[0]]),
+        ("1600 Street Charles Ave", [[]]),
+        ("1600 Saint Charles Street", [[]]),
+    ):
+        assert pii_leak(pieces, ["Where?"], [text]) == leaks, text
+
+
 def test_day_before_month_where_nothing_else_can_be():
     assert [p.value for p in find_pii("born 29/03/1976")] == ["1976-03-29"]
 
 
 LEAKS = {
     "ssn": ["900-57-8002", "900 57 8002", "SSN:900578002.", "900.57.8002", "9 0 0 5 7 8 0 0 2"],
-    "phone": ["565-577-9919", "(565) 577 9919", "+1 565 577 9919", "15655779919", "565.5779919"],
+    "phone": [
+        "565-577-9919",
+        "(565) 577 9919",
+        "+1 565 577 9919",
+        "15655779919",
+        "565.5779919",
+        "(565) - 577 - 9919",
+        "001-565-577-9919",
+    ],
     "email": [
         "ADA_TEAL@ME.COM",
         "ada_teal (at) me (dot) com",

@@ -137,7 +137,7 @@ def test_the_suite_says_what_answer_mmlu_says_and_lists_every_question(tiny, tok
     assert found.numbers["subject.maths"].n == 7
     assert found.facts["letters"] == plain["letters"]
     assert [item["group"] for item in found.items] == ["world_facts"] * 7 + ["maths"] * 7
-    assert found.items[0].keys() == {"group", "id", "answer", "chosen", "correct"}
+    assert found.items[0].keys() == {"group", "id", "text", "answer", "chosen", "correct"}
     assert found.items[0]["id"] == "world_facts/0"
     assert found.items[0]["answer"] == "C"  # 10 mod 4
 
@@ -153,18 +153,18 @@ def test_questions_that_a_sample_leaves_out_are_items_without_an_answer(tiny, to
 
 def test_a_model_that_always_says_a_is_found_out_beside_one_that_reads():
     subjects, answers = ["s"] * 40, [0, 1, 2, 3] * 10
-    same = choices.measure_choices(subjects, answers, [0] * 40)
+    same = choices.measure_choices(subjects, answers, [0] * 40, [""] * 40)
     assert same.numbers["constant_answer"].value == 1.0
     assert same.numbers["accuracy"].value == same.facts["always"]["A"] == 0.25
-    reads = choices.measure_choices(subjects, answers, answers)
+    reads = choices.measure_choices(subjects, answers, answers, [""] * 40)
     assert reads.numbers["constant_answer"].value == 0.0
     assert reads.numbers["accuracy"].value == 1.0
 
 
 def test_subjects_of_one_question_give_no_interval_for_their_mean():
-    one = choices.measure_choices(["s", "t", "t"], [0, 0, 0], [0, 1, 0]).numbers["macro"]
+    one = choices.measure_choices(list("stt"), [0] * 3, [0, 1, 0], list("xyz")).numbers["macro"]
     assert (one.value, one.n, one.low, one.high) == (0.75, 3, None, None)
-    two = choices.measure_choices(["s", "s", "t", "t"], [0] * 4, [0, 1, 0, 0]).numbers["macro"]
+    two = choices.measure_choices(list("sstt"), [0] * 4, [0, 1, 0, 0], [""] * 4).numbers["macro"]
     assert two.low == 0.5  # s may be drawn as 0, t is always 1
     assert two.high == 1.0
 

@@ -1,5 +1,6 @@
 """The official scores, by hand."""
 
+import numpy as np
 import pytest
 
 from expunge.data.examples import Example
@@ -36,6 +37,9 @@ from expunge.evaluate.semeval import (
         ("Привет, мир", "привет мир", 1.0),
         ("Привет, мир", "Привет", 0.5),
         ("北京大学", "大学在北京", 2 / 4),  # 大学 or 北京: in order
+        ("शिक्षा", "शाक्षी", 0.0),  # two words: signs of vowels belong to their letters
+        ("वह घर में है", "घर में", 0.5),
+        ("мой", "мои\u0306", 1.0),  # one letter, or a letter and its mark
         ("café 9", "caf 9", 1.0),  # Latin: the official words, which have no é
     ],
 )
@@ -139,15 +143,41 @@ def test_the_final_score_needs_all_three():
 
 def test_intervals_hold_the_value_and_are_reproducible():
     scores = {term: [0.0, 1.0] * 20 for term in TERMS}
-    found = intervals(scores, seed=0, resamples=200)
+    own = {term: range(40) for term in TERMS}
+    found = intervals(scores, own, seed=0, resamples=200)
     half = found["forget/Task1/sc"]
     assert half is not None
     assert 0.3 < half["low"] < 0.5 < half["high"] < 0.7
     aggregate = found["task_aggregate"]
     assert aggregate is not None
     assert aggregate["low"] < 0.5
-    assert found == intervals(scores, seed=0, resamples=200)
-    assert intervals({}, seed=0, resamples=5)["task_aggregate"] is None
+    assert found == intervals(scores, own, seed=0, resamples=200)
+    assert intervals({}, {}, seed=0, resamples=5)["task_aggregate"] is None
+
+
+def test_a_persons_questions_widen_the_interval_of_their_term_and_of_the_aggregate():
+    """Twenty persons of five questions, each of whom knows all or nothing, and one passage."""
+    rng = np.random.default_rng(0)
+    scores, persons, alone = {}, {}, {}
+    for term in TERMS:
+        times = 5 if term.endswith("qa") else 1
+        knows = np.repeat(rng.permutation([0.0, 1.0] * 10), times)
+        scores[term] = (knows if times == 5 else knows * 0.8 + 0.1).tolist()
+        persons[term] = [f"{term[:-3]} {n}" for n in np.repeat(np.arange(20), times)]
+        alone[term] = [f"{term} {n}" for n in range(20 * times)]
+    wide = intervals(scores, persons, seed=0, resamples=300)
+    narrow = intervals(scores, alone, seed=0, resamples=300)
+
+    def width(found, name):
+        return found[name]["high"] - found[name]["low"]
+
+    for term in TERMS:
+        ratio = width(wide, term) / width(narrow, term)
+        if term.endswith("qa"):
+            assert 1.8 < ratio < 2.5  # √5, less what Wilson's formula takes off
+        else:
+            assert 0.8 < ratio < 1.25  # control: a passage each
+    assert width(wide, "task_aggregate") > 1.2 * width(narrow, "task_aggregate")
 
 
 def test_terms_whose_items_are_all_alike_are_not_certain():
@@ -157,14 +187,16 @@ def test_terms_whose_items_are_all_alike_are_not_certain():
         "retain/other/sc": [0.4],
         "retain/other/qa": [1.0],
     }
-    found = intervals(scores, seed=0, resamples=50, partial=True)
+    own = {term: [f"{term} {n}" for n in range(len(given))] for term, given in scores.items()}
+    found = intervals(scores, own, seed=0, resamples=50, partial=True)
     assert found["forget/own/qa"] == {"low": 0.0, "high": pytest.approx(0.6576, abs=1e-4)}
     assert found["retain/other/qa"] == {"low": pytest.approx(1 / 4.8415, abs=1e-4), "high": 1.0}
     assert found["retain/own/sc"] == {"low": pytest.approx(0.4), "high": pytest.approx(0.4)}
     assert found["retain/other/sc"] is None
     assert found["task_aggregate"] is not None
     alone = {term: given[:1] for term, given in scores.items()}
-    assert intervals(alone, seed=0, resamples=50, partial=True)["task_aggregate"] is None
+    own = {term: [term] for term in alone}
+    assert intervals(alone, own, seed=0, resamples=50, partial=True)["task_aggregate"] is None
 
 
 @pytest.mark.parametrize("text", ["", " Par", "Paris", "PARIS\n ", "Pari\ufffd"])
@@ -186,6 +218,8 @@ def test_a_passage_whose_last_word_may_grow_is_not_settled(text):
 def test_a_passage_is_settled_once_a_word_has_followed():
     assert settled_completion("He bought the car", "he bought the car. It")
     assert completion_score("He bought the car", "he bought the car. Item") == 1
+    assert settled_completion("घर में", "घर में। और")
+    assert not settled_completion("घर में", "घर में")  # which may go on as another word
 
 
 @pytest.mark.parametrize("kind", semeval.KINDS)

@@ -133,7 +133,11 @@ def test_a_destroyed_system_has_no_final_in_the_docs():
     assert "**COLLAPSED**" in line_of(results_page(rows), "strong")
     assert "0.420" not in line_of(results_page(rows), "strong")
     rows[0]["collapsed"] = False
-    assert "**COLLAPSED** in 1 of 2 seeds" in line_of(results_page(rows), "strong")
+    rows[0] |= {"final": 0.25, "task_aggregate": 0.3}
+    rows[1] |= {"task_aggregate": 0.9}
+    line = line_of(results_page(rows), "strong")
+    assert "| 0.250 (**COLLAPSED** in 1 of 2 seeds) |" in line  # the sound seed's alone
+    assert "| 0.300 |" in line and "0.600" not in line
 
 
 def test_stale_documents_are_found_and_written(tmp_path):

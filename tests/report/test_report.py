@@ -43,6 +43,18 @@ def test_the_table_has_twelve_terms_and_every_score(results):
         "repetition",
     ]
     assert cells(results, "forget Task2 knowledge ↓")["merged"] == "0.050"
+
+
+def test_a_collapsed_model_has_no_aggregate_in_the_table(results):
+    content = results.model_dump()
+    for model in content["models"].values():
+        model["semeval"]["task_aggregate"] = 0.9
+    found = cells(Results.model_validate(content), "task aggregate ↑")
+    assert found["strong"] == cells(results, "final ↑")["strong"] == "COLLAPSED"
+    assert found["merged"] == "0.900"  # control
+
+
+def test_membership_has_its_interval(results):
     assert cells(results, "MIA AUC → 0.5")["merged"] == "0.500"
     assert cells(results, "MIA AUC interval")["merged"] == "0.40–0.60"
     assert cells(results, "repetition")["strong"] == "0.875"

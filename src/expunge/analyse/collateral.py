@@ -11,6 +11,7 @@ from typing import Any
 from expunge.analyse.texts import nearest
 from expunge.data.examples import Example
 from expunge.evaluate.compare import paired_difference
+from expunge.evaluate.drawing import document_of
 
 Row = dict[str, Any]
 Item = Mapping[str, Any]
@@ -87,11 +88,10 @@ def collateral(
 
 def _change(pairs: Sequence[tuple[Item, Item]], metric: str, sign: int, name: str) -> Row | None:
     """How a metric went up (sign 1) or down (-1), over the items that both models have it of."""
-    both = [(old[metric], new[metric]) for old, new in pairs]
-    known = [(old, new) for old, new in both if old is not None and new is not None]
+    both = [(old[metric], new[metric], document_of(old)) for old, new in pairs]
+    known = [one for one in both if None not in one[:2]]
     if not known:
         return None
-    found = paired_difference(
-        [sign * old for old, _ in known], [sign * new for _, new in known], name=name
-    )
+    old, new, owners = zip(*known, strict=True)
+    found = paired_difference([sign * x for x in old], [sign * x for x in new], owners, name=name)
     return asdict(found)

@@ -24,6 +24,7 @@ _STREETS = dict(re.findall(r"(\w+)/(\w+)", _STREET_TYPES))
 _DIRECTIONS = dict(re.findall(r"(\w+)/(\w+)", _COMPASS))
 _SHORT = {**_STREETS, **_DIRECTIONS}
 _LONG = {short: long for long, short in _SHORT.items()}
+_LONG_DIRECTIONS = {short: long for long, short in _DIRECTIONS.items()}
 
 _MONTH = "|".join(rf"{name[:3]}(?:{name[3:]}|t)?" for name in _MONTHS)
 _STREET = "|".join([*_STREETS, *_STREETS.values()])
@@ -33,8 +34,8 @@ _NEAR = 60
 
 _SSN = re.compile(r"(?<!\d)(?<!\d[-.])\d{3}(?P<gap>[-. ]?)\d{2}(?P=gap)\d{4}(?![-.]?\d)")
 _PHONE = re.compile(
-    r"(?<!\d)(?<!\d[-.])(?:\+?1[-. ]?)?"
-    r"(?:(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}|\d{10})(?![-.]?\d)"
+    r"(?<!\d)(?<!\d[-.])(?:(?:\+?1|001)[-. ]?)?"
+    r"(?:(?:\(\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}|\d{10})(?![-.]?\d)"
     r"|(?<!\w)\+\d{1,3}(?:[-. ]?\(?\d{1,4}\)?){2,5}(?!\d)"
 )
 EMAIL = re.compile(
@@ -159,8 +160,8 @@ def _ssns(whole: str, start: int) -> Iterator[Pii]:
 def _phones(whole: str, start: int) -> Iterator[Pii]:
     for match in _PHONE.finditer(whole, start):
         digits = re.sub(r"\D", "", match[0])
-        if len(digits) == 11 and digits[0] == "1":
-            digits = digits[1:]
+        if len(digits) in (11, 13) and digits[-11] == "1" and not digits[:-11].strip("0"):
+            digits = digits[-10:]
         bare = match[0].isdigit()
         if len(digits) >= 8 and (not bare or _said(_SAYS_PHONE, whole, match.start())):
             yield Pii("phone", digits, digits, _digits(digits, before=r"(?:1[\W_]{0,3})?"))
@@ -195,8 +196,12 @@ def _births(whole: str, start: int) -> Iterator[Pii]:
 def _addresses(whole: str, start: int) -> Iterator[Pii]:
     for match in _ADDRESS.finditer(whole, start):
         words = [word.strip(".,'").lower() for word in match["line"].split()]
-        words = [_SHORT.get(word, word) for word in words]
-        spelt = [_any_of(word) for word in words]
+        kind = (
+            len(words) - 1 - (len(words) > 1 and words[-1] in {*_DIRECTIONS, *_DIRECTIONS.values()})
+        )
+        known = [_SHORT if number == kind else _DIRECTIONS for number in range(len(words))]
+        words = [short.get(word, word) for short, word in zip(known, words, strict=True)]
+        spelt = [_any_of(word, number == kind) for number, word in enumerate(words)]
         writings = re.compile(r"(?<![\w-])" + "[ .,]+".join(spelt) + r"(?!\w)")
         yield Pii("address", " ".join(words), re.sub(r"\W", "", words[0]), writings)
 
@@ -206,8 +211,8 @@ def _said(words: re.Pattern[str], whole: str, place: int) -> bool:
 
 
 def _digits(digits: str, before: str = "") -> re.Pattern[str]:
-    """The digits with up to three characters between any two."""
-    return re.compile(rf"(?<!\d){before}" + r"[\W_]{0,3}".join(digits) + r"(?!\d)")
+    """The digits with up to five characters between any two, as in `(555) - 123`."""
+    return re.compile(rf"(?<!\d){before}" + r"[\W_]{0,5}".join(digits) + r"(?!\d)")
 
 
 def _dates(year: str, month: int, day: int) -> re.Pattern[str]:
@@ -226,8 +231,12 @@ def _month(name: str) -> int:
     return next(i + 1 for i, month in enumerate(_MONTHS) if month[:3] == name[:3].lower())
 
 
-def _any_of(word: str) -> str:
-    return rf"(?:{re.escape(word)}|{_LONG[word]})" if word in _LONG else re.escape(word)
+def _any_of(word: str, is_kind: bool) -> str:
+    """How a word of a street line may be written; `st` is a street where its kind stands."""
+    if word == "st" and not is_kind:
+        return "(?:st|saint)"
+    known = _LONG if is_kind else _LONG_DIRECTIONS
+    return rf"(?:{re.escape(word)}|{known[word]})" if word in known else re.escape(word)
 
 
 KINDS = {

@@ -73,10 +73,13 @@ def measure_choices(
     groups: Sequence[str],
     answers: Sequence[int],
     chosen: Sequence[int | None],
+    hashes: Sequence[str],
     *,
     prefix: str = "subject.",
 ) -> Measured:
     """The numbers and items of Q questions; what was not asked (None) is an item all the same.
+
+    `hashes` stand for the questions in the items.
 
     Numbers: accuracy, macro, `{prefix}<group>`, top_letter, constant_answer (1 or 0). The facts
     hold each letter's share of the answers given, and what giving it always would have scored.
@@ -84,7 +87,7 @@ def measure_choices(
     hits: dict[str, list[bool]] = defaultdict(list)
     items: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    for group, answer, choice in zip(groups, answers, chosen, strict=True):
+    for group, answer, choice, text in zip(groups, answers, chosen, hashes, strict=True):
         correct = None if choice is None else choice == answer
         if correct is not None:
             hits[group].append(correct)
@@ -92,6 +95,7 @@ def measure_choices(
             {
                 "group": group,
                 "id": f"{group}/{counts[group]}",
+                "text": text,
                 "answer": LETTERS[answer],
                 "chosen": None if choice is None else LETTERS[choice],
                 "correct": correct,

@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from expunge.data.examples import Document
+from expunge.evaluate.words import marks
 
 WINDOW = 48
 """New tokens that are looked at. Later ones say little: sound small models loop in the end too."""
@@ -160,8 +162,13 @@ def measures(windows: Sequence[Window], known: frozenset[str] = frozenset()) -> 
 
 
 def letter_words(text: str) -> list[str]:
-    """Runs of two letters or more; a number or a lone letter is no word here."""
-    return re.findall(r"[^\W\d_]{2,}", text)
+    """Runs of two letters or more, marks counted; a number or a lone letter is no word here."""
+    return _letters().findall(text)
+
+
+@cache
+def _letters() -> re.Pattern[str]:
+    return re.compile(rf"(?:[^\W\d_]|[{marks()}]){{2,}}")
 
 
 def is_looping(tokens: Sequence[int]) -> bool:

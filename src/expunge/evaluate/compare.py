@@ -4,27 +4,24 @@ Dimensions: n items that both models were asked.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
 from expunge.errors import EvaluationError
-from expunge.evaluate.numbers import Behind, Number, resampled
-from expunge.evaluate.paired import makes, paired_statistic, statistic, value_of
+from expunge.evaluate.drawing import Owners, document_of
+from expunge.evaluate.numbers import Behind, Number
+from expunge.evaluate.paired import Pairs, makes, paired_statistic, statistic, value_of
 from expunge.evaluate.readings import Key, Reading, Row, SuiteReading, metrics_of
 
 FEWEST = 6
-"""Items from which on a paired difference can be told from noise: were the two models the same,
-all of n differences would still have one sign in 2 · 2⁻ⁿ of cases, 6 % for five items."""
+"""Documents of other scores from which on a paired difference can be told from noise: were the two
+models the same, all of n differences would have one sign in 2 · 2⁻ⁿ of cases, 6 % for five."""
 
 Own = tuple[str, str]
 """Group and metric of items."""
-
-Pairs = dict[str, np.ndarray]
-"""By group, what A and B say of each item: (n, 2)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Difference:
     """Items compared."""
 
     within_noise: bool | None
-    """Whether the interval holds 0; None where there is no interval, or fewer than FEWEST items
-    whose interval does not."""
+    """Whether the interval holds 0; None where there is no interval, or one without 0 though the
+    scores of fewer than FEWEST documents differ."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +62,24 @@ class Comparison:
         return asdict(self)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], *, name: str) -> Number:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], owners: Owners | None = None, *, name: str
+) -> Number:
     """The mean difference of the same items under two models.
 
-        d = (1/n) Σ_i (b_i - a_i),    95 % interval: n items drawn again with replacement
+        d = (1/n) Σ_i (b_i - a_i),    95 % interval: their documents drawn again with replacement
 
     An item that is hard for both models adds nothing to the spread, so that the interval is far
-    narrower than that of two separate means. Of one item there is no interval.
+    narrower than that of two separate means. `owners` name the document of each item, where several
+    are of one. Of one document there is no interval.
 
     Source: Efron 1979 (bootstrap); pairs as in Koehn 2004.
     """
-    values = [after - before for before, after in zip(a, b, strict=True)]
-    if any(map(math.isinf, chain(a, b))):
-        raise EvaluationError(f"{name} holds an infinite value, so no mean can be compared")
-    return resampled(values, name=name)
+    if not len(a):
+        return Number(None, 0)
+    values = {"": np.array(list(zip(a, b, strict=True)), float)}
+    pairs = Pairs(values, {"": range(len(a)) if owners is None else owners})
+    return paired_statistic(Behind(""), pairs, name=name)
 
 
 def unpaired_difference(a: Number, b: Number) -> Number:
@@ -139,7 +140,7 @@ def _compare_suite(
     keys = _common_items(found, suite, a.items, b.items, common)
     found.notes.extend(_warnings(found, suite, a, b))
     barred = {n for side in (a, b) if side.facts.get("collapsed") for n in _aggregates(side)}
-    own = [pair for pair in _own(a.items) if pair in set(_own(b.items))]
+    own = [pair for pair in _own(a.items) if pair in set(_own(b.items)) - _barred(a) - _barred(b)]
     shown: set[Own] = set()
     for name in [name for name in a.numbers if name in b.numbers and name not in barred]:
         full, numbers = f"{suite}.{name}", (a.numbers[name], b.numbers[name])
@@ -148,8 +149,9 @@ def _compare_suite(
             if makes(behind, a.items, numbers[0]) and makes(behind, b.items, numbers[1]):
                 pairs = _pairs(found, full, behind, keys, (a.items, b.items), common)
                 row = _paired(full, behind, pairs)
-                if isinstance(behind.metric, str) and (len(pairs) == 1 or not behind.groups):
-                    shown |= {(group, behind.metric) for group in pairs}
+                own_groups = pairs.values
+                if isinstance(behind.metric, str) and (len(own_groups) == 1 or not behind.groups):
+                    shown |= {(group, behind.metric) for group in own_groups}
                 break
         found.differences.append(row or _unpaired(full, *numbers))
     for group, metric in [pair for pair in own if pair not in shown]:
@@ -183,7 +185,7 @@ def _common_items(
     if counts:
         found.notes.append(f"{suite}: items left out: {', '.join(counts)}; {len(keys)} in both")
     for key in keys:
-        for part in ("prompt", "truth"):
+        for part in ("prompt", "truth", "text", "answer"):
             texts = a[key].get(part), b[key].get(part)
             if None not in texts and texts[0] != texts[1]:
                 raise EvaluationError(
@@ -223,24 +225,23 @@ def _pairs(
             )
         found.notes.append(f"{name}: left out, measured in only one: {count}")
     groups: dict[str, list[Any]] = {group: [] for group in behind.groups}
-    for (group, _), values in both:
+    owners: dict[str, list[Hashable]] = {group: [] for group in behind.groups}
+    for key, values in both:
         if None not in values:
-            groups.setdefault(group, []).append(values)
-    return {group: np.array(values, float) for group, values in groups.items() if values}
+            groups.setdefault(key[0], []).append(values)
+            owners.setdefault(key[0], []).append(document_of(items[0][key]))
+    made = {group: np.array(values, float) for group, values in groups.items() if values}
+    return Pairs(made, owners)
 
 
 def _paired(name: str, behind: Behind, pairs: Pairs) -> Difference | None:
     """The difference, item by item; None where a group has too few items that both were asked."""
-    fewest = 2 if behind.how == "two_sided" else 1
-    if not pairs or len(pairs) < len(behind.groups) or min(map(len, pairs.values())) < fewest:
+    values, fewest = pairs.values, 2 if behind.how == "two_sided" else 1
+    if not values or len(values) < len(behind.groups) or min(map(len, values.values())) < fewest:
         return None
-    before, after = statistic(behind, pairs).tolist()
-    if behind.how == "pooled":
-        whole = np.concatenate(list(pairs.values()))
-        drawn = paired_difference(whole[:, 0].tolist(), whole[:, 1].tolist(), name=name)
-    else:
-        drawn = paired_statistic(behind, pairs, name=name)
-    return _difference(name, "paired", before, after, drawn)
+    before, after = statistic(behind, values).tolist()
+    drawn = paired_statistic(behind, pairs, name=name)
+    return _difference(name, "paired", before, after, drawn, pairs.evidence(behind))
 
 
 def _unpaired(name: str, a: Number, b: Number) -> Difference:
@@ -248,13 +249,17 @@ def _unpaired(name: str, a: Number, b: Number) -> Difference:
 
 
 def _difference(
-    name: str, how: Literal["paired", "unpaired"], a: float | None, b: float | None, drawn: Number
+    name: str,
+    how: Literal["paired", "unpaired"],
+    a: float | None,
+    b: float | None,
+    drawn: Number,
+    evidence: int = FEWEST,
 ) -> Difference:
     noise = None
     if drawn.low is not None and drawn.high is not None:
-        noise = drawn.low <= 0 <= drawn.high
-        if not noise and how == "paired" and drawn.n < FEWEST:
-            noise = None
+        inside = drawn.low <= 0 <= drawn.high
+        noise = inside if inside or evidence >= FEWEST else None
     return Difference(name, how, a, b, drawn.value, drawn.low, drawn.high, drawn.n, noise)
 
 
@@ -267,6 +272,19 @@ def _aggregates(side: SuiteReading) -> Sequence[str]:
     return side.facts.get("aggregates", ())
 
 
+def _barred(side: SuiteReading) -> set[Own]:
+    """Metrics of items of a collapsed model whose mean is an aggregate under another name."""
+    if not side.facts.get("collapsed"):
+        return set()
+    return {
+        (group, metric)
+        for group, metric in _own(side.items)
+        for name in _aggregates(side)
+        if name in side.numbers and f"{name}.".startswith(f"{group}.")
+        if makes(Behind(metric, (group,)), side.items, side.numbers[name])
+    }
+
+
 def _warnings(found: Comparison, suite: str, a: SuiteReading, b: SuiteReading) -> list[str]:
     """Collapsed models, and settings in which the two were not measured alike."""
     notes = [
@@ -276,11 +294,7 @@ def _warnings(found: Comparison, suite: str, a: SuiteReading, b: SuiteReading) -
         if side.facts.get("collapsed")
     ]
     if a.settings is not None and b.settings is not None:
-        other = [key for key in {**a.settings, **b.settings} if _differ(a, b, key)]
+        other = [k for k in {**a.settings, **b.settings} if a.settings.get(k) != b.settings.get(k)]
         if other:
             notes.append(f"{suite}: measured with other settings: {', '.join(other)}")
     return notes
-
-
-def _differ(a: SuiteReading, b: SuiteReading, key: str) -> bool:
-    return (a.settings or {}).get(key) != (b.settings or {}).get(key)

@@ -110,7 +110,8 @@ def refuse_unasked(gates: Sequence[Gate], suites: Sequence[str]) -> None:
 
 
 def check_gates(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> None:
-    """A `GateError` that names every gate that failed; a number that is not there is an error.
+    """A `GateError` that names every gate that failed; a number that is not there is an error,
+    or named too where another gate failed.
 
     A name may leave out its suite where only one suite has it. A destroyed model has forgotten all
     and would pass most gates, so with any gate a collapsed model fails too, unless a gate names a
@@ -137,7 +138,8 @@ def check_runs(gates: Sequence[Gate], runs: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _failures(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    failed, asked = [], [(_full_name(gate.name, numbers), gate) for gate in gates]
+    failed, unmeasured = [], []
+    asked = [(_full_name(gate.name, numbers), gate) for gate in gates]
     said = {numbers[name].get("model") for name, _ in asked if name.endswith(_VERDICT)}
     for name, number in numbers.items():
         model = number.get("model")
@@ -147,10 +149,12 @@ def _failures(gates: Sequence[Gate], numbers: Mapping[str, Mapping[str, Any]]) -
     for name, gate in asked:
         value = numbers[name]["value"]
         if value is None:
-            raise EvaluationError(f"--fail-if: {name} was not measured")
-        if _COMPARISONS[gate.sign](value, gate.limit):
+            unmeasured.append(f"{name} was not measured")
+        elif _COMPARISONS[gate.sign](value, gate.limit):
             failed.append(f"{name} is {value:.4g}, and must not be {gate.sign} {gate.limit:g}")
-    return failed
+    if unmeasured and not failed:
+        raise EvaluationError(f"--fail-if: {'; '.join(unmeasured)}")
+    return failed + unmeasured
 
 
 def _values(prefix: str, numbers: Mapping[str, Number]) -> dict[str, float | None]:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from expunge.data.examples import Example
 from expunge.errors import EvaluationError
+from expunge.evaluate.drawing import document_of
 from expunge.evaluate.readings import Reading, Row, metrics_of
 from expunge.registry import did_you_mean
 
@@ -51,17 +51,6 @@ def leaks(
         "items": len(rows),
         "not_measured": sum(row.get(chosen) is None for row in rows),
     }
-
-
-def document_of(row: Row) -> str:
-    """The document of an item: as it says itself, or its id without the kind at its end.
-
-    An id that is a number alone is that of a row, which another group has too: the group is told.
-    """
-    if row.get("document"):
-        return str(row["document"])
-    name, group = str(row["id"]), row.get("group")
-    return f"{group} {name}" if group and name.isdecimal() else Example(name, "", "").document
 
 
 def _document(document: str, rows: Sequence[Row], metric: str, sign: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from expunge.evaluate.gradients import gradient_norms
 from expunge.evaluate.membership import separation
 from expunge.evaluate.numbers import RESAMPLES, Behind, Measured, Number
 from expunge.evaluate.reader import Reader, open_reader
-from expunge.evaluate.tables import TokenScores
+from expunge.evaluate.tables import TokenScores, text_hash
 from expunge.registry import did_you_mean
 
 GROUPS = ("members", "nonmembers")
@@ -94,6 +94,7 @@ def membership_suite(reader: Reader, section: Membership) -> Measured:
         {
             "group": group,
             "id": document.id,
+            "text": text_hash(document.text),
             "tokens": len(read.scores.logp),
             **{name: attack_score(name, read, k=section.k) for name in section.attacks},
         }

@@ -18,6 +18,7 @@ from expunge.errors import DataError
 from expunge.evaluate.choices import accuracy, macro_accuracy
 from expunge.evaluate.options import LETTERS, letter_tokens, option_logits
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +46,8 @@ class Mmlu(Section):
     """Draws the sample."""
 
     style: Style = "original"
-    """`original`: as Hendrycks et al. ask; examples that do not fit into 2048 tokens are dropped.
+    """`original`: as Hendrycks et al. ask, but for one blank before the subject, where their code
+    writes two; examples that do not fit into 2048 tokens are dropped.
     `harness`: as lm-evaluation-harness 0.4 asks; a question's outer white space is taken off, and
     a prompt longer than the model's context loses its beginning. The original is the default
     because the published tables of unlearning used it."""
@@ -60,6 +62,11 @@ class Question:
     question: str
     choices: tuple[str, ...]
     answer: int
+
+    @property
+    def hash(self) -> str:
+        """What stands for the question, its choices and its answer in a row of items."""
+        return text_hash("\n".join([self.question, *self.choices, str(self.answer)]))
 
 
 def read_mmlu(path: Path | str) -> list[Question]:
@@ -96,7 +103,10 @@ def sample(questions: Sequence[Question], config: Mmlu) -> list[Question]:
 
 
 def prompt(question: Question, examples: Sequence[Question]) -> str:
-    """The prompt of Hendrycks et al. 2021 (arXiv:2009.03300), up to and with `Answer:`."""
+    """The prompt of Hendrycks et al. 2021 (arXiv:2009.03300), up to and with `Answer:`.
+
+    Differs: one blank before the subject, where their code writes two.
+    """
     subject = question.subject.replace("_", " ")
     header = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
     solved = "".join(f"{_ask(e)} {LETTERS[e.answer]}\n\n" for e in examples)

@@ -24,7 +24,8 @@ def mmlu_suite(reader: Reader, section: Mmlu) -> Measured:
     taken = {id(question) for question in asked}
     left = iter(chosen)
     letters = [next(left) if id(question) in taken else None for question in test]
-    found = measure_choices([q.subject for q in test], [q.answer for q in test], letters)
+    answers, hashes = [q.answer for q in test], [q.hash for q in test]
+    found = measure_choices([q.subject for q in test], answers, letters, hashes)
     found.facts |= {
         "shots": section.shots,
         "style": section.style,

@@ -1,6 +1,5 @@
 """The suite `muse`: news or books forgotten, as `expunge evaluate MODEL` measures it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -20,7 +19,7 @@ from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
 from expunge.evaluate.reference import reference_reader, saved_items
 from expunge.evaluate.soundness import collapse_facts
-from expunge.evaluate.tables import Generation
+from expunge.evaluate.tables import Generation, text_hash
 
 
 class Muse(Section):
@@ -230,7 +229,7 @@ def _row(item: _Item) -> dict[str, Any]:
     """The `score` is ROUGE-L, or of a text of `privacy.…`, which a hash stands for, its Min-K%."""
     row = {"group": item.group, "id": item.id, "score": item.score}
     if item.group.startswith("privacy"):
-        return {**row, "text": hashlib.sha256(item.truth.encode()).hexdigest()[:16]}
+        return {**row, "text": text_hash(item.truth)}
     return {**row, "prompt": item.prompt, "truth": item.truth, "generation": item.generation}
 
 

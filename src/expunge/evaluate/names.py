@@ -12,7 +12,7 @@ NUMBERS: dict[str, dict[str, str]] = {
         "<half>.regurgitation": "Mean of the tasks' `sc`; the interval by Zou and Donner.",
         "<half>.knowledge": "Mean of the tasks' `qa`, likewise.",
         "task_aggregate": "Harmonic mean of all terms, those of the forget half as 1 - v; the "
-        "interval from all items drawn anew.",
+        "interval from all documents drawn anew.",
         "mia.auc": "AUC of the negative mean loss a token, members against non-members.",
         "mia.score": "1 - 2 |mia.auc - 1/2|.",
         "mia.two_sided": "`two_sided_auc` of the same losses.",

@@ -97,7 +97,7 @@ def estimate(values: Sequence[float], *, name: str, resamples: int = RESAMPLES) 
     return resampled(values, name=name, resamples=resamples)
 
 
-def wilson(hits: float, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a share of n > 0 items, of which so many are hits.
 
         (p + z²/2n ± z √(p (1 - p) / n + z²/4n²)) / (1 + z²/n),    p = hits / n, z = 1.96

@@ -6,15 +6,38 @@ m metrics of an item, where several stand behind a number.
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from expunge.errors import EvaluationError
 from expunge.evaluate.balance import two_sided_auc
+from expunge.evaluate.drawing import Draws, Owners
 from expunge.evaluate.membership import auc
 from expunge.evaluate.numbers import RESAMPLES, Behind, Number, harmonic_mean
 from expunge.evaluate.semeval import task_aggregate
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What A and B say of the items behind a number, by group."""
+
+    values: Mapping[str, np.ndarray]  # (n, 2), or (n, 2, m) of m metrics
+    owners: Mapping[str, Owners]
+    """The document of each item."""
+
+    def evidence(self, behind: Behind) -> int:
+        """How many documents have another score of B than of A; of an AUC on no more than the
+        smaller of its sides, each a sample of its own."""
+        others: set[Hashable] = set()
+        for group, values in self.values.items():
+            differ = (values[:, 0] != values[:, 1]).reshape(len(values), -1).any(1)
+            others |= {self.owners[group][i] for i in differ.nonzero()[0]}
+        if behind.how in ("auc", "two_sided"):
+            return min(len(others), *map(len, self.values.values()))
+        return len(others)
 
 
 def value_of(behind: Behind, row: Mapping[str, Any]) -> float | list[float] | None:
@@ -67,27 +90,38 @@ def _statistic(behind: Behind, groups: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array([task_aggregate(column, partial=True) for column in columns], float)
 
 
-def paired_statistic(behind: Behind, groups: Mapping[str, np.ndarray], *, name: str) -> Number:
-    """B - A of a number, with its interval: the same items drawn again for both models.
+def paired_statistic(behind: Behind, pairs: Pairs, *, name: str) -> Number:
+    """B - A of a number, with its interval: the same documents drawn again for both models.
 
-        d = s(b) - s(a),    95 % interval: each group's n items drawn with replacement
+        d = s(b) - s(a),    95 % interval: the documents of the groups drawn with replacement
 
-    Of groups that hold one item each there is no interval.
+    Of one document there is no interval. A mean of values that are not finite is an
+    `EvaluationError`.
 
     Source: Efron 1979 (bootstrap); pairs as in Koehn 2004.
     """
+    groups = pairs.values
+    if behind.how == "pooled":
+        _check_finite(groups, name)
     before, after = statistic(behind, groups)
-    count = sum(map(len, groups.values()))
-    if max(map(len, groups.values())) < 2:
+    count, draws = sum(map(len, groups.values())), Draws({g: pairs.owners[g] for g in groups})
+    if draws.most < 2:
         return Number(float(after - before), count)
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    draws = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        again = {
-            group: values[rng.integers(len(values), size=len(values))]
-            for group, values in groups.items()
-        }
-        one, other = statistic(behind, again)
-        draws[i] = other - one
-    low, high = np.quantile(draws, [0.025, 0.975]).tolist()
+    rng, found = np.random.default_rng(zlib.crc32(name.encode())), []
+    for _ in range(RESAMPLES):
+        places = draws.again(rng)
+        if all(map(len, places.values())):
+            one, other = statistic(
+                behind, {group: groups[group][places[group]] for group in groups}
+            )
+            found.append(other - one)
+    low, high = np.quantile(found, [0.025, 0.975]).tolist()
     return Number(float(after - before), count, low, high)
+
+
+def _check_finite(groups: Mapping[str, np.ndarray], name: str) -> None:
+    whole = np.concatenate(list(groups.values()))
+    if np.isinf(whole).any():
+        raise EvaluationError(f"{name} holds an infinite value, so no mean can be compared")
+    if np.isnan(whole).any():
+        raise EvaluationError(f"{name}: item {int(np.isnan(whole).any(1).argmax())} is NaN")

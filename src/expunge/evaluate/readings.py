@@ -15,8 +15,9 @@ from expunge.evaluate.semeval_suite import entry_behind, entry_group, entry_numb
 from expunge.evaluate.suite import BESIDE
 from expunge.registry import did_you_mean
 
-NO_METRICS = frozenset({"tokens", "complete", "averaged_truth_ratio"})
-"""Numbers of an item that say how far it was generated, or one of its metrics in another form."""
+NO_METRICS = frozenset({"tokens", "answer_tokens", "complete", "averaged_truth_ratio"})
+"""Numbers of an item that say how long it is, how far it was generated, or one of its metrics in
+another form."""
 
 Row = Mapping[str, Any]
 Key = tuple[str, str]

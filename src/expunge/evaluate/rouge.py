@@ -1,13 +1,14 @@
 """ROUGE-L, of words of any script."""
 
 import re
+import unicodedata
 from functools import cache
 from typing import Any, NamedTuple
 
+from expunge.evaluate.words import marks
+
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Thai to Khmer, kana and ideographs: written without blanks."""
-
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 class RougeL(NamedTuple):
@@ -21,8 +22,8 @@ class RougeL(NamedTuple):
 def rouge_l(truth: str, text: str, *, stem: bool) -> RougeL:
     """LCS / |text|, LCS / |truth| and their harmonic mean; 0 where either has no word.
 
-    Of a truth that is mostly of other letters than Latin ones, words are those of Unicode, not
-    stemmed, and each character one where a script has no blanks.
+    Of a truth that is mostly of other letters than Latin ones, words are those of Unicode (NFC,
+    letters with their marks), not stemmed, and each character one where a script has no blanks.
 
     Source: Lin 2004, through rouge-score, which sees Latin letters and digits alone.
     """
@@ -34,7 +35,12 @@ def rouge_l(truth: str, text: str, *, stem: bool) -> RougeL:
 
 class _Words:
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text.lower())
+        return _word().findall(unicodedata.normalize("NFC", text).lower())
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}_])[\w{marks()}])+")
 
 
 @cache

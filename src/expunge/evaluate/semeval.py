@@ -14,8 +14,9 @@ import numpy as np
 
 from expunge.data.examples import Example
 from expunge.errors import EvaluationError
-from expunge.evaluate import rouge
-from expunge.evaluate.numbers import Number, mean_of, wilson
+from expunge.evaluate import rouge, words
+from expunge.evaluate.drawing import Draws, Owners, wilson_of_documents
+from expunge.evaluate.numbers import Number, mean_of
 from expunge.evaluate.rouge import rouge_l
 
 HALVES = ("forget", "retain")
@@ -58,7 +59,7 @@ def settled_completion(truth: str, text: str) -> bool:
     All of the truth has come before the last word, which may still grow: True is a proof, False is
     not.
     """
-    return completion_score(truth, re.sub(r"\w*\W*$", "", text.rstrip("\ufffd"))) == 1.0
+    return completion_score(truth, words.without_last_word(text.rstrip("\ufffd"))) == 1.0
 
 
 SCORES: dict[str, Callable[[str, str], float]] = {
@@ -69,7 +70,7 @@ SETTLED: dict[str, Callable[[str, str], bool]] = {
     "sc": settled_completion,
     "qa": settled_question,
 }
-PROVED = {"sc": "c85a0cec164c950b", "qa": "2705002924f88fbc"}
+PROVED = {"sc": "08ed734f98c41b9e", "qa": "8fc1b5d1df844441"}
 """The fingerprint of the score of each kind that SETTLED is a proof for."""
 
 
@@ -82,7 +83,7 @@ def proof(kind: str) -> Callable[[str, str], bool] | None:
 def fingerprint(score: Callable[[str, str], float]) -> str:
     """A hash of the source of a score, ROUGE-L's included; empty where there is none to read."""
     try:
-        source = inspect.getsource(score) + inspect.getsource(rouge)
+        source = inspect.getsource(score) + inspect.getsource(rouge) + inspect.getsource(words)
     except (OSError, TypeError):
         return ""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -186,35 +187,37 @@ def final_of(task: Number, mia: Number, mmlu: Number) -> Number:
 
 
 def intervals(
-    scores: Mapping[str, Sequence[float]], *, seed: int, resamples: int, partial: bool = False
+    scores: Mapping[str, Sequence[float]],
+    owners: Mapping[str, Owners],
+    *,
+    seed: int,
+    resamples: int,
+    partial: bool = False,
 ) -> dict[str, dict[str, float] | None]:
-    """The 95 % interval of each term, over its items, and of `task_aggregate`.
+    """The 95 % interval of each term, over the documents of its items, and of `task_aggregate`.
 
-    Of scores that are all 0 or 1 it is `wilson`'s, of others the bootstrap's, which one item does
-    not have; of the aggregate always the bootstrap's, where any term has more than one item.
+    `owners` name the document of each score, whose items are drawn together, of all terms. Of
+    scores that are all 0 or 1 a term's is `wilson_of_documents`, of others the bootstrap's, which
+    one document does not have; of the aggregate always the bootstrap's, where there are several.
     """
-    rng = np.random.default_rng(seed)
-    means: dict[str, np.ndarray] = {}
-    for term, given in scores.items():
-        values = np.asarray(given, dtype=float)
-        if len(values):
-            means[term] = np.array(
-                [
-                    values[rng.integers(len(values), size=len(values))].mean()
-                    for _ in range(resamples)
-                ]
-            )
-    found: dict[str, dict[str, float] | None] = {
-        term: _term_interval(given, means[term]) if term in means else None
-        for term, given in scores.items()
-    }
-    draws = [
-        task_aggregate({term: float(means[term][i]) for term in means}, partial=partial)
-        for i in range(resamples)
+    values = {term: np.asarray(given, float) for term, given in scores.items() if len(given)}
+    draws, rng = Draws({term: owners[term] for term in values}), np.random.default_rng(seed)
+    means: list[dict[str, float]] = [
+        {
+            t: float(values[t][places].mean())
+            for t, places in draws.again(rng).items()
+            if len(places)
+        }
+        for _ in range(resamples)
     ]
-    known = [draw for draw in draws if draw is not None]
-    spread = any(len(given) > 1 for given in scores.values())
-    found["task_aggregate"] = interval(np.array(known)) if known and spread else None
+    found: dict[str, dict[str, float] | None] = dict.fromkeys(scores)
+    for term in values:
+        drawn = np.array([mean[term] for mean in means if term in mean])
+        found[term] = _term_interval(scores[term], owners[term], drawn)
+    whole = [mean for mean in means if len(mean) == len(values)]
+    known = [task_aggregate(mean, partial=partial) for mean in whole]
+    known = [one for one in known if one is not None]
+    found["task_aggregate"] = interval(np.array(known)) if known and draws.most > 1 else None
     return found
 
 
@@ -224,11 +227,13 @@ def interval(draws: np.ndarray) -> dict[str, float]:
     return {"low": float(low), "high": float(high)}
 
 
-def _term_interval(scores: Sequence[float], draws: np.ndarray) -> dict[str, float] | None:
+def _term_interval(
+    scores: Sequence[float], owners: Owners, draws: np.ndarray
+) -> dict[str, float] | None:
     if set(scores) <= {0.0, 1.0}:
-        low, high = wilson(sum(scores), len(scores))
+        low, high = wilson_of_documents(scores, owners)
         return {"low": low, "high": high}
-    return interval(draws) if len(scores) > 1 else None
+    return interval(draws) if len(set(owners)) > 1 else None
 
 
 def _squeeze(text: str) -> str:

@@ -1,9 +1,9 @@
 """The suite `semeval`: SemEval-2025 Task 4 as `expunge evaluate MODEL` runs it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expunge.config import Section
 from expunge.data.sets import Data, read_sets
@@ -47,6 +47,12 @@ class Semeval(Section):
 
     chat: bool = False
     """Put prompts into the tokenizer's chat template."""
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        if (self.members is None) != (self.nonmembers is None):
+            raise ValueError("members and nonmembers go together")
+        return self
 
 
 def semeval_suite(reader: Reader, section: Semeval) -> Measured:

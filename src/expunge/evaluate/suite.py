@@ -18,6 +18,7 @@ from expunge.evaluate.membership import mia
 from expunge.evaluate.mmlu import Mmlu, Question, answer_mmlu, choose, places_of
 from expunge.evaluate.prompts import fit_prompts
 from expunge.evaluate.reader import Reader
+from expunge.evaluate.tables import text_hash
 
 BESIDE = "beside.jsonl"
 """Where a run keeps the rows of `beside_items`."""
@@ -80,6 +81,11 @@ class _Item:
     @property
     def term(self) -> str:
         return semeval.term_of(self.half, self.example)
+
+    @property
+    def owner(self) -> tuple[str, str, str]:
+        """The document that it is of, with which it is drawn again."""
+        return self.half, self.example.task, self.example.document
 
 
 def evaluate(
@@ -161,7 +167,7 @@ def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list
     """
     losses = document_losses(reader, _documents(reader, data, config))
     rows: list[dict[str, Any]] = [
-        {"group": side, "id": document.id, "nll": nll}
+        {"group": side, "id": document.id, "text": text_hash(document.text), "nll": nll}
         for side in ("members", "nonmembers")
         for document, nll in zip(getattr(data, side), losses[side], strict=True)
     ]
@@ -170,7 +176,12 @@ def beside_items(reader: Reader, data: EvaluationData, config: Evaluate) -> list
     asked, chosen, _ = choose(reader, data.mmlu, config.mmlu)
     places = places_of(data.mmlu)
     return rows + [
-        {"group": f"mmlu.{q.subject}", "id": places[id(q)], "correct": choice == q.answer}
+        {
+            "group": f"mmlu.{q.subject}",
+            "id": places[id(q)],
+            "text": q.hash,
+            "correct": choice == q.answer,
+        }
         for q, choice in zip(asked, chosen, strict=True)
     ]
 
@@ -237,9 +248,9 @@ def _semeval(
     mmlu: dict[str, Any] | None,
     config: Evaluate,
 ) -> dict[str, Any]:
-    scores = {
-        name: [i.score for i in items if i.term == name and i.score is not None] for name in names
-    }
+    scored = {name: [i for i in items if i.term == name and i.score is not None] for name in names}
+    scores = {name: [i.score for i in own if i.score is not None] for name, own in scored.items()}
+    owners = {name: [i.owner for i in own] for name, own in scored.items()}
     terms = {name: semeval.mean(values) for name, values in scores.items()}
     own = tuple(names) != semeval.TERMS
     partial = config.partial or own
@@ -254,7 +265,7 @@ def _semeval(
         "counts": {term: len(values) for term, values in scores.items()},
         "given": {name: sum(i.term == name for i in items) for name in names},
         "intervals": semeval.intervals(
-            scores, seed=config.seed, resamples=config.resamples, partial=partial
+            scores, owners, seed=config.seed, resamples=config.resamples, partial=partial
         ),
         "task_aggregate": task,
         "partial": own or (config.partial and None in terms.values()),

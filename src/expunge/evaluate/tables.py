@@ -143,6 +143,11 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
+def text_hash(text: str) -> str:
+    """What stands for a text in a row of items, so that other data are seen to be others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def sequence_key(sequence: TokenSequence) -> str:
     """The key of a scored text: its tokens, and from which on they are scored."""
     return key_of("scores", sequence.tokens, sequence.scored_from("answer"))

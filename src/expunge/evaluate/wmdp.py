@@ -74,7 +74,8 @@ def wmdp_suite(reader: Reader, section: Wmdp) -> Measured:
             groups.append(name)
             answers.append(question.answer)
             chosen.append(next(left) if taken else None)
-    return measure_choices(groups, answers, chosen, prefix="")
+    hashes = [question.hash for questions in sets.values() for question in questions]
+    return measure_choices(groups, answers, chosen, hashes, prefix="")
 
 
 def _question(name: str, row: Row, origin: str) -> Question:

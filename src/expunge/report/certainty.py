@@ -5,10 +5,13 @@ Dimensions: n items that both models were asked.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
+
+import numpy as np
 
 from expunge.evaluate.compare import FEWEST
-from expunge.evaluate.numbers import Number, bootstrap, mean_of, wilson
+from expunge.evaluate.drawing import document_of
+from expunge.evaluate.numbers import Behind, Number, mean_of, wilson
+from expunge.evaluate.paired import Pairs, paired_statistic
 from expunge.report.pieces import Items, Material
 from expunge.report.results import (
     HALVES,
@@ -33,6 +36,9 @@ class Change:
     difference: Number
     """After - before, item by item; None of items that are not at hand."""
 
+    evidence: int = 0
+    """How many documents score other than before."""
+
     @property
     def unchanged(self) -> bool:
         """Whether no item scores other than before."""
@@ -41,11 +47,13 @@ class Change:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval of the difference holds 0; None where there is none."""
+        """Whether the interval of the difference holds 0; None where there is none, or one without
+        0 though fewer than FEWEST documents score other than before."""
         low, high = self.difference.low, self.difference.high
-        if low is None or high is None or self.difference.n < FEWEST:
+        if low is None or high is None:
             return None
-        return low <= 0 <= high
+        inside = low <= 0 <= high
+        return inside if inside or self.evidence >= FEWEST else None
 
 
 def half_number(semeval: Semeval, half: str, kind: str) -> Number:
@@ -69,7 +77,7 @@ def _term_number(semeval: Semeval, term: str, value: float) -> Number:
     hits and misses are made anew, and those of one item are none.
     """
     interval, n = semeval.intervals.get(term), semeval.counts.get(term) or 0
-    if n and value in (0, 1):
+    if n and value in (0, 1) and (interval is None or interval.low == interval.high):
         return Number(value, n, *wilson(value * n, n))
     if n == 1:
         return Number(value, n, 0.0, 1.0)
@@ -93,7 +101,7 @@ def changes(material: Material) -> list[Change]:
             kind,
             half_number(before.semeval, half, kind),
             half_number(after.semeval, half, kind),
-            _difference(material.items, names, half, kind),
+            *_difference(material.items, names, half, kind),
         )
         for half in HALVES
         for kind in KINDS
@@ -145,17 +153,20 @@ def _doubts(material: Material, after: ModelResults, name: str) -> Iterator[str]
         yield f"{after.prompts_cut} prompts were longer than the context, and were cut."
 
 
-def _difference(items: Items, names: tuple[str, str], half: str, kind: str) -> Number:
+def _difference(items: Items, names: tuple[str, str], half: str, kind: str) -> tuple[Number, int]:
+    """The difference, and how many documents stand behind it (`Pairs.evidence`)."""
     before, after = (_scores(items, name, half, kind) for name in names)
-    tasks = {
-        task: [after[task][id] - score for id, score in found.items() if id in after[task]]
-        for task, found in before.items()
-        if task in after
-    }
-    tasks = {task: values for task, values in tasks.items() if values}
-    if not tasks:
-        return Number(None, 0)
-    return bootstrap(tasks, lambda means: fmean(means.values()), name=f"{half}.{kind}.change")
+    values, owners = {}, {}
+    for task in before:
+        both = [(id, score) for id, score in before[task].items() if id in after.get(task, {})]
+        if both:
+            values[task] = np.array([(score, after[task][id]) for id, score in both])
+            owners[task] = [(task, document_of({"id": id, "group": task})) for id, _ in both]
+    if not values:
+        return Number(None, 0), 0
+    pairs, means = Pairs(values, owners), Behind("score", tuple(values), "means")
+    found = paired_statistic(means, pairs, name=f"{half}.{kind}.change")
+    return found, pairs.evidence(means)
 
 
 def _scores(items: Items, model: str, half: str, kind: str) -> dict[str, dict[str, float]]:

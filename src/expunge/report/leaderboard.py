@@ -180,7 +180,8 @@ with these settings is FAILED and in no mean. ★ marks the Pareto front of forg
 six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
 that fail and collapse on no seed. Time and memory are those of making the model from the target,
 without evaluation; time is that of a shared machine. COLLAPSED stands in place of the final score
-of a model that no longer writes language.
+of a model that no longer writes language; a seed on which a method collapses is in no mean of task
+aggregate and final score, and counts as 0 in the order of methods.
 """
 
 _HEADER = [
@@ -208,10 +209,11 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
         ", ".join(str(row.seed) for row in sorted(rows, key=lambda row: row.seed)),
         _final(rows),
         "★" if on_front else "",
+        _spread(_sound(rows), "task_aggregate"),
         *(
             _spread(rows, field)
             for field in (
-                *("task_aggregate", "forget_sc", "forget_qa", "retain_sc", "retain_qa"),
+                *("forget_sc", "forget_qa", "retain_sc", "retain_qa"),
                 *("mia_auc", "mia_score", "mmlu", "nll_neutral"),
             )
         ),
@@ -232,7 +234,12 @@ def _final(rows: list[Standing]) -> str:
         if count == len(rows):
             return f"**{fate}**"
         more += f" (**{fate}** in {count} of {len(rows)} seeds)" if count else ""
-    return _spread(rows, "final") + more
+    return _spread(_sound(rows), "final") + more
+
+
+def _sound(rows: list[Standing]) -> list[Standing]:
+    """The seeds whose aggregates mean something."""
+    return [row for row in rows if not row.collapsed]
 
 
 def _spread(rows: list[Standing], field: str) -> str:
@@ -248,7 +255,7 @@ def _mean(rows: list[Standing], field: str, unit: float, digits: int) -> str:
 
 
 def _order(name: str, rows: list[Standing]) -> tuple[bool, bool, float]:
-    finals = [row.final for row in rows if row.final is not None]
+    finals = [0.0 if row.collapsed else row.final for row in rows if row.final is not None]
     destroyed = all(row.collapsed or row.failed for row in rows)
     return name == TARGET, destroyed, -fmean(finals) if finals else 0.0
 

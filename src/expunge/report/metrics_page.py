@@ -27,7 +27,11 @@ A MIA score reaches as far as it does on its AUC's interval, a final score as fa
 let it (Zou and Donner 2008). Greatest lengths, p-values, KS distances, the share of the commonest
 letter (`top_letter`) and the verdict on it (`constant_answer`) have none. `expunge compare` draws
 the same items again for both models wherever items stand behind a number: those of its name, or
-those that FOLDER/results.json names under `behind`.
+those that FOLDER/results.json names under `behind`; a difference counts as real where its interval
+lacks 0 and the scores of six documents or more differ. Questions of one document or person tend to
+go right or wrong together: `semeval` and `compare` draw the items of a document, which their ids
+name (`…-qa0`, `…sc1`), together, and give Wilson's formula as many items as they are worth (Korn
+and Graubard 1998). Other suites draw items.
 
 Generation is greedy, many prompts at once, each continued as it would be alone (in float32 token
 for token). It ends at the end of the text or after `max_new_tokens`. Only the suite `semeval` stops

@@ -59,8 +59,9 @@ _HEAD = """\
 Each figure is the mean over the seeds ± their standard deviation; behind a task aggregate and an
 AUC stands the 95 % [bootstrap interval], the outermost ends over the seeds. MIA score =
 1 - 2 |AUC - 0.5|; final = mean of task aggregate, MIA score and MMLU. COLLAPSED stands in place of
-the final score of a model that no longer writes language, whatever it scored. A partial aggregate
-is over fewer than twelve terms. A board's test documents are those that no calibration looked at;
+the final score of a model that no longer writes language, whatever it scored; a seed on which a
+system collapses is in no mean of task aggregate and final score. A partial aggregate is over fewer
+than twelve terms. A board's test documents are those that no calibration looked at;
 they are not new to whoever designed the branches, who saw figures of all documents on the way.
 Two-sided AUC and KS distance are there the worst over the attacks, elsewhere the loss's; the MIA
 score is the loss's, and other attacks may do better (lab notes). – means not measured. What was
@@ -103,7 +104,8 @@ def _differences(rows: list[Row], systems: list[str], papers: list[PaperRow]) ->
     body, finals = [], []
     for name in systems:
         for paper in (paper for paper in papers if name in paper.ours):
-            mine = {m: _mean([r for r in rows if r["system"] == name], m) for m in _MEASURES}
+            own = [row for row in rows if row["system"] == name]
+            mine = {m: _mean(_counted(own, m), m) for m in _MEASURES}
             pairs = [f"{number(mine[m])} / {number(getattr(paper, m))}" for m in _MEASURES]
             body.append([name, f"{paper.system} ({paper.model})", *pairs])
             finals.append((name, mine["final"], paper.final))
@@ -119,6 +121,13 @@ def _differences(rows: list[Row], systems: list[str], papers: list[PaperRow]) ->
     return "\n".join(parts)
 
 
+def _counted(rows: list[Row], measure: str) -> list[Row]:
+    """The rows that a mean is taken of: of an aggregate not those of collapsed models."""
+    if measure not in ("task_aggregate", "final"):
+        return rows
+    return [row for row in rows if not row.get("collapsed")]
+
+
 def _mean(rows: list[Row], measure: str) -> float | None:
     values = [row[measure] for row in rows if row.get(measure) is not None]
     return fmean(values) if values else None
@@ -130,7 +139,7 @@ def _system(name: str, rows: list[Row], papers: list[PaperRow], folded: bool) ->
         name,
         _listed(rows, "seed"),
         *(_spread(rows, measure) for measure in _MEANS),
-        _spread(rows, "task_aggregate") + _interval(rows, "task") + _marked(rows, "partial"),
+        _aggregate(rows),
         _spread(rows, "mia_score"),
         _spread(rows, "mia_auc") + _interval(rows, "mia"),
         *((_spread(rows, "two_sided"), _spread(rows, "ks")) if folded else ()),
@@ -167,11 +176,16 @@ def _interval(rows: list[Row], measure: str) -> str:
     return f" [{min(low for low, _ in ends):.2f}, {max(high for _, high in ends):.2f}]"
 
 
+def _aggregate(rows: list[Row]) -> str:
+    own = _counted(rows, "task_aggregate")
+    return _spread(own, "task_aggregate") + _interval(own, "task") + _marked(own, "partial")
+
+
 def _final(rows: list[Row]) -> str:
     collapsed = sum(bool(row.get("collapsed")) for row in rows)
     if collapsed == len(rows):
         return f"**{COLLAPSED}**"
-    return _spread(rows, "final") + (
+    return _spread(_counted(rows, "final"), "final") + (
         f" (**{COLLAPSED}** in {collapsed} of {len(rows)} seeds)" if collapsed else ""
     )
 

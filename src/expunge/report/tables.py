@@ -175,6 +175,8 @@ def _term(model: ModelResults, term: str) -> str:
 
 
 def _aggregate(model: ModelResults) -> str:
+    if model.collapse.collapsed:
+        return COLLAPSED
     text = number(model.semeval.task_aggregate)
     return f"{text} (partial)" if model.semeval.partial and text != NOT_MEASURED else text
 
