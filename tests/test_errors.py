@@ -37,6 +37,17 @@ def test_memory_that_runs_out_anywhere_is_one_line(monkeypatch, capsys, error):
     assert line.startswith("expunge: out of memory; expunge plan RECIPE says")
 
 
+def test_what_the_system_refuses_of_a_file_is_one_line(monkeypatch, capsys):
+    def ends(**options):
+        raise FileNotFoundError(2, "No such file or directory", "/proc/foo")
+
+    monkeypatch.setattr(cli, "app", ends)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "expunge: /proc/foo: No such file or directory\n"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError(5, "I/O error")])
 def test_other_errors_keep_their_traceback(monkeypatch, error):
     def ends(**options):

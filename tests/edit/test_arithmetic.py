@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import expunge
 from expunge.adapter_files import CONFIG, WEIGHTS
@@ -18,6 +18,7 @@ from expunge.merge.methods import METHODS
 from expunge.merge.operands import Operand, constant
 from expunge.merge.tensor import merged_float32
 from expunge.merge.trim import Settings
+from expunge.models import load_tokenizer
 
 # peft reads a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -233,6 +234,25 @@ def test_what_cannot_be_is_one_sentence(words, message, tiny_folder, tmp_path):
     with pytest.raises((EditError, RecipeError, MergeError), match=message):
         expunge.edit(**words, model=str(tiny_folder), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["negate", "pem_add", "sage"])
+def test_an_adapter_of_another_model_is_refused_before_any_work(
+    method, drawn, tiny_folder, files, tmp_path
+):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    config |= {"hidden_size": 64, "intermediate_size": 96}
+    wide = AutoModelForCausalLM.from_config(LlamaConfig(**config))
+    wide.save_pretrained(tmp_path / "wide")
+    load_tokenizer(tiny_folder).save_pretrained(tmp_path / "wide")
+    more = {"retain": files["retain"]} if method == "sage" else {}
+    more |= {"others": [str(drawn(2))]} if method == "pem_add" else {}
+    given = {"adapter": drawn(1), "out": tmp_path / "out", **more}
+    with pytest.raises(ModelError, match=r"has model\.layers\.0\S* as \(.* but .*wide as \("):
+        expunge.edit(method, str(tmp_path / "wide"), **given)
+    assert not (tmp_path / "out").exists()
+    expunge.edit(method, str(tiny_folder), **given)  # control: on its own model
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
 def test_a_folder_in_use_is_not_written_over(drawn, tiny_folder, tmp_path):

@@ -1,15 +1,18 @@
 """Guards as folders, in recipes and on the command line."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 import expunge
 from expunge import lora
 from expunge.cli import app
-from expunge.errors import ExpungeError, RecipeError
+from expunge.errors import ExpungeError, ModelError, RecipeError
 from expunge.evaluate.reader import open_reader, reader_of
 from expunge.guard.files import guard_of_files
 from expunge.guard.guard import open_guard
@@ -90,8 +93,6 @@ def test_a_guard_written_and_loaded_again_gives_the_same(
 
 
 def test_a_helper_beside_an_adapter_brings_its_own_base(making, adapter, tmp_path, tokenizer):
-    from dataclasses import replace
-
     helpers = {"x": HelperSource(making.base, adapter)}
     section = AnyContrast(kind="contrast", weights={"x": -0.5})
     shared = make_guard(section, replace(making, helpers=helpers), tmp_path / "a")
@@ -111,6 +112,28 @@ def test_a_helper_beside_an_adapter_brings_its_own_base(making, adapter, tmp_pat
     assistant = replace(making, adapter=adapter, helpers={"assistant": helpers["x"]})
     with pytest.raises(RecipeError, match="without an adapter"):
         make_guard(uld, assistant, tmp_path / "c")
+
+
+def test_a_helper_that_could_not_be_opened_is_refused_when_its_guard_is_made(
+    making, adapter, tmp_path, tokenizer
+):
+    config = LlamaConfig(
+        **{**json.loads((making.base / "config.json").read_text()), "hidden_size": 64}
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<more>"])
+    AutoModelForCausalLM.from_pretrained(making.base).save_pretrained(tmp_path / "words")
+    more.save_pretrained(tmp_path / "words")
+    section = AnyContrast(kind="contrast", weights={"x": -0.5})
+    for source, message in (
+        (HelperSource(tmp_path / "wide", adapter), "but .*wide as"),
+        (HelperSource(tmp_path / "words"), "words has another vocabulary"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            make_guard(section, replace(making, helpers={"x": source}), tmp_path / "g")
+        assert not (tmp_path / "g").exists()
 
 
 GOOD = {"format": 1, "kind": "prefix", "before": {"text": "No."}}

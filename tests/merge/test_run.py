@@ -541,3 +541,64 @@ def test_a_model_whose_embeddings_have_another_name_has_room_for_any_token():
     assert vocabulary._rows_of(other) is None
     usual = SimpleNamespace(checkpoint={"model.embed_tokens.weight": stored})
     assert vocabulary._rows_of(usual) == 7  # control
+
+
+def deepened(folder, to):
+    """A copy with one layer more."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = model.config
+    config.num_hidden_layers += 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = [*config.layer_types, config.layer_types[-1]]
+    AutoModelForCausalLM.from_config(config).save_pretrained(to)
+    load_tokenizer(folder).save_pretrained(to)
+    return str(to)
+
+
+def test_models_of_unlike_depth_are_named(file, tuned, tmp_path):
+    deep = deepened(tuned[2], tmp_path / "deep")
+    path = file(
+        method="linear", base_model=None, models=[{"model": str(tuned[1])}, {"model": deep}]
+    )
+    with pytest.raises(ExpungeError) as refused:
+        merge_models(path, tmp_path / "out")
+    said = str(refused.value)
+    assert f"{tuned[1]} has 2" in said and f"{deep} has 3" in said and "take slices" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_can_be_that_of_a_model_outside_the_merge(file, tuned, tmp_path):
+    other = str(extended(tuned[2], tmp_path / "other", ["zebra"]))
+    models = [{"model": str(tuned[1])}, {"model": str(tuned[0])}]
+    path = file(method="linear", base_model=None, models=models, tokenizer_source=other)
+    merge_models(path, tmp_path / "out")
+    words = load_tokenizer(tmp_path / "out").get_vocab()
+    assert words == load_tokenizer(other).get_vocab()
+    rows = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(rows) >= len(words) and "zebra" not in load_tokenizer(tuned[1]).get_vocab()
+    with pytest.raises(ExpungeError, match="pad_to_multiple_of"):
+        merge_models(file(tokenizer={"pad_to_multiple_of": 10**9}), tmp_path / "wide")
+
+
+def test_lint_goes_on_behind_what_the_merge_refuses_and_names_unread_parameters(
+    file, tuned, tmp_path
+):
+    longer = edited(
+        tuned[1],
+        tmp_path / "longer",
+        lambda found: {
+            n: torch.cat([t, t[:1]]) if t.shape[:1] == (257,) else t for n, t in found.items()
+        },
+        vocab_size=258,
+    )
+    models = [{"model": str(tuned[1])}, {"model": longer}]
+    kinds = [finding.kind for finding in lint(plan_of(file(models=models)))]
+    assert "config" in kinds and "refused" in kinds
+    parameters = {"densty": 0.5, "weight": 1.0}
+    path = file(method=None, merge_method="ties", parameters=parameters)
+    (found,) = lint(plan_of(path), weights=False)
+    assert (found.kind, found.what) == (
+        "unread", "has no parameter 'densty'. Did you mean 'density'?"
+    )  # fmt: skip
+    path = file(method=None, merge_method="ties", parameters={"density": 0.5, "normalize": True})
+    assert lint(plan_of(path), weights=False) == []  # control

@@ -103,6 +103,11 @@ def test_what_cannot_be_gathered_is_said(tiny, tiny_folder, file, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="a file of that name is in the way"):
         gather(str(tiny_folder), str(file), tmp_path / "file" / "x", kind="gram", max_length=64)
+    kept = (tiny_folder / "model.safetensors").read_bytes()
+    with pytest.raises(ModelError, match=r"model\.safetensors exists; choose another name"):
+        weights = tiny_folder / "model.safetensors"
+        gather(str(tiny_folder), str(file), weights, kind="gram", max_length=64)
+    assert (tiny_folder / "model.safetensors").read_bytes() == kept
     for fn in KINDS.values():
         with pytest.raises(ModelError, match="at least one text"):
             fn(tiny, [])

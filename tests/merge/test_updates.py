@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from expunge.adapter_files import by_pattern, read_adapter
 from expunge.errors import MergeError, ModelError
+from expunge.merge.lint import lint
 from expunge.merge.run import merge_models, plan_of
 from expunge.merge.updates import Adapter
 
@@ -80,6 +81,36 @@ def test_one_adapter_merges_into_its_base_as_peft_merges_it(tiny_folder, tmp_pat
     assert any("q_proj" in name for name in changed)  # control
     assert ("model.norm.weight" in changed) == (kind == "modules_to_save")
     assert ("model.embed_tokens.weight" in changed) == (kind == "embeddings")
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"]])
+def test_a_head_that_would_part_from_its_embeddings_is_refused(tiny_folder, tmp_path, saved):
+    folder = adapter(tiny_folder, tmp_path / "lora", target_modules=LINEAR, modules_to_save=saved)
+    models = [{"model": f"{tiny_folder}+{folder}"}]
+    fields = {"method": "task_arithmetic", "base_model": str(tiny_folder), "models": models}
+    with pytest.raises(ModelError, match=rf"changes .*{saved[0]}.weight alone, .* ties its head"):
+        merge_models(written(fields, tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "untied")
+    apart = str(tmp_path / "untied")
+    fields |= {"base_model": apart, "models": [{"model": f"{apart}+{folder}"}]}
+    merge_models(written(fields, tmp_path), tmp_path / "out")  # control
+    found, base = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "untied"))
+    changed = {n for n in found if not torch.equal(found[n], base[n])} & {*found}
+    names = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
+    assert {n for n in changed if n in names.values()} == {names[saved[0]]}
+
+
+def test_lint_tells_that_embeddings_are_the_head_too(tiny_folder, tmp_path):
+    for name, kind, count in (("one", "embeddings", 1), ("two", "plain", 0)):
+        folder = adapter(tiny_folder, tmp_path / name, **KINDS[kind])
+        models = [{"model": f"{tiny_folder}+{folder}"}]
+        fields = {"method": "task_arithmetic", "base_model": str(tiny_folder), "models": models}
+        found = lint(plan_of(written(fields, tmp_path)), weights=False)
+        assert sum("is the head of" in finding.what for finding in found) == count
 
 
 def test_the_factors_of_all_layers_are_never_in_memory_at_once(tiny_folder, tmp_path):

@@ -67,6 +67,8 @@ def main() -> None:
     except (MemoryError, RuntimeError, OSError) as error:
         if says_full(error):
             _end(OUT_OF_MEMORY, 2)
+        if isinstance(error, OSError) and error.filename:
+            _end(f"{error.filename}: {error.strerror}", 2)
         if not isinstance(error, RuntimeError) or not parallel.lost_a_rank(error):
             raise
         _end(

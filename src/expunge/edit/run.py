@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import models, parallel, provenance, runs
+from expunge.adapter_files import CONFIG
 from expunge.config import parse_section
 from expunge.data.batches import encode_all
 from expunge.data.examples import Example, check_disjoint
@@ -38,6 +39,7 @@ def do_edit(
     )
     if row.takes == "adapter" and task.adapters is None:
         raise EditError(f"{edit.method} takes LoRA adapters: give --adapter")
+    _check_fit(task)
     made = row.run(task)
     said = {
         "method": edit.method,
@@ -49,6 +51,19 @@ def do_edit(
     }
     runs.write_json(note, said)
     return said
+
+
+def _check_fit(task: Task) -> None:
+    """Refuse a LoRA that is of another model than the one that it is on."""
+    for one in (task.of, *task.others):
+        if one.adapter is not None and _kind(one.adapter) == "LORA":
+            task.source(one)
+
+
+def _kind(adapter: Path) -> str | None:
+    path = adapter / CONFIG
+    config = runs.read_json(path) if path.is_file() else None
+    return config.get("peft_type") if isinstance(config, dict) else None
 
 
 def edit_model(

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 from torch import nn
 
-from expunge import lora, models, sharding
+from expunge import lora, models, runs, sharding
 from expunge.adapter_files import blocks_of, read_adapter
 from expunge.affine_heads import output_head
 from expunge.config import Section
 from expunge.errors import ModelError
+from expunge.merge.checkpoint import Checkpoint
+from expunge.merge.updates import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,6 +130,22 @@ def adapted_blocks(adapter: Path) -> int:
     """How many blocks an adapter reaches, by the layers that it names."""
     factors, _ = read_adapter(adapter)
     return blocks_of(factors)
+
+
+def check_helper(source: HelperSource, guarded: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, from its files, a helper that could not be opened beside the guarded model."""
+    if source.adapter is not None:
+        Adapter(source.adapter).check(Checkpoint(source.base))
+    _check_tokenizer(source.base, tokenizer)
+    logits, own = (
+        models.config_field(runs.read_json(place / "config.json"), "vocab_size")
+        for place in (source.base, guarded)
+    )
+    if logits != own:
+        raise ModelError(
+            f"{source.base} has {logits} logits and {guarded} {own}; they must share their "
+            "vocabulary"
+        )
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,7 +21,7 @@ from expunge.errors import DataError, RecipeError
 from expunge.guard.contrast import Contrast
 from expunge.guard.corrupt import Corruption, search_strength
 from expunge.guard.filters import outputs_of
-from expunge.guard.helpers import HelperSource, HelperSpec
+from expunge.guard.helpers import HelperSource, HelperSpec, check_helper
 from expunge.guard.made import Made, write_guard
 from expunge.guard.prompting import FORGOTTEN_SUBJECT, Before, Wrapping, icul
 from expunge.guard.scope import Matching, Scope, fitters, scope_of
@@ -256,6 +256,7 @@ def _brought(role: str, source: HelperSource, making: Making, folder: Path) -> H
     """A helper's files in the guard's folder, and how they are put together again."""
     place = f"helpers/{''.join(c if c.isalnum() else '-' for c in role).strip('-') or 'helper'}"
     found: dict[str, Any] = {}
+    check_helper(source, making.base, making.tokenizer)
     if source.adapter is not None:
         _copy(source.adapter, folder / place / "adapter")
         found["adapter"] = f"{place}/adapter"

@@ -16,7 +16,7 @@ from expunge.merge.families import Method
 from expunge.merge.methods import METHODS
 from expunge.merge.options import check_options, no_option, resolved
 from expunge.merge.parameters import Parameters, evaluate, switch_of, weight_of, within
-from expunge.registry import lookup
+from expunge.registry import did_you_mean, lookup
 
 
 def _named(given: Any) -> Any:
@@ -103,7 +103,7 @@ class Tokenizer(Section):
     source: str = "union"
     """`union`, `base`, or a model of the merge."""
 
-    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, le=1 << 16)
     """Round the rows of the embeddings up to this."""
 
     tokens: dict[str, Any] = Field(default_factory=dict)
@@ -187,12 +187,8 @@ class MergeFile(Section):
 
     def _check_names(self) -> None:
         """Refuse parameters that the method does not have; mergekit's own files may hold any."""
-        known = {*self.row.options, "weight", "int8_mask"}
-        known |= {"normalize"} if "divide" in known else set()
-        for parameters in self._all_parameters():
-            for name in parameters:
-                if name not in known:
-                    raise ValueError(no_option(self.name, name, known))
+        for name, _ in self.unread():
+            raise ValueError(no_option(self.name, name, self._known()))
 
     @property
     def name(self) -> str:
@@ -208,6 +204,16 @@ class MergeFile(Section):
     def stored(self) -> Dtype | None:
         """The type of the output, where it is given."""
         return self.out_dtype or self.dtype
+
+    def unread(self) -> list[tuple[str, str]]:
+        """Parameters that the method does not have, as mergekit's own files may, and what each may
+        have been meant to be."""
+        found = {name for parameters in self._all_parameters() for name in parameters}
+        return [(name, did_you_mean(name, self._known())) for name in sorted(found - self._known())]
+
+    def _known(self) -> set[str]:
+        known = {*self.row.options, "weight", "int8_mask"}
+        return known | {"normalize"} if "divide" in known else known
 
     def _all_parameters(self) -> Iterable[Parameters]:
         yield self.parameters

@@ -42,10 +42,17 @@ class Finding:
 
 def lint(plan: Plan, *, weights: bool = True) -> list[Finding]:
     """Everything found, cheap things first."""
-    found = [*_configs(plan), *_types(plan), *_adapters(plan), *_tokenizers(plan), *_refused(plan)]
-    if weights:
+    refused = list(_refused(plan))
+    found = [*_parameters(plan), *_configs(plan), *_types(plan), *_adapters(plan)]
+    found += [*_tokenizers(plan), *refused]
+    if weights and not refused:
         found += _numbers(plan)
     return found
+
+
+def _parameters(plan: Plan) -> Iterator[Finding]:
+    for name, meant in plan.file.unread():
+        yield Finding("unread", plan.file.name, f"has no parameter '{name}'.{meant}")
 
 
 def _refused(plan: Plan) -> Iterator[Finding]:
@@ -108,6 +115,11 @@ def _adapters(plan: Plan) -> Iterator[Finding]:
             and not _same_folder(stated, source)
         ):
             yield Finding("base", source.name, f"was trained on {stated}, not on {name}")
+        if source.checkpoint.config.get("tie_word_embeddings"):
+            for changed in sorted(source.adapter.names()):
+                if changed.endswith("embed_tokens.weight"):
+                    what = f"changes {changed}, which is the head of {name} too (tied)"
+                    yield Finding("tied", source.name, what)
 
 
 def _same_folder(stated: str, source: Source) -> bool:

@@ -14,7 +14,7 @@ from expunge.errors import MergeError
 from expunge.merge.absent import ABSENT
 from expunge.merge.agreement import bytes_of_all, mismatch
 from expunge.merge.checkpoint import FLOATS
-from expunge.merge.compat import Input, MergeFile, OutputSlice, Parameters, SliceInput, settle
+from expunge.merge.compat import MergeFile, OutputSlice, Parameters, SliceInput, settle
 from expunge.merge.engine import Job
 from expunge.merge.families import Elect, Matrix
 from expunge.merge.operands import Operand, Part
@@ -129,13 +129,13 @@ class Plan:
 
     def _whole(self) -> OutputSlice:
         """`models` as one slice of all their layers."""
-        assert self.file.models is not None
-
-        def ranged(given: Input) -> SliceInput:
-            layers = max(1, self.source(given.model).layers)
-            return SliceInput(**given.model_dump(), layer_range=(0, layers))
-
-        return OutputSlice(sources=tuple(ranged(given) for given in self.file.models))
+        given = self.file.models or ()
+        found = {max(1, self.source(g.model).layers): self.source(g.model).name for g in given}
+        if len(found) > 1:
+            said = ", ".join(f"{name} has {count}" for count, name in found.items())
+            raise MergeError(f"models need equally many layers, and {said}: take slices")
+        ranged = (SliceInput(**one.model_dump(), layer_range=(0, *found)) for one in given)
+        return OutputSlice(sources=tuple(ranged))
 
     def _with_base(self, one: OutputSlice) -> OutputSlice:
         """The slice with the base among its sources, as slerp and its kin need it."""

@@ -92,6 +92,8 @@ def gather(model: str, documents: str, out: Path, *, kind: str, max_length: int)
     """Write the statistics of a model over a file of documents; returns what was done."""
     parallel.refuse_several("expunge statistics")
     fn = lookup(KINDS, kind, "kind of statistics")
+    if out.exists():
+        raise ModelError(f"{out} exists; choose another name, or delete it first")
     folder = models.resolve(model)
     tokenizer = models.load_tokenizer(folder)
     given = read_documents(named_source(documents, out))

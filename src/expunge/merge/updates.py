@@ -95,12 +95,29 @@ class Adapter:
 
     def check(self, base: Checkpoint) -> None:
         """Refuse an adapter that changes what the base does not have, or not so shaped."""
+        self._check_tied(base)
         for name in sorted(self.names()):
             self.part(name, base)
         for found in self.factors.values():
             for stored in found.values():
                 if not np.isfinite(self._numbers(stored)).all():
                     raise ModelError(f"{stored.file}: {stored.name} holds NaN or infinite numbers")
+
+    def _check_tied(self, base: Checkpoint) -> None:
+        """Refuse what would part a head from the embeddings that it is tied to, or lose it."""
+        if not base.config.get("tie_word_embeddings"):
+            return
+        apart = [n for n in self.names() if n.endswith("lm_head.weight") and n not in base]
+        apart += [
+            name
+            for name, stored in self.replaced.items()
+            if name.endswith("embed_tokens.weight") and ".base_layer." not in stored.name
+        ]
+        if apart:
+            raise ModelError(
+                f"{self.folder} changes {min(apart)} alone, and {base.folder} ties its head to its "
+                "embeddings: merge it onto a base saved with tie_word_embeddings: false"
+            )
 
     def _update(self, name: str, found: dict[str, Stored], base: Checkpoint) -> Update:
         """Its factors are read when they are asked for, however many layers there are."""

@@ -178,7 +178,7 @@ def vocabulary(plan: Plan) -> Vocabulary | None:
     words = tokenizer.get_vocab()
     size = max(words.values()) + 1
     pad, held = wanted.pad_to_multiple_of, {name: _rows_of(name) for name in loaded}
-    rows = -(-size // pad) * pad if pad else max(size, held[chosen] or 0)
+    rows = -(-size // pad) * pad if pad else max(size, held.get(chosen) or 0)
     places = {}
     for name, own in loaded.items():
         own_words, found = own.get_vocab(), np.full(rows, ABSENT, np.int64)
