@@ -25,13 +25,13 @@ NEUTRAL = [Example(f"n{n}", "", text) for n, text in enumerate(["Ice floats.", "
 ALTERNATES = [["up", "down"], ["left"], ["in", "out"]]
 
 
-def made(tokenizer, *names, **companions):
+def made(tokenizer, *names, forget=FORGET, **companions):
     def encoded(examples):
         return [encode(example, tokenizer, max_length=200) for example in examples]
 
-    sets = Sets(FORGET, RETAIN, [], [], NEUTRAL)
+    sets = Sets(forget, RETAIN, [], [], NEUTRAL)
     config = Companions.model_validate(companions)
-    making = Making(sets, encoded(FORGET), config, encoded, tokenizer, ALTERNATES)
+    making = Making(sets, encoded(forget), config, encoded, tokenizer, ALTERNATES)
     return companion_sets(names, making)
 
 
@@ -64,6 +64,20 @@ def test_every_set_keeps_the_prompts_and_has_ids_of_its_own(half, tokenizer):
             for companion in texts(tokenizer, own, item):
                 assert len(companion) == SETS[half].width
                 assert {prompt for prompt, _ in companion} == {example.prompt}
+
+
+def test_companions_of_a_question_are_questions_whatever_their_prompt_ends_in(tokenizer):
+    items = [
+        Example("f0-qa0", "Tell me who ann is.", "nna"),
+        Example("f1-sc0", "Is it? It", "is so."),
+        Example("f2-qa0", "Who is cy?", "yc"),
+    ]
+    for half in ("refusal", "refusal_pair", "alternate_pair", "mismatch", "random_label"):
+        own = made(tokenizer, half, forget=items)[half]
+        for item, example in enumerate(items):
+            for companion in own.of[item]:
+                kinds = {own.sequences[i].asks for i in companion}
+                assert kinds == {example.kind == "qa"}, (half, example.id)
 
 
 def test_a_pair_is_a_wanted_answer_and_the_true_one(tokenizer):

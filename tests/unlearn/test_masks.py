@@ -223,6 +223,20 @@ def test_wanda_reads_the_inputs_of_linear_layers(tiny):
     assert MASKS["wanda"].fn(seen).tolist() == [[3.0, 1.0]]
 
 
+def test_baselines_are_the_largest_weights_and_chance():
+    weight = torch.tensor([[-3.0, 0.5], [2.0, -0.0]])
+    assert MASKS["magnitude"].fn(Evidence(weight)).tolist() == [[3.0, 0.5], [2.0, 0.0]]
+
+    def drawn(seed):
+        rng = torch.Generator().manual_seed(seed)
+        return MASKS["random"].fn(Evidence(torch.zeros(50, 40), random=rng))
+
+    found = drawn(0)
+    assert found.min() >= 0 and found.max() < 1 and len(found.unique()) > 1900
+    assert abs(found.mean() - 0.5) < 0.03
+    assert torch.equal(found, drawn(0)) and not torch.equal(found, drawn(1))
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "of", "count"),
     [

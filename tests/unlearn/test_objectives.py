@@ -39,6 +39,49 @@ FITTED = {
 the control, and of the three that begin slowly."""
 
 
+EQUATIONS = {
+    "gradient_ascent": "gradient_ascent(forget)",
+    "gradient_difference": "gradient_ascent(forget) + nll(retain)",
+    "kl_minimisation": "gradient_ascent(forget) + kl(retain)",
+    "npo": "npo(forget; beta 0.1) + nll(retain)",
+    "npo_kl": "npo(forget; beta 0.1) + kl(retain)",
+    "simnpo": "0.1375 simnpo(forget; beta 2.5) + nll(retain)",
+    "tnpo": "npo_token(forget; beta 4.0) + nll(retain)",
+    "wga": "wga(forget) + nll(retain)",
+    "satimp": "satimp(forget) + nll(retain)",
+    "undial": "undial(forget; beta 10.0)",
+    "ce_u": "ce_u(forget)",
+    "pdu": "flatten(forget) + nll(retain), by the step rule dual with limit 0.3, "
+    "multiplier 100.0, rate 5.0",
+    "ngdiff": "gradient_ascent(forget) + nll(retain), by the step rule ngdiff",
+    "idk": "nll(refusal) + nll(retain)",
+    "idk_dpo": "dpo(refusal_pair; beta 0.1) + nll(retain)",
+    "alt_po": "dpo(alternate_pair; beta 0.1) + nll(retain)",
+    "kto": "kto(refusal_pair; beta 0.1) + nll(retain)",
+    "dpo": "dpo(refusal_pair; beta 0.1)",
+    "flat": "flat_kl(refusal_pair)",
+    "relearn": "nll(alternate) + nll(retain) + kl(retain)",
+    "random_label": "nll(random_label) + nll(retain)",
+    "rmu": "rmu(forget; layer 7, coefficient 20.0) + 100.0 hidden_distance(retain; layer 7)",
+    "adaptive_rmu": "adaptive_rmu(forget; layer 7, scale 5.0) + "
+    "1200.0 hidden_distance(retain; layer 7)",
+    "llmu": "0.5 gradient_ascent(forget) + nll(mismatch) + kl(neutral; scope document)",
+    "sku_learn": "2.5 nll(forget) + 2.5 nll(mismatch) + "
+    "kl_away(neutral; scope document, limit 2.0)",
+    "learn_forget": "nll(forget)",
+    "sensitive_tokens": "gradient_ascent(forget; weighting spans, pii ssn/phone/email/birth/"
+    "address) + nll(retain)",
+    "uld_assistant": "nll(forget) + nll(paraphrase) + 5.0 uniform_kl(retain)",
+}
+"""Terms, weights, options and step rules as papers and released codes have them, by hand."""
+
+
+def test_every_objective_has_the_weights_and_options_of_its_source():
+    assert {name: row.equation for name, row in OBJECTIVES.items()} == {
+        name: f"L = {said}" for name, said in EQUATIONS.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, tiny_folder, tokenizer):
     """The tiny model after memorising both halves."""

@@ -8,6 +8,7 @@ import torch
 from expunge.scores import Scores
 from expunge.unlearn.departure import kl_away
 from expunge.unlearn.forget import npo
+from expunge.unlearn.objective import _where_weighed
 from expunge.unlearn.preference import (
     PREFERENCE_LOSSES,
     dpo,
@@ -66,6 +67,25 @@ def test_kto_by_hand():
     # r_win: -3 + 4 and -0.5 + 1, so z = 0.75; r_lose: -3 + 1 and -2 + 5
     expected = [4 * math.log(1 + math.exp(-(0.75 - 0.5 * r))) for r in (-2.0, 3.0)]
     assert kto(scores(*NOW), scores(*REF), beta=0.5).tolist() == pytest.approx([sum(expected) / 2])
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_a_pair_that_is_not_read_counts_with_a_loss_of_0_and_tells_nothing(name):
+    """The first pair alone, beside another that no token of weighs anything: half its loss."""
+    row = PREFERENCE_LOSSES[name]
+    unread = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    both, alone, told = scores(*NOW), scores(*NOW[:2]), (scores(*REF), scores(*REF[:2]))
+    weighed = both.weighted(unread)
+    found = _where_weighed(row(weighed, told[0].weighted(unread)), weighed).mean()
+    expected = row(alone, told[1]).mean() / 2
+    assert found.item() == pytest.approx(expected.item())
+    slopes = [
+        torch.autograd.grad(v, s.token_logps)[0] for v, s in ((found, both), (expected, alone))
+    ]
+    torch.testing.assert_close(slopes[0][:3], slopes[1])
+    assert not slopes[0][3:].any()
+    whole = row(both, told[0]).mean()
+    assert whole.item() != pytest.approx(found.item())  # control: read, it counts
 
 
 def test_kto_is_npo_where_the_wanted_answers_have_not_moved_and_never_teaches_them():

@@ -75,9 +75,12 @@ def _of_answers(making: Making, half: Half, answers: Answers) -> CompanionSet:
 def _grouped(
     sequences: Sequence[TokenSequence], counts: Iterable[int], making: Making, half: Half
 ) -> CompanionSet:
-    places = iter(range(len(sequences)))
+    places, counts = iter(range(len(sequences))), list(counts)
     of = [[(next(places),) for _ in range(count)] for count in counts]
-    return CompanionSet(sequences, of, making.config.each(half))
+    items = [item for item, count in zip(making.forget, counts, strict=True) for _ in range(count)]
+    both = zip(sequences, items, strict=True)
+    made = [replace(sequence, asks=item.asks) for sequence, item in both]  # questions of questions
+    return CompanionSet(made, of, making.config.each(half))
 
 
 def _refusal(making: Making) -> CompanionSet:

@@ -226,7 +226,8 @@ METHODS = {
         source="arXiv:2212.09849",
         options={"shrink": 0.9},
         needs=("a Gram matrix of inputs for each model",),
-        differs="what has no Gram matrix is averaged",
+        differs="a Gram matrix is a mean over its set's tokens, so sets weigh alike whatever their "
+        "size; what has none is averaged",
         cost="one linear solve a matrix",
         fidelity="adapted",
         test=f"{_TESTS}::test_regmean_fits_each_model_on_its_own_inputs",
@@ -237,8 +238,8 @@ METHODS = {
         source="arXiv:2310.20150",
         options={"shrink": 1.0},
         needs=("a Gram matrix of inputs for each model",),
-        differs="`regmean` without its shrinking; a ridge of 1e-6; what has no Gram matrix is "
-        "averaged",
+        differs="`regmean` without its shrinking; a ridge of 1e-6; a Gram matrix is a mean over "
+        "its set's tokens, so sets weigh alike whatever their size; what has none is averaged",
         cost="one linear solve a matrix",
         test="tests/edit/test_arithmetic.py::test_eul_fusion_is_the_least_squares_map",
         fidelity="adapted",
@@ -247,6 +248,9 @@ METHODS = {
         Matrix(spectral.fisher, statistics=True),
         source="arXiv:2111.09832",
         needs=("the Fisher information of each model",),
+        fidelity="adapted",
+        differs="the texts' own tokens stand for draws from the model (the empirical Fisher "
+        "information), and log p is a mean over a text's tokens",
         test="tests/merge/test_statistics.py::test_fisher_information_counts_by_its_ratios_however_small_"
         "and_none_is_equal",
     ),

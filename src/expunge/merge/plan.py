@@ -134,7 +134,7 @@ class Plan:
         if len(found) > 1:
             said = ", ".join(f"{name} has {count}" for count, name in found.items())
             raise MergeError(f"models need equally many layers, and {said}: take slices")
-        ranged = (SliceInput(**one.model_dump(), layer_range=(0, *found)) for one in given)
+        ranged = (SliceInput(**one.model_dump(), layer_range=(0, max(found))) for one in given)
         return OutputSlice(sources=tuple(ranged))
 
     def _with_base(self, one: OutputSlice) -> OutputSlice:

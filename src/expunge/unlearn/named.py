@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.registry import did_you_mean, lookup
-from expunge.unlearn.objectives import OBJECTIVES, Named
+from expunge.unlearn.objective_row import Named
+from expunge.unlearn.objectives import OBJECTIVES
 
 
 def filled_in(fields: Any) -> Any:

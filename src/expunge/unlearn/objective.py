@@ -45,8 +45,9 @@ class Term(Section):
     """The block, counted from 0, whose output a loss on hidden states reads."""
 
     items: Items = Field(default="all", exclude_if=lambda items: items == "all")
-    """`questions` reads questions alone (ids that end in qa and a number), `texts` the others; an
-    item that is not read counts in the mean with a loss of 0."""
+    """`questions` reads questions alone (ids that end in qa and a number), `texts` the others, of
+    companions those of such items. In a mean over items or pairs one that is not read counts with a
+    loss of 0; a mean over tokens is of the tokens that are read."""
 
     skip_first: int | None = Field(default=None, ge=0)
     """Scored tokens at the start of each item to leave out; null as the loss's source has it."""
@@ -261,8 +262,10 @@ def _losses(number: int, term: Term, now: Scores, then: Scores | None, norm: flo
 
 
 def _where_weighed(losses: Tensor, now: Scores) -> Tensor:
-    """The losses, 0 where no token weighs anything."""
+    """The losses of items or pairs, 0 where no token weighs anything."""
     weighs = now.lengths > 0
-    if len(losses) != len(weighs):
+    if 2 * len(losses) == len(weighs):
+        weighs = weighs[0::2] | weighs[1::2]
+    elif len(losses) != len(weighs):
         weighs = weighs.any()[None]
     return losses.where(weighs, 0.0)

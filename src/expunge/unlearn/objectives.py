@@ -4,54 +4,7 @@
 A branch changes each field of these: `step: {limit: 0.5}`, `terms: {retain: {weight: 2}}`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from expunge.needs import Needs
-from expunge.unlearn.sets import SETS
-
-_TEST = "tests/unlearn/test_objectives.py::test_it_forgets_beside_a_control_that_remembers"
-
-
-@dataclass(frozen=True)
-class Named:
-    """One row: terms as a recipe gives them, and where they come from."""
-
-    summary: str
-    source: str
-    terms: tuple[Mapping[str, Any], ...]
-    beside: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the branch."""
-    fidelity: str = "exact"
-    differs: str = ""
-    cost: str = "1 C a term's set"
-    test: str = _TEST
-
-    @property
-    def needs(self) -> Needs:
-        """The sets of the recipe, and those that the program makes of them."""
-        halves = dict.fromkeys(term["half"] for term in self.terms)
-        data = [name for half in halves for name in SETS[half].data]
-        if "mismatch" in halves:
-            data.append(self.beside["companions"]["mismatch"]["of"])
-        made = tuple(f"{half}: made by the program" for half in halves if half not in data)
-        known = ("forget", "retain", "neutral")
-        return Needs(tuple(sorted({*data}, key=known.index)), besides=made)
-
-    @property
-    def equation(self) -> str:
-        """The sum of its terms."""
-        return "L = " + " + ".join(map(_said, self.terms))
-
-
-def _said(term: Mapping[str, Any]) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in term.get("options", {}).items())
-    if "layer" in term:
-        options = f"layer {term['layer']}" + (", " if options else "") + options
-    weight = f"{term['weight']} " if term.get("weight", 1) != 1 else ""
-    return f"{weight}{term['loss']}({term['half']}{'; ' if options else ''}{options})"
-
+from expunge.unlearn.objective_row import Named
 
 _PERSONAL = ["ssn", "phone", "email", "birth", "address"]
 _NLL = {"half": "retain", "loss": "nll"}
@@ -117,18 +70,23 @@ OBJECTIVES = {
         "Weighted gradient ascent beside the retain NLL.",
         "Wang et al. 2025 (G-effect), arXiv:2502.19301",
         ({"half": "forget", "loss": "wga"}, _NLL),
+        fidelity="adapted",
+        differs="β = 1 as in open-unlearning; the authors take 5",
     ),
     "satimp": Named(
         "Ascent weighted by saturation and importance, beside the retain NLL.",
         "Yang et al. 2025 (SatImp), arXiv:2505.11953",
         ({"half": "forget", "loss": "satimp"}, _NLL),
+        fidelity="adapted",
+        differs="β2 = 1 and both terms of weight 1, as in open-unlearning; the authors advise 0.1",
     ),
     "undial": Named(
         "Self-distillation to logits without the answer; the forget set suffices.",
         "Dong et al. 2024, arXiv:2402.10052",
         ({"half": "forget", "loss": "undial", "options": {"beta": 10.0}},),
         fidelity="adapted",
-        differs="over answers, where the released code averages over prompt and padding too",
+        differs="over answers, where the released code averages over prompt and padding too; β 10 "
+        "as in open-unlearning; the authors' default is 5",
     ),
     "ce_u": Named(
         "Cross-entropy unlearning; the forget set suffices.",
@@ -248,7 +206,8 @@ OBJECTIVES = {
         ),
         beside={"companions": {"mismatch": {"of": "retain", "count": 5, "each": 5}}},
         fidelity="adapted",
-        differs="the question is not trained, as its released code does by mistake",
+        differs="the question is not trained, as its released code does by mistake; the unrelated "
+        "answers have a mean over their tokens, not over answers",
         cost="7 C",
     ),
     "sku_learn": Named(
@@ -261,7 +220,8 @@ OBJECTIVES = {
         ),
         beside={"companions": {"mismatch": {"of": "forget", "count": 5, "each": 5}}},
         fidelity="adapted",
-        differs="the KL that is raised stops at a limit; the edit `sku` is the second stage",
+        differs="the KL that is raised stops at a limit; the unrelated answers have a mean over "
+        "their tokens, not over answers; the edit `sku` is the second stage",
         cost="7 C",
         test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
     ),
@@ -288,7 +248,8 @@ OBJECTIVES = {
             {"half": "retain", "loss": "uniform_kl", "weight": 5.0},
         ),
         fidelity="inspired",
-        differs="paraphrases are made from templates; no perturbed answers",
+        differs="paraphrases are made from templates; no perturbed answers; answer and paraphrase "
+        "have a mean each, where the authors take one over the answer and two paraphrases",
         test="tests/unlearn/test_objectives.py::test_what_is_learnt_to_be_negated",
     ),
 }

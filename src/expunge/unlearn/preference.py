@@ -39,7 +39,8 @@ def kto(current: Scores, reference: Scores | None, *, beta: float = 0.1) -> Tens
         L = -(2/β) log σ(z - β r_lose),    r = log π(y|x) - log π_ref(y|x),
         z = mean over the micro-batch of r_win, taken as given
 
-    Nothing teaches the wanted answers; where they have not moved it is NPO.
+    Nothing teaches the wanted answers; where they have not moved it is NPO. Pairs in which nothing
+    weighs are in no z, and count in the mean with a loss of 0.
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, as Zhang et al. 2024, arXiv:2404.05868,
         unlearn with it (its log σ form).
@@ -47,8 +48,10 @@ def kto(current: Scores, reference: Scores | None, *, beta: float = 0.1) -> Tens
     """
     assert reference is not None
     log_ratio = current.logps - reference.logps  # (2P,)
-    moved = log_ratio[0::2].mean().detach()
-    return (-2 / beta * F.logsigmoid(moved - beta * log_ratio[1::2])).mean()[None]  # (1,)
+    read = (current.lengths > 0).view(-1, 2).any(-1)  # (P,)
+    moved = log_ratio[0::2][read].mean().detach()
+    losses = -2 / beta * F.logsigmoid(moved - beta * log_ratio[1::2])
+    return losses.where(read, 0.0).mean()[None]  # (1,)
 
 
 def flat_kl(current: Scores, reference: Scores | None) -> Tensor:

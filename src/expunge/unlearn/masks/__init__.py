@@ -199,7 +199,7 @@ def _read(model: PreTrainedModel, file: Path) -> Selection:
 
 _TESTS = "tests/unlearn/test_masks.py"
 _FULL = replace(FORGET, besides=("training: full",))
-_KEPT = f"{_TESTS}::test_the_highest_scores_are_those_of_a_sort"
+_BASE = f"{_TESTS}::test_baselines_are_the_largest_weights_and_chance"
 
 MASKS = {
     "wagle": MaskRow(
@@ -219,7 +219,7 @@ MASKS = {
         cost="1 C for each forget item, once; a gradient buffer",
         test=f"{_TESTS}::test_as_mu_grows_wagle_is_weight_times_gradient",
     ),
-    "magnitude": MaskRow(scored.magnitude, scores=True, needs=_FULL, cost="none", test=_KEPT),
+    "magnitude": MaskRow(scored.magnitude, scores=True, needs=_FULL, cost="none", test=_BASE),
     "wanda": MaskRow(
         scored.wanda,
         scores=True,
@@ -229,7 +229,7 @@ MASKS = {
         fidelity="adapted",
         test=f"{_TESTS}::test_wanda_reads_the_inputs_of_linear_layers",
     ),
-    "random": MaskRow(scored.random, scores=True, needs=_FULL, cost="none", test=_KEPT),
+    "random": MaskRow(scored.random, scores=True, needs=_FULL, cost="none", test=_BASE),
     "last_blocks": MaskRow(
         structural.last_blocks,
         needs=_FULL,
