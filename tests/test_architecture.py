@@ -41,7 +41,7 @@ ORDER = [
         "packs",
         "quantized",
     ),
-    *("models", "model_section", "adapter_files", "lora", "softmax", "heads", "scores"),
+    *("models", "model_section", "adapter_files", "linear", "lora", "softmax", "heads", "scores"),
     # An edit writes with the merge engine and finds concepts as the evaluation does.
     *("data", "unlearn", "merge", "guard", "evaluate", "edit", "companions"),
     *("attack", "calibrate", "analyse"),

@@ -21,7 +21,7 @@ REPEATED = 4
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _BEYOND_LORA = (
-    *("use_dora", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication"),
+    *("use_dora", "bias", "lora_bias", "modules_to_save", "layer_replication"),
     *("trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora", "velora_config"),
     *("alora_invocation_tokens", "monteclora_config", "arrow_config", "kasa_config"),
 )
@@ -31,9 +31,18 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def adapter_config(
-    names: list[str], base: str, *, rank: int, alpha: float, dropout: float = 0.0
+    names: list[str],
+    base: str,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    transposed: bool = False,
 ) -> dict[str, object]:
-    """The `adapter_config.json` that peft expects; targets are given by full name."""
+    """The `adapter_config.json` that peft expects; targets are given by full name.
+
+    `transposed` says that the base's weights lie as (in, out).
+    """
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -43,7 +52,7 @@ def adapter_config(
         "lora_dropout": dropout,
         "target_modules": names,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
         "use_rslora": False,
         "use_dora": False,

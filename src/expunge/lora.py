@@ -20,14 +20,13 @@ from expunge.adapter_files import (
     PREFIX,
     adapter_config,
     adapter_scales,
-    block_of,
     read_adapter,
     write_adapter,
 )
 from expunge.config import Section
 from expunge.errors import LeftOutError, ModelError
+from expunge.linear import chosen_layers, is_linear, is_transposed, shape_of
 from expunge.low_rank import adapted, keep_mask, with_term
-from expunge.registry import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +66,9 @@ class LoraLinear(nn.Module):
         self.dropout = lora.dropout
         self.enabled = True
         place = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(lora.rank, base.in_features, device=place))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=place))
+        out, inner = shape_of(base)
+        self.lora_A = nn.Parameter(torch.empty(lora.rank, inner, device=place))
+        self.lora_B = nn.Parameter(torch.zeros(out, lora.rank, device=place))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def __getattr__(self, name: str) -> Any:
@@ -111,6 +111,7 @@ class LoraLinear(nn.Module):
         weight = self.base.weight
         return (
             x.dtype == weight.dtype == torch.bfloat16
+            and not is_transposed(self.base)
             and not weight.requires_grad
             and not torch.is_autocast_enabled(x.device.type)
             and not hasattr(weight, "ds_id")  # DeepSpeed gathers it when the layer is called
@@ -159,6 +160,15 @@ def remove_adapter(model: PreTrainedModel) -> None:
         _replace(model, name, layer.base)
 
 
+@torch.no_grad()
+def fold_adapter(model: nn.Module) -> None:
+    """Add every adapter to the weights beneath it, and take it off."""
+    for name, layer in adapters_of(model).items():
+        weight, delta = layer.base.weight, layer.scale * (layer.lora_B @ layer.lora_A)
+        weight.copy_(weight.float() + (delta.T if is_transposed(layer.base) else delta))
+        _replace(model, name, layer.base)
+
+
 def adapters_of(model: nn.Module) -> dict[str, LoraLinear]:
     """The adapted layers of `model` by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
@@ -184,12 +194,17 @@ def save_adapter(model: PreTrainedModel, lora: Lora, folder: Path, *, base: str)
     """
     if not parallel.is_main():
         return
-    tensors = {}
-    for name, layer in adapters_of(model).items():
+    tensors, layers = {}, adapters_of(model)
+    for name, layer in layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().float().cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().float().cpu().contiguous()
     config = adapter_config(
-        sorted(adapters_of(model)), base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout
+        sorted(layers),
+        base,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        transposed=any(is_transposed(layer.base) for layer in layers.values()),
     )
     write_adapter(tensors, config, folder)
 
@@ -239,41 +254,7 @@ def swap_factors(model: nn.Module, factors: Iterable[tuple[str, Tensor, Tensor]]
 
 def target_names(model: PreTrainedModel, lora: Lora) -> list[str]:
     """Names of the linear layers to adapt, in name order; none found is an error."""
-    head = model.get_output_embeddings()
-    linear = {
-        name: name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    if not linear:
-        raise ModelError(
-            f"{type(model).__name__} has no linear layers of torch's, which LoRA adapts; say "
-            "training: full"
-        )
-    known = set(linear.values())
-    for target in lora.targets or ():
-        if target not in known:
-            raise ModelError(
-                f"the model has no linear layer called '{target}'."
-                f"{did_you_mean(target, known)} It has: {', '.join(sorted(known))}."
-            )
-    blocks = lora.layers
-    there = sorted({block for name in linear if (block := block_of(name)) is not None})
-    for block in blocks or ():
-        if block not in there:
-            places = f"{there[0]} to {there[-1]}" if there else "no blocks"
-            raise ModelError(
-                f"lora.layers names block {block}, and the model's linear layers lie in {places}"
-            )
-    chosen = [
-        name
-        for name, last in linear.items()
-        if (lora.targets is None or last in lora.targets)
-        and (blocks is None or block_of(name) in blocks)
-    ]
-    if not chosen:
-        raise ModelError(f"no layer of lora.targets lies in the blocks {sorted(blocks or ())}")
-    return sorted(chosen)
+    return chosen_layers(model, lora.targets, lora.layers)
 
 
 def _submodule(model: nn.Module, name: str, origin: str) -> nn.Module:
@@ -284,10 +265,9 @@ def _submodule(model: nn.Module, name: str, origin: str) -> nn.Module:
 
 
 def _fitting(base: nn.Module, name: str, a: Tensor, b: Tensor, origin: str) -> nn.Linear:
-    shape = (a.shape[1], b.shape[0])
-    if not isinstance(base, nn.Linear) or (base.in_features, base.out_features) != shape:
+    if not is_linear(base) or shape_of(base) != (b.shape[0], a.shape[1]):
         raise ModelError(f"{origin}: {name} does not have the shape of the model's layer")
-    return base
+    return cast(nn.Linear, base)
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from expunge.companions.making import COMPANIONS
 from expunge.edit.methods import EDITS
-from expunge.evaluate import attacks
+from expunge.evaluate import attacks, revival
 from expunge.evaluate.metrics import METRICS
 from expunge.guard.methods import GUARDS
 from expunge.merge.methods import METHODS
@@ -28,8 +28,8 @@ _CARD = ("source", "fidelity", "differs", "needs", "cost", "test")
 
 
 def _is_attack(function: Callable[..., Any]) -> bool:
-    """Whether a metric is a membership attack."""
-    return function.__module__ == attacks.__name__
+    """Whether a metric is an attack: on membership, or on weights to bring texts back."""
+    return function.__module__ in (attacks.__name__, revival.__name__)
 
 
 TABLES: dict[str, Mapping[str, Any]] = {

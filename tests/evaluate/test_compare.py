@@ -18,11 +18,10 @@ from expunge.evaluate.compare import (
     Comparison,
     Difference,
     compare,
-    paired_difference,
-    unpaired_difference,
 )
 from expunge.evaluate.membership import auc
 from expunge.evaluate.numbers import Behind, Measured, Number, estimate
+from expunge.evaluate.paired import paired_difference, unpaired_difference
 from expunge.evaluate.readings import Reading, SuiteReading, by_key, read_place
 from expunge.evaluate.run import _write
 from expunge.report.compared import print_comparison

@@ -93,6 +93,11 @@ def options(tmp_path, tiny_folder):
             "resamples": 5,
         },
         "memorisation": {**halves, "max_new_tokens": 4},
+        "robustness": {
+            "forget": data["forget"],
+            "control": data["nonmembers"],
+            "relearn": "{share: 0.5, epochs: 1}",
+        },
         "tofu": {"path": tmp_path / "tofu", "max_new_tokens": 4},
         "muse": {"path": tmp_path, "retrained_auc": 0.5, "verbatim_tokens": 4},
         "mmlu": {"path": tmp_path / "mmlu.parquet", "shots": 0},

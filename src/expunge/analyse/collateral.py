@@ -10,8 +10,8 @@ from typing import Any
 
 from expunge.analyse.texts import nearest
 from expunge.data.examples import Example
-from expunge.evaluate.compare import paired_difference
 from expunge.evaluate.drawing import document_of
+from expunge.evaluate.paired import paired_difference
 
 Row = dict[str, Any]
 Item = Mapping[str, Any]
@@ -54,7 +54,7 @@ def collateral(
 
         drop = mean of score_target - score_model,   rise = mean of nll_model - nll_target
 
-    with the 95 % bootstrap interval of paired items (see compare.paired_difference). `neutral` are
+    with the 95 % bootstrap interval of paired items (see paired.paired_difference). `neutral` are
     the losses on plain text of the target and of the model, of which only the means are kept.
     """
     then = {item["id"]: item for item in before if item["half"] == "retain"}

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from expunge import lora, models
-from expunge.adapter_files import PREFIX, adapter_config, write_adapter
 from expunge.calibrate.candidate import Candidate, folders_of
 from expunge.data.batches import TokenSequence
 from expunge.edit.observe import sketches
@@ -25,6 +24,7 @@ from expunge.evaluate.reader import Reader
 from expunge.evaluate.tables import key_of, sequence_key
 from expunge.merge.adapters import merged_factors
 from expunge.merge.branches import read_branches, uneven
+from expunge.merge.factoring import write_factors
 from expunge.merge.section import Merge
 
 if TYPE_CHECKING:
@@ -134,13 +134,6 @@ class Resident:
 
     def write(self, candidate: Candidate, out: Path) -> None:
         """Write a candidate as a peft folder."""
-        tensors, ranks = {}, {}
-        for layer, a, b in self.factors(candidate):
-            ranks[layer] = len(a)
-            tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.float().contiguous()
-            tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.float().contiguous()
-        rank = max(ranks.values())
-        fields = adapter_config(sorted(ranks), str(self.base), rank=rank, alpha=rank)
-        fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
-        fields["alpha_pattern"] = fields["rank_pattern"]
-        write_adapter(tensors, fields, out)
+        transposed = read_branches(folders_of(candidate, self.ends))[0].transposed
+        made = ((layer, a.float(), b.float()) for layer, a, b in self.factors(candidate))
+        write_factors(made, str(self.base), out, transposed=transposed)

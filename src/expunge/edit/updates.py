@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge import models, runs
-from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, adapter_config, read_adapter
+from expunge.adapter_files import CONFIG, PREFIX, WEIGHTS, read_adapter
 from expunge.adapter_files import write_adapter as write_folder
 from expunge.data.batches import TokenSequence
 from expunge.edit import arithmetic
@@ -24,12 +24,14 @@ from expunge.edit.repair import response, row_blocks, sage
 from expunge.edit.task import Task, spelled
 from expunge.edit.write import delta_rows, summed_job, write_jobs
 from expunge.errors import EditError, ModelError
+from expunge.linear import is_linear
 from expunge.merge.adapters import merge_adapters
 from expunge.merge.branches import Branch, read_branches, same_ranks
 from expunge.merge.checkpoint import FLOATS, map_file, read_header
 from expunge.merge.companions import copy_companions
 from expunge.merge.compat import Input, MergeFile
 from expunge.merge.engine import Job, merge_to_folder
+from expunge.merge.factoring import write_factors
 from expunge.merge.operands import KINDS, Update, Whole, decode
 from expunge.merge.plan import Plan
 from expunge.merge.section import Merge
@@ -55,21 +57,18 @@ def average_factors(task: Task) -> dict[str, Any]:
     """A's and B's averaged apart, written as an adapter of the same rank."""
     branches = read_branches(task.adapters or [])
     same_ranks(branches)
-    tensors, ranks, square = {}, {}, 0.0
+    made, square = [], 0.0
     for layer in branches[0].factors:
         pairs = [
             (b.factors[layer][0], b.scales[layer] * b.factors[layer][1]) for b in branches
         ]  # the scale goes with B
         a, b = arithmetic.pem_add(pairs, **task.told)
-        ranks[layer] = len(a)
-        tensors |= named(layer, a, b)
+        made.append((layer, a, b))
         square += float((b @ a).square().sum())
-    rank = max(ranks.values())
-    fields = adapter_config(list(ranks), branches[0].base, rank=rank, alpha=rank)
-    fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
-    fields["alpha_pattern"] = fields["rank_pattern"]
-    write_folder(tensors, fields, task.out)
-    return {"tensors": sorted(ranks), "norm": square**0.5, "storage_survival": None}
+    first = branches[0]
+    write_factors(made, first.base, task.out, transposed=first.transposed)
+    tensors = sorted(layer for layer, _, _ in made)
+    return {"tensors": tensors, "norm": square**0.5, "storage_survival": None}
 
 
 def mirror_ia3(task: Task) -> dict[str, Any]:
@@ -207,6 +206,8 @@ def _repair_model(
     tuned, base = task.source(task.of), task.source(type(task.of)(task.start()))
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m != head]
+    if not linear:
+        raise EditError(f"{type(model).__name__} has no linear layers of torch's to repair")
     found = sketches(model, texts, linear, rank)
     spaces = {f"{name}.weight": sketch.space for name, sketch in found.items()}
     missing = sorted(set(tuned.checkpoint) ^ set(base.checkpoint))
@@ -253,7 +254,7 @@ def _shares(squares: list[float], before: float, after: float) -> dict[str, Any]
 
 
 def _check_layers(task: Task, model: Any, names: list[str]) -> None:
-    known = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    known = {name for name, m in model.named_modules() if is_linear(m)}
     for name in names:
         if name not in known:
             raise EditError(f"{task.of.adapter} adapts {name}, which {task.base} does not have")

@@ -11,13 +11,14 @@ from expunge.evaluate import (
     balance,
     choices,
     collapse,
-    compare,
     concepts,
     knowledge,
     membership,
     memorisation,
     mmlu,
     muse,
+    paired,
+    revival,
     rwku,
     semeval,
     tofu,
@@ -90,6 +91,7 @@ _DISTANCES = f"{_TESTS}_traces.py::test_distances_by_hand"
 _CONCEPTS = f"{_TESTS}_traces.py::test_scores_by_hand"
 _PAIRED = f"{_TESTS}_compare.py::test_a_paired_difference_by_hand"
 _UNPAIRED = f"{_TESTS}_compare.py::test_an_unpaired_difference_by_hand"
+_REVIVAL = f"{_TESTS}_robustness.py"
 
 METRICS = {
     "regurgitation": Metric(semeval.completion_score, _LUME, "generations", _COMPLETION),
@@ -114,6 +116,21 @@ METRICS = {
     "ks": Metric(two_sample.ks_test, "Kolmogorov 1933; Smirnov 1939", _SIDES, _KS, cost=_FORWARD),
     "auc": Metric(membership.auc, "Mann and Whitney 1947", _SIDES, _AUC, cost=_FORWARD),
     "tpr": Metric(membership.tpr, "arXiv:2112.03570", _SIDES, _TPR, cost=_FORWARD),
+    "relearn": Metric(
+        revival.relearn,
+        "Hu et al. 2024, arXiv:2406.13356",
+        "weights, forget items",
+        f"{_REVIVAL}::test_what_is_hidden_comes_back_and_what_was_never_known_does_not",
+        "adapted",
+        "5 C of a quarter of the forget set, and a second model in memory",
+    ),
+    "quantise": Metric(
+        revival.quantise,
+        "Zhang et al. 2024, arXiv:2410.16454",
+        "weights",
+        f"{_REVIVAL}::test_rounding_by_hand",
+        cost="one forward pass, and a second model in memory",
+    ),
     "loss": Metric(attacks.loss, "arXiv:1709.01604", "documents", _ATTACKS, cost=_FORWARD),
     "zlib": Metric(attacks.zlib_ratio, "arXiv:2012.07805", "documents", _ATTACKS, cost=_FORWARD),
     "zlib_total": Metric(
@@ -262,10 +279,10 @@ METRICS = {
         "weights alone",
     ),
     "paired_difference": Metric(
-        compare.paired_difference, "Koehn 2004", "items of two models", _PAIRED, "exact", "none"
+        paired.paired_difference, "Koehn 2004", "items of two models", _PAIRED, "exact", "none"
     ),
     "unpaired_difference": Metric(
-        compare.unpaired_difference,
+        paired.unpaired_difference,
         "Newcombe 1998; Zou and Donner 2008",
         "intervals of two models",
         _UNPAIRED,

@@ -39,6 +39,17 @@ NUMBERS: dict[str, dict[str, str]] = {
         "out.",
         "<half>.pii_leak.<kind>": "The same of one kind, where there are any.",
     },
+    "robustness": {
+        "<attack>.<side>.exact_before": "Mean `exact_memorisation` of the answers of forget or "
+        "control, before the attack.",
+        "<attack>.<side>.exact_after": "The same of the attacked copy.",
+        "<attack>.<side>.nll_before": "Mean loss of an answer's token before the attack.",
+        "<attack>.<side>.nll_after": "The same of the attacked copy.",
+        "<attack>.<side>.gain": "exact_after - exact_before, item by item; documents drawn anew.",
+        "<attack>.<side>.fall": "nll_before - nll_after, likewise.",
+        "<attack>.recovered": "The gain of forget less that of control; see `unpaired_difference`.",
+        "<attack>.recovered_nll": "The fall of forget less that of control, likewise.",
+    },
     "tofu": {
         "<set>.probability": "Mean `tofu_probability` (forget, retain) or "
         "`tofu_option_probability` (authors, world).",
@@ -170,6 +181,7 @@ FACTS: dict[str, dict[str, str]] = {
         "without_prompt": "Items that nothing was generated for.",
         "without_score": "Items without a scored token.",
     },
+    "robustness": {"documents_relearned": "Forget documents that `relearn` trained on."},
     "tofu": {**_JUDGED, **_GIVEN},
     "muse": {**_JUDGED, **_GIVEN, "texts_cut": "Texts of each set that do not fit."},
     "mmlu": {

@@ -75,7 +75,7 @@ class Reader:
         """`writer` generates in place of the model, kept apart; all is asked through `guard`."""
         self.guard = Guarding(guard)
         self._writer = writer
-        self._load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
+        self.load, self.tokenizer, self.max_batch = load, tokenizer, max_batch
         self.dtype: models.Dtype = dtype
         self.context = context - self.guard.room
         self.vocabulary_size = vocabulary_size
@@ -91,7 +91,7 @@ class Reader:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model, loaded when it is first needed."""
-        return self._load()
+        return self.load()
 
     @cached_property
     def speaker(self) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from expunge.evaluate import (
     mmlu,
     mmlu_suite,
     muse_suite,
+    robustness_suite,
     rwku,
     semeval_suite,
     tofu_suite,
@@ -121,6 +122,13 @@ SUITES: dict[str, Suite] = {
         "Carlini et al. 2021, arXiv:2012.07805; Tirumala et al. 2022, arXiv:2205.10770",
         "exact memorisation, extraction strength, verbatim runs, personal data that leaks",
         ("forget.*",),
+    ),
+    "robustness": Suite(
+        robustness_suite.Robustness,
+        robustness_suite.robustness_suite,
+        "Hu et al. 2024, arXiv:2406.13356; Zhang et al. 2024, arXiv:2410.16454",
+        "does forgotten text come back after a little training or rounding of the weights",
+        ("*.forget.*", "*.recovered", "*.recovered_nll"),
     ),
     "tofu": Suite(
         tofu_suite.Tofu,

@@ -8,20 +8,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from expunge.adapter_files import block_of
 from expunge.errors import MergeError
+from expunge.linear import is_linear, is_transposed, shape_of
 from expunge.lora import LoraLinear
 from expunge.merge.branches import Branch, read_branches, same_ranks
 from expunge.merge.checkpoint import FLOATS, Checkpoint
 from expunge.merge.companions import copy_companions
 from expunge.merge.engine import Job, merge_to_folder
 from expunge.merge.factoring import Pair, coefficients, factored, write_factors
-from expunge.merge.operands import Operand, Whole, constant, low_rank
+from expunge.merge.operands import Operand, Update, Whole, constant, low_rank
 from expunge.merge.section import Merge
 from expunge.merge.tally import Tally
 from expunge.merge.tensor import merged_float32
@@ -44,7 +45,7 @@ def merge_adapters(
         raise MergeError("output: model needs the base model that the branches were trained on")
     checkpoint = Checkpoint(base) if base is not None else None
     if checkpoint is not None:
-        _check_fits(checkpoint, {layer: read[0].shape(layer) for layer in read[0].factors})
+        _check_fits(checkpoint, {layer: read[0].stored(layer) for layer in read[0].factors})
     if out.is_dir() and any(out.iterdir()):
         raise MergeError(f"{out} exists and is not empty; choose another folder")
     tally = Tally(len(read))
@@ -83,9 +84,11 @@ def apply_deltas(model: nn.Module, deltas: Iterable[tuple[str, Tensor]]) -> Iter
     originals: list[Pair] = []
     try:
         for name, delta in deltas:
-            weight = _linear_weight(model, name, delta).detach()
+            layer = _linear_layer(model, name, delta)
+            weight = cast(Tensor, layer.weight).detach()
             originals.append((weight, weight.clone()))
-            weight.copy_(weight.float() + delta.to(weight.device))
+            own = delta.T if is_transposed(layer) else delta
+            weight.copy_(weight.float() + own.to(weight.device))
         yield
     finally:
         for weight, original in originals:
@@ -115,12 +118,20 @@ def _weights(branches: Sequence[Branch], config: Merge, layer: str) -> tuple[flo
 
 
 def _operand(branches: Sequence[Branch], layer: str, base: Whole | None = None) -> Operand:
+    """The ΔW's of one layer, as the weight lies where there is a `base`; else (out, in)."""
+    first = branches[0]
+    swapped = base is not None and first.transposed
     parts = [
-        low_rank(a.numpy(), b.numpy(), branch.scales[layer])
+        _product(a, b, branch.scales[layer], swapped)
         for branch in branches
         for a, b in [branch.factors[layer]]
     ]
-    return Operand(layer, branches[0].shape(layer), base, parts)
+    return Operand(layer, first.stored(layer) if swapped else first.shape(layer), base, parts)
+
+
+def _product(a: Tensor, b: Tensor, scale: float, swapped: bool) -> Update:
+    one, two = (b.T, a.T) if swapped else (a, b)
+    return low_rank(one.contiguous().numpy(), two.contiguous().numpy(), scale)
 
 
 def layer_operands(
@@ -186,7 +197,7 @@ def _write_model(
         operand = _operand(branches, layer, whole)
         if config.space == "factors":
             a, b = _merged_factors(branches, config, layer)
-            update = low_rank(a.numpy(), b.numpy(), 1.0)
+            update = _product(a, b, 1.0, branches[0].transposed)
             operand = Operand(layer, stored.shape, whole, [update])
             method, settings = plain.row, plain.settings(layer, (1.0,))
         return Job(name, stored.dtype, stored.shape, operand, method, settings)
@@ -204,7 +215,7 @@ def _write_merged_adapter(
             yield written
             bar()
 
-    write_factors(told(), base, out)
+    write_factors(told(), base, out, transposed=branches[0].transposed)
 
 
 def _written(
@@ -238,19 +249,19 @@ def _low_rank(branches: Sequence[Branch], config: Merge, layer: str, tally: Tall
     return a, b
 
 
-def _linear_weight(model: nn.Module, name: str, delta: Tensor) -> Tensor:
-    """The weight of a linear layer that `delta` fits, beneath its adapter if it has one."""
+def _linear_layer(model: nn.Module, name: str, delta: Tensor) -> nn.Module:
+    """A linear layer that `delta` fits, beneath its adapter if it has one."""
     try:
         layer = model.get_submodule(name)
     except AttributeError:
         raise MergeError(f"the branches adapt {name}, which the model does not have") from None
     layer = layer.base if isinstance(layer, LoraLinear) else layer
-    if not isinstance(layer, nn.Linear) or layer.weight.shape != delta.shape:
+    if not is_linear(layer) or shape_of(layer) != delta.shape:
         raise MergeError(f"{name} does not have the shape {tuple(delta.shape)} in the model")
     shared = [m for m in model.modules() if getattr(m, "weight", None) is layer.weight]
     if len(shared) > 1:
         raise MergeError(f"{name} shares its weight with another layer, so it cannot be changed")
-    return layer.weight
+    return layer
 
 
 def _check_fits(base: Checkpoint, shapes: dict[str, tuple[int, int]]) -> None:

@@ -23,6 +23,8 @@ class Branch:
     factors: dict[str, tuple[Tensor, Tensor]]
     scales: dict[str, float]
     base: str
+    transposed: bool = False
+    """Whether the base's weights lie as (in, out)."""
 
     def delta(self, layer: str) -> Tensor:
         """ΔW = scale · B A of one layer, in float32: (out, in)."""
@@ -43,6 +45,11 @@ class Branch:
         a, b = self.factors[layer]
         return b.shape[0], a.shape[1]
 
+    def stored(self, layer: str) -> tuple[int, int]:
+        """The shape of its weight as it lies in the base."""
+        out, inner = self.shape(layer)
+        return (inner, out) if self.transposed else (out, inner)
+
 
 def read_branches(folders: Sequence[Path]) -> list[Branch]:
     """Read adapter folders that can be merged: same layers, same shapes, all numbers finite."""
@@ -58,6 +65,11 @@ def read_branches(folders: Sequence[Path]) -> list[Branch]:
                     f"{two.folder} does not adapt {missing[0]}, which {one.folder} does; "
                     "branches must adapt the same layers"
                 )
+        if first.transposed != other.transposed:
+            raise MergeError(
+                f"{first.folder} and {other.folder} differ in fan_in_fan_out; branches must come "
+                "from the same base"
+            )
         for layer in first.factors:
             if first.shape(layer) != other.shape(layer):
                 raise MergeError(
@@ -100,4 +112,5 @@ def _read_branch(folder: Path) -> Branch:
         },
         scales=adapter_scales(folder, factors, config),
         base=str(config.get("base_model_name_or_path") or ""),
+        transposed=bool(config.get("fan_in_fan_out")),
     )

@@ -34,6 +34,10 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the format
 
 
+PREFIXES = {"gpt2": "transformer.", "gpt_neo": "transformer.", "bloom": "transformer."}
+"""By model type, what stands before the names of a model's tensors beneath its head."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """One tensor of a shard: where its bytes lie and what they mean."""
@@ -64,7 +68,7 @@ class Checkpoint(Mapping[str, Stored]):
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
         companions_of(folder)  # a link among them is refused before anything is read
-        self.tensors = _read_folder(folder)
+        self.tensors = _with_prefix(_read_folder(folder), self.config.get("model_type"))
         self._maps: dict[Path, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> Stored:
@@ -100,6 +104,15 @@ class Checkpoint(Mapping[str, Stored]):
         if stored.file not in self._maps:
             self._maps[stored.file] = map_file(stored.file)
         return self._maps[stored.file][stored.offset : stored.offset + stored.nbytes]
+
+
+def _with_prefix(tensors: dict[str, Stored], kind: Any) -> dict[str, Stored]:
+    """Tensors under the names that a causal language model gives them: some families lie on the Hub
+    as saved without their head, whose names lack what stands before them in one."""
+    prefix = PREFIXES.get(kind) if isinstance(kind, str) else None
+    if prefix is None or any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {n if n.startswith("lm_head.") else prefix + n: t for n, t in tensors.items()}
 
 
 def map_file(path: Path) -> np.ndarray:

@@ -52,15 +52,20 @@ def factored(
     return a, b, False
 
 
-def write_factors(factors: Iterable[tuple[str, Tensor, Tensor]], base: str, out: Path) -> None:
-    """Write (layer, A, B) as a peft folder with scale 1 at every layer (α = r)."""
+def write_factors(
+    factors: Iterable[tuple[str, Tensor, Tensor]], base: str, out: Path, *, transposed: bool = False
+) -> None:
+    """Write (layer, A, B) as a peft folder with scale 1 at every layer (α = r).
+
+    `transposed` says that the base's weights lie as (in, out).
+    """
     tensors, ranks = {}, {}
     for layer, a, b in factors:
         ranks[layer] = len(a)
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.contiguous()
     rank = max(ranks.values())
-    fields = adapter_config(list(ranks), base, rank=rank, alpha=rank)
+    fields = adapter_config(list(ranks), base, rank=rank, alpha=rank, transposed=transposed)
     fields["rank_pattern"] = {layer: r for layer, r in ranks.items() if r != rank}
     fields["alpha_pattern"] = fields["rank_pattern"]
     write_adapter(tensors, fields, out)
