@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from expunge.errors import ExpungeError
 from expunge.merge import vocabulary
-from expunge.merge.compat import is_merge_file, read_merge_file
+from expunge.merge.card import merge_card
+from expunge.merge.compat import MergeFile, is_merge_file, read_merge_file
 from expunge.merge.explain import explain
 from expunge.merge.lint import lint
 from expunge.merge.methods import METHODS
@@ -602,3 +604,30 @@ def test_lint_goes_on_behind_what_the_merge_refuses_and_names_unread_parameters(
     )  # fmt: skip
     path = file(method=None, merge_method="ties", parameters={"density": 0.5, "normalize": True})
     assert lint(plan_of(path), weights=False) == []  # control
+
+
+def test_a_merge_has_a_card_that_the_hub_can_read(file, tuned, tmp_path):
+    merge_models(file(), tmp_path / "my-merge")
+    card = ModelCard((tmp_path / "my-merge" / "README.md").read_text())
+    assert card.data.tags == ["merge", "expunge"] and card.data.library_name == "transformers"
+    assert card.data.base_model is None  # folders are no repositories
+    for said in (
+        "# my-merge",
+        "by `ties`",
+        f"- {tuned[1]}",
+        "density: 0.5",
+        "Nothing was measured",
+    ):
+        assert said in card.text
+    fields = {
+        "method": "linear",
+        "output": "adapter",
+        "models": [
+            {"model": "org/base+org/one@main"},
+            {"model": {"model": {"path": "org/base"}, "lora": "here/lora/two"}},
+        ],
+    }
+    card = ModelCard(merge_card(MergeFile.model_validate(fields), "x"))
+    assert card.data.base_model == ["org/base", "org/one"]
+    assert card.data.library_name == "peft"
+    assert "- here/lora/two" in card.text and "merged into one" in card.text

@@ -10,6 +10,7 @@ from expunge import parallel, provenance, runs
 from expunge.cells import Cell, Workers
 from expunge.errors import MergeError
 from expunge.merge.as_adapter import merge_to_adapter
+from expunge.merge.card import merge_card
 from expunge.merge.companions import copy_companions, take_ids
 from expunge.merge.compat import MergeFile, read_merge_file
 from expunge.merge.engine import Bounds, merge_to_folder, write_shard
@@ -127,3 +128,4 @@ def _leave_trace(out: Path, file: MergeFile, report: dict[str, Any]) -> None:
     fields = file.model_dump(mode="json", exclude_defaults=True)
     runs.write_json(out / "merge.json", {**report, "provenance": provenance.provenance()})
     runs.write_text(out / "merge.yaml", yaml.safe_dump(fields, sort_keys=False))
+    runs.write_text(out / runs.CARD, merge_card(file, out.resolve().name))
