@@ -45,6 +45,22 @@ def test_the_table_has_twelve_terms_and_every_score(results):
     assert cells(results, "forget Task2 knowledge ↓")["merged"] == "0.050"
 
 
+def test_terms_have_their_counts_and_in_markdown_their_intervals(results):
+    content, term = results.model_dump(), "forget/Task2/qa"
+    for model in content["models"].values():
+        model["semeval"]["counts"] = {term: 8}
+    merged = content["models"]["merged"]["semeval"]
+    merged["intervals"] = {term: {"low": 0.01, "high": 0.3}}
+    merged["intervals"]["task_aggregate"] = {"low": 0.6, "high": 0.8}
+    found = Results.model_validate(content)
+    assert cells(found, "forget Task2 knowledge ↓ (n=8)")["merged"] == "0.050"
+    assert cells(found, "task aggregate interval")["merged"] == "0.60–0.80"
+    assert "| 0.050 (0.01–0.30) |" in markdown_table(found)
+    content["models"]["merged"]["semeval"]["counts"] = {term: 7}
+    uneven = Results.model_validate(content)
+    assert cells(uneven, "forget Task2 knowledge ↓")["merged"] == "0.050"  # no one count
+
+
 def test_a_collapsed_model_has_no_aggregate_in_the_table(results):
     content = results.model_dump()
     for model in content["models"].values():

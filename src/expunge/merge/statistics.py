@@ -92,11 +92,12 @@ def gather(model: str, documents: str, out: Path, *, kind: str, max_length: int)
     """Write the statistics of a model over a file of documents; returns what was done."""
     parallel.refuse_several("expunge statistics")
     fn = lookup(KINDS, kind, "kind of statistics")
+    source = named_source(documents, out)
     if out.exists():
         raise ModelError(f"{out} exists; choose another name, or delete it first")
     folder = models.resolve(model)
     tokenizer = models.load_tokenizer(folder)
-    given = read_documents(named_source(documents, out))
+    given = read_documents(source)
     texts = [encode_document(d, tokenizer, max_length=max_length) for d in given]
     found = fn(models.load_model(folder), texts)
     write_statistics(found, out, kind=kind, texts=len(texts))

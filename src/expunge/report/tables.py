@@ -35,10 +35,11 @@ def column_names(results: Results) -> list[str]:
     return ["before" if name == "target" else name for name in results.measured_models()]
 
 
-def lines(results: Results) -> list[Line]:
+def lines(results: Results, *, intervals: bool = False) -> list[Line]:
     """Every measure that the run knows, as text; what was not measured is a dash.
 
-    None where no model was measured.
+    A term's label counts its items, where all models were asked as many; with `intervals` its
+    values have theirs. None where no model was measured.
     """
     models = list(results.measured_models().values())
     if not models:
@@ -54,10 +55,15 @@ def lines(results: Results) -> list[Line]:
 
     return [
         *(
-            line(term_label(term), lambda model, term=term: _term(model, term), number == 0)
+            line(
+                f"{term_label(term)}{_asked(models, term)}",
+                lambda model, term=term: _term(model, term, intervals),
+                number == 0,
+            )
             for number, term in enumerate(terms_in(results))
         ),
         line("task aggregate ↑", _aggregate, True),
+        *known("task aggregate interval", _aggregate_interval),
         line("MIA AUC → 0.5", lambda model: number(model.semeval.mia and model.semeval.mia.auc)),
         line("MIA AUC interval", _mia_interval),
         *known("MIA two-sided → 0.5", lambda m: number(m.semeval.mia and m.semeval.mia.two_sided)),
@@ -126,7 +132,7 @@ def markdown_table(results: Results) -> str:
         return ""
     body = [
         [line.label, *(f"**{c}**" if c == COLLAPSED else c for c in line.cells)]
-        for line in lines(results)
+        for line in lines(results, intervals=True)
     ]
     return markdown(["", *column_names(results)], body)
 
@@ -170,8 +176,15 @@ def terms_in(results: Results) -> list[str]:
     return [*official, *sorted(found.keys() - set(TERMS))]
 
 
-def _term(model: ModelResults, term: str) -> str:
-    return number(model.semeval.terms.get(term))
+def _term(model: ModelResults, term: str, intervals: bool = False) -> str:
+    text, interval = number(model.semeval.terms.get(term)), model.semeval.intervals.get(term)
+    return f"{text} ({_ends(interval)})" if intervals and interval is not None else text
+
+
+def _asked(models: Sequence[ModelResults], term: str) -> str:
+    counts = {model.semeval.counts.get(term) for model in models}
+    count = counts.pop() if len(counts) == 1 else None
+    return f" (n={count})" if count else ""
 
 
 def _aggregate(model: ModelResults) -> str:
@@ -186,6 +199,12 @@ def _mia_interval(model: ModelResults) -> str:
     if mia is None or mia.low is None or mia.high is None:
         return NOT_MEASURED
     return f"{mia.low:.2f}–{mia.high:.2f}"
+
+
+def _aggregate_interval(model: ModelResults) -> str:
+    if model.collapse.collapsed:
+        return NOT_MEASURED
+    return _ends(model.semeval.intervals.get("task_aggregate"))
 
 
 def _final_interval(model: ModelResults) -> str:
