@@ -26,7 +26,8 @@ _LIMITS = """\
 - An interval says how far the score would move with other items of the same kind; it does not say
   how far it would move with another seed.
 - A membership test by loss is one attack of many; a stronger one may still tell members apart.
-- What an attacker reaches by training the model again, or by quantizing it, is in no number here.
+- What an attacker reaches by training the model again, or by quantizing it, is in no number here;
+  `expunge evaluate MODEL --suite robustness` measures some of it.
 - No measurement of a model is a proof that content is gone from its weights."""
 
 _ADAPTER_LIMIT = """
