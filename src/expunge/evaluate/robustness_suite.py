@@ -127,8 +127,11 @@ def _parted(items: Sequence[_Item], how: Relearn) -> tuple[list[_Item], list[_It
         )
     drawn = np.random.default_rng(how.seed).permutation(len(documents))[:count]
     chosen = {documents[i] for i in drawn}
-    known = [i for i in items if i.side == "forget" and i.example.document in chosen]
-    return known, [item for item in items if item not in known]
+    known, others = [], []
+    for item in items:
+        trained = item.side == "forget" and item.example.document in chosen
+        (known if trained else others).append(item)
+    return known, others
 
 
 def _attacked(reader: Reader, change: Callable[[Any], None], *named: Any) -> Reader:
