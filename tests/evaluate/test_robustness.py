@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from expunge.data.batches import encode, pack
 from expunge.data.examples import Example
@@ -69,7 +70,7 @@ def test_what_is_hidden_comes_back_and_what_was_never_known_does_not(tiny, token
         found[name] = {n.partition(".")[2]: v.value for n, v in measured.numbers.items()}
         assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())  # as it was
         assert not adapters_of(model)
-        assert measured.facts == {"documents_relearned": 4}
+        assert measured.facts == {"documents_relearned": 4, "answers_cut": 0}
         assert [row["group"] for row in measured.items] == ["relearn.forget"] * 4 + [
             "relearn.control"
         ] * 8
@@ -134,6 +135,10 @@ def test_what_cannot_be_attacked_is_said(tiny, tokenizer, section, tmp_path):
         robustness_suite(reader_of(tiny, tokenizer), section(forget=alone, control=None))
     found = robustness_suite(reader_of(tiny, tokenizer), section(control=None))
     assert not any("recovered" in name for name in found.numbers)
+    rounded_only = section(forget=alone, control=None, attacks=["quantise"])
+    assert robustness_suite(reader_of(tiny, tokenizer), rounded_only).numbers  # nothing to part
+    with pytest.raises(ValidationError, match="names one twice"):
+        section(attacks=["relearn", "relearn"])
     both = {"path": written(tmp_path, "both", FORGET[:3])}
     with pytest.raises(DataError, match="same text"):
         robustness_suite(reader_of(tiny, tokenizer), section(control=both))

@@ -181,7 +181,10 @@ FACTS: dict[str, dict[str, str]] = {
         "without_prompt": "Items that nothing was generated for.",
         "without_score": "Items without a scored token.",
     },
-    "robustness": {"documents_relearned": "Forget documents that `relearn` trained on."},
+    "robustness": {
+        "documents_relearned": "Forget documents that `relearn` trained on.",
+        "answers_cut": "Answers of which only the first tokens fit into `max_length`.",
+    },
     "tofu": {**_JUDGED, **_GIVEN},
     "muse": {**_JUDGED, **_GIVEN, "texts_cut": "Texts of each set that do not fit."},
     "mmlu": {

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from expunge import lora
 from expunge.config import Section
@@ -59,6 +59,13 @@ class Robustness(Section):
     chat: bool = False
     """Put prompts into the tokenizer's chat template."""
 
+    @field_validator("attacks")
+    @classmethod
+    def _each_once(cls, attacks: tuple[Attack, ...]) -> tuple[Attack, ...]:
+        if len(set(attacks)) < len(attacks):
+            raise ValueError("attacks names one twice")
+        return attacks
+
 
 @dataclass(frozen=True)
 class _Item:
@@ -76,14 +83,16 @@ def robustness_suite(reader: Reader, section: Robustness) -> Measured:
     `exact` is `exact_memorisation`, `nll` the loss of an answer's token. `relearn` trains on a
     share of the forget documents and measures the others; `quantise` measures all. A text that the
     model no longer holds gains as much as a control's, that it never read: `recovered` near 0. One
-    that it hides comes back. The copy is loaded beside the model; an adapter is folded into it.
+    that it hides comes back; of one that it still says (`exact_before` of forget above that of
+    control) nothing is left to come back, which is near 0 too. The copy is loaded beside the
+    model; an adapter is folded into it.
 
     Source: Hu et al. 2024, arXiv:2406.13356; Zhang et al. 2024, arXiv:2410.16454.
     """
     if reader.guard:
         raise EvaluationError("robustness attacks the weights, which no guard is part of")
     items = _items(reader, section)
-    known, others = _parted(items, section.relearn)
+    known, others = _parted(items, section.relearn) if "relearn" in section.attacks else ([], [])
     attacks: dict[str, tuple[Section, list[_Item], Callable[[Any], None]]] = {
         "quantise": (section.quantise, items, partial(quantise, how=section.quantise)),
         "relearn": (
@@ -92,7 +101,12 @@ def robustness_suite(reader: Reader, section: Robustness) -> Measured:
             partial(relearn, known=[i.sequence for i in known], how=section.relearn),
         ),
     }
-    found = Measured(facts={"documents_relearned": len({i.example.document for i in known})})
+    found = Measured(
+        facts={
+            "documents_relearned": len({i.example.document for i in known}),
+            "answers_cut": sum(item.sequence.cut > 0 for item in items),
+        }
+    )
     for name in section.attacks:
         how, asked, change = attacks[name]
         trained = [item.sequence.tokens for item in known] if name == "relearn" else []
