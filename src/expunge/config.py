@@ -115,6 +115,12 @@ def put_field(fields: Any, path: str, value: Any, *, origin: str) -> None:
         raise RecipeError(f"{origin} {path}: there is no '{last}' there")
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic found, on one line."""
+    fault = error.errors()[0]
+    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+
+
 def _explain(error: ValidationError, section: type[Section]) -> str:
     """Say on one line what the first faults are, the nearest right name beside an unknown one."""
     sentences = []

@@ -16,7 +16,8 @@ from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
 from expunge.errors import RunError, UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
-from expunge.evaluate.reader import open_reader
+from expunge.evaluate.reader import Reader, open_reader
+from expunge.evaluate.robustness_suite import relearned
 from expunge.evaluate.suite import BESIDE, beside_items, evaluate
 from expunge.finished import Finished
 from expunge.merge.adapters import merge_adapters
@@ -139,15 +140,7 @@ class Pipeline(Calibrating):
         config = self.recipe.evaluate
 
         def build(work: Path) -> None:
-            how = self.recipe.model
-            reader = open_reader(
-                weights.base,
-                weights.adapter,
-                dtype=how.dtype,
-                folder=self.folder.store / "cache" / "tables",
-                max_batch=config.max_batch,
-                guard=weights.guard,
-            )
+            reader = self._reader(weights)
             entry, items = evaluate(reader, self._evaluated, config, **self._reading)
             if self.splits:
                 entry["folds"] = self.fold_scores(reader, items)
@@ -157,15 +150,46 @@ class Pipeline(Calibrating):
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 runs.write_text(work / file, "".join(lines))
 
-        inputs = {
-            **self._weights_keys(weights),
-            "model": self.recipe.model.told(),
-            **self._data_hashes,
-        }
+        inputs = self._read_from(weights)
         if self.splits:
             inputs |= self.fold_inputs
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
-        return runs.read_json(done / "scores.json"), runs.read_json_lines(done / "items.jsonl")
+        entry = runs.read_json(done / "scores.json") | {"relearn": self.relearned(name, weights)}
+        return entry, runs.read_json_lines(done / "items.jsonl")
+
+    def relearned(self, name: str, weights: Weights) -> dict[str, Any] | None:
+        """What comes back of one model's forgotten documents after it is trained on some of them;
+        None where the recipe does not ask, and of a guard, which is no part of the weights."""
+        how = self.recipe.relearn
+        if how is None or weights.guard is not None:
+            return None
+
+        def build(work: Path) -> None:
+            sets, longest = self.sets, self.recipe.evaluate.document_tokens
+            told = relearned(
+                self._reader(weights), sets.members, sets.nonmembers, how, document_tokens=longest
+            )
+            runs.write_json(work / "relearn.json", told)
+
+        inputs = self._read_from(weights)
+        inputs["document_tokens"] = str(self.recipe.evaluate.document_tokens)
+        done = self.folder.stage(f"relearn-{name}", how, inputs, build)
+        return runs.read_json(done / "relearn.json")
+
+    def _reader(self, weights: Weights) -> Reader:
+        return open_reader(
+            weights.base,
+            weights.adapter,
+            dtype=self.recipe.model.dtype,
+            folder=self.folder.store / "cache" / "tables",
+            max_batch=self.recipe.evaluate.max_batch,
+            guard=weights.guard,
+        )
+
+    def _read_from(self, weights: Weights) -> dict[str, str]:
+        """What stands for a model and for what it is asked, among the inputs of a stage."""
+        told = {"model": self.recipe.model.told(), **self._data_hashes}
+        return {**self._weights_keys(weights), **told}
 
     def report(self, seed: int) -> Path:
         """Evaluate every model of one seed and write results.json and the report's pages."""

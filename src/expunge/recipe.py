@@ -13,12 +13,13 @@ from expunge.data.folds import Folds
 from expunge.data.sets import Data
 from expunge.edit.section import Edit, check_edits
 from expunge.errors import RunError
+from expunge.evaluate.revival import Relearn
 from expunge.evaluate.suite import Evaluate
 from expunge.guard.section import GuardSection
 from expunge.merge.section import Merge
 from expunge.model_section import Model
 from expunge.registry import lookup
-from expunge.unlearn.section import Branch, check_starts
+from expunge.unlearn.section import Branch, check_levels, check_starts
 from expunge.unlearn.tune import Tune
 
 KEPT = "recipe.yaml"
@@ -60,6 +61,10 @@ class Recipe(Section):
 
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate())
     """What is measured."""
+
+    relearn: Relearn | None = Field(default=None, exclude_if=lambda how: how is None)
+    """Trains a copy of each scored model on some of data.members and says what of the others comes
+    back: what is hidden does, what is gone does not. Null does not."""
 
     unscored: tuple[str, ...] = ()
     """Models that are not scored, to save time; all that is said of them is null."""
@@ -176,30 +181,12 @@ class Recipe(Section):
                     f"branch '{name}' reads neutral texts, and data names none; give data.neutral "
                     "a file with rows of id and text that neither forget nor retain holds"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _every_level_has_a_model(self) -> "Recipe":
-        for name, branch in self.branches.items():
-            of = branch.levels and branch.levels.of
-            if of == "original" and self.tune is None:
-                raise ValueError(
-                    f"branch '{name}' takes levels of the original, and without tune that is the "
-                    "target itself; name a model that has not seen the text in levels.of"
-                )
-            if of != "unseen":
-                continue
-            if not self.data.holds("neutral"):
-                raise ValueError(
-                    f"branch '{name}' takes levels of unseen texts, and data names none; give "
-                    "data.neutral texts that no model has been trained on"
-                )
-            tune = self.tune
-            if tune and tune.neutral_per_item > 0 and tune.neutral_loss == "nll":
-                raise ValueError(
-                    f"branch '{name}' takes levels of unseen texts, and tune learns them; set "
-                    "tune.neutral_per_item: 0, or tune.neutral_loss: kl"
-                )
+        check_levels(self.branches, self.tune, unseen=self.data.holds("neutral"))
+        if self.relearn is not None and not self.data.holds("members"):
+            raise ValueError(
+                "relearn needs data.members and data.nonmembers: some forgotten documents are "
+                "trained on, and the others are compared with documents that no model has seen"
+            )
         return self
 
     @property

@@ -199,6 +199,8 @@ def _name(recipe: Recipe, model: str, seed: int, scored: bool = False) -> str:
     told: list[Any] = _told(recipe, model, seed)
     if scored:
         told.append(recipe.evaluate.model_dump_json())
+        if recipe.relearn is not None:
+            told.append(recipe.relearn.model_dump_json())
         if recipe.folds is not None or recipe.calibrate:
             told.append(_folds(recipe))
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]

@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 
+from expunge.errors import GateError
+from expunge.evaluate.gates import check_runs, parse_gates
 from expunge.evaluate.membership import auc_interval
 from expunge.evaluate.numbers import Number, wilson
 from expunge.report.certainty import doubts, half_number
 from expunge.report.page import cards
 from expunge.report.pieces import Material
-from expunge.report.results import Results, Semeval, models_compared
+from expunge.report.results import Results, Semeval
+from expunge.report.story import models_compared
 from expunge.report.verdict import verdict
 
 
@@ -251,3 +254,42 @@ def test_a_wide_membership_interval_is_not_called_guessing(results):
     assert "15 documents cannot tell" in sentences(0.40, 0.83, n=15)
     narrow = sentences(0.45, 0.64, n=150, members=80, nonmembers=70)  # control
     assert "no better than guessing (80 forgotten and 70 never-seen documents: AUC 0.60" in narrow
+
+
+def attacked(results: Results, low: float) -> Results:
+    content = results.model_dump()
+    content["models"]["merged"]["relearn"] = {
+        "documents": 10,
+        "exact": {
+            "forget_before": 0.45,
+            "forget_after": 0.67,
+            "control_before": 0.455,
+            "control_after": 0.46,
+        },
+        "recovered": 0.215,
+        "interval": {"low": low, "high": 0.3},
+        "n": 80,
+    }
+    return Results.model_validate(content)
+
+
+def test_the_verdict_says_that_what_comes_back_was_hidden(results):
+    told = verdict(attacked(results, low=0.1))
+    assert "But it is hidden, not gone: training on a few documents brings back others." in told[0]
+    assert (
+        "Trained on 10 of the forgotten documents, the merged model guesses 67 % of the tokens of "
+        "the others (before: 45 %), and 46 % of those of never-seen documents (before: 46 %)."
+    ) in told
+    within = verdict(attacked(results, low=-0.1))  # control: may be chance
+    assert "hidden" not in within[0] and any("Trained on 10" in one for one in within)
+    assert "hidden" not in " ".join(verdict(results))
+
+
+def test_what_comes_back_is_a_number_for_gates(results):
+    content = attacked(results, low=0.1).model_dump(mode="json")
+    models = {"merged": content["models"]["merged"]}
+    models["merged"]["semeval"]["final"] = None
+    said = r"merged\.relearn\.recovered is 0\.215, and must not be > 0\.05"
+    with pytest.raises(GateError, match=said):
+        check_runs(parse_gates(["merged.relearn.recovered > 0.05"]), {"run": models})
+    check_runs(parse_gates(["merged.relearn.recovered > 0.5"]), {"run": models})

@@ -63,8 +63,8 @@ def gated(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def gated_models(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What gates may name of a run's models, `MODEL.` before each: the official numbers,
-    `collapsed`, and of a side of the documents its own, as in `merged.test.mia.auc`, and its
-    attacks', as in `merged.test.loss.two_sided`."""
+    `collapsed`, `relearn.recovered`, and of a side of the documents its own, as in
+    `merged.test.mia.auc`, and its attacks', as in `merged.test.loss.two_sided`."""
     found: dict[str, dict[str, Any]] = {}
     for model, entry in models.items():
         if not entry["semeval"]["terms"]:
@@ -72,6 +72,9 @@ def gated_models(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         numbers = _values("", entry_numbers(entry))
         if entry["collapse"]["collapsed"] is not None:
             numbers["collapsed"] = float(entry["collapse"]["collapsed"])
+        relearn = entry.get("relearn")
+        if relearn is not None:
+            numbers["relearn.recovered"] = relearn["recovered"]
         for side, fold in entry["folds"].items():
             numbers |= _values(f"{side}.", entry_numbers(fold))
             for attack, read in fold["membership"].items():

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from expunge import lora, models, sharding
+from expunge import lora, models, parallel, sharding
 from expunge.config import Section
 from expunge.data.batches import TokenSequence
 from expunge.linear import is_linear, is_transposed
@@ -70,6 +70,7 @@ def relearn(model: PreTrainedModel, known: Sequence[TokenSequence], how: Relearn
     Source: Hu et al. 2024, arXiv:2406.13356; Lynch et al. 2024, arXiv:2402.16835.
     Differs: an adapter is trained, not every weight.
     """
+    parallel.refuse_several("relearning")
     adapters = lora.Lora(rank=how.rank, alpha=2.0 * how.rank, dropout=0.0)
     lora.add_adapter(model, adapters, seed=how.seed)
     objective = Objective((Term(half="retain", loss="nll"),))

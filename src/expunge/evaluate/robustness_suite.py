@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 
 from expunge import lora
 from expunge.config import Section
-from expunge.data.batches import TokenSequence, encode
-from expunge.data.examples import Example, check_disjoint
+from expunge.data.batches import TokenSequence, encode, encode_document
+from expunge.data.examples import Document, Example, check_disjoint
 from expunge.data.sources import Source, read_examples
 from expunge.errors import EvaluationError
 from expunge.evaluate.memorisation import exact_memorisation
@@ -113,6 +113,48 @@ def robustness_suite(reader: Reader, section: Robustness) -> Measured:
         changed = _attacked(reader, change, name, repr(how.keyed()), trained)
         _measure(found, name, asked, reader, changed)
     return found
+
+
+def relearned(
+    reader: Reader,
+    members: Sequence[Document],
+    nonmembers: Sequence[Document],
+    how: Relearn,
+    *,
+    document_tokens: int,
+) -> dict[str, Any]:
+    """The entry `relearn` of results.json: `relearn` on some members, asked of the other members
+    and of the non-members, as `robustness_suite` asks of items."""
+    longest = min(document_tokens, reader.context)
+    items = [
+        _Item(
+            side,
+            Example(document.id, "", document.text),
+            encode_document(document, reader.tokenizer, max_length=longest),
+        )
+        for side, documents in (("forget", members), ("control", nonmembers))
+        for document in documents
+    ]
+    known, others = _parted(items, how)
+    trained = [item.sequence for item in known]
+    change = partial(relearn, known=trained, how=how)
+    named = [repr(how.keyed()), [sequence.tokens for sequence in trained]]
+    found = Measured()
+    _measure(found, "relearn", others, reader, _attacked(reader, change, "relearn", *named))
+    said = {name.removeprefix("relearn."): number for name, number in found.numbers.items()}
+    recovered = said["recovered"]
+    whole = recovered.low is not None and recovered.high is not None
+    return {
+        "documents": len(known),
+        "exact": {
+            f"{side}_{when}": said[f"{side}.exact_{when}"].value
+            for side in ("forget", "control")
+            for when in ("before", "after")
+        },
+        "recovered": recovered.value,
+        "interval": {"low": recovered.low, "high": recovered.high} if whole else None,
+        "n": sum(item.side == "forget" for item in others),
+    }
 
 
 def _items(reader: Reader, section: Robustness) -> list[_Item]:

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from expunge.config import Section, parse_section, put_field, read_yaml
 from expunge.errors import RecipeError
+from expunge.evaluate.revival import Relearn
 from expunge.recipe import Recipe
 
 MAKERS = ("branches", "merges", "edits", "guards")
@@ -81,6 +82,9 @@ class Leaderboard(Section):
     """What every branch takes where it does not say otherwise, such as lora, schedule, optimizer;
     a branch with `training: full` takes no lora of it."""
 
+    relearn: Relearn | None = None
+    """How what won is attacked, as in a recipe; null attacks nothing."""
+
     methods: dict[str, Entry] = Field(min_length=1)
     """By the name that the table gives them; `target` is scored besides."""
 
@@ -150,6 +154,8 @@ class Board:
         if trial:
             limit = {"generate_limit": self.config.tuning.generate_limit, "mmlu": None}
             fields["evaluate"] = {**fields.get("evaluate", {}), **limit}
+        elif self.config.relearn is not None:
+            fields["relearn"] = self.config.relearn.model_dump(mode="json")
         before = ["target"] if fields.get("tune") is None else ["original", "target"]
         fields["name"] = label or name
         fields["unscored"] = [model for model in [*before, *names] if model != scored]
@@ -162,4 +168,6 @@ class Board:
         tuned = self.shared.get("tune") is not None
         fields = {**self.shared, "name": "before", "seeds": [seed]}
         fields["unscored"] = ["original"] if tuned else []
+        if self.config.relearn is not None:
+            fields["relearn"] = self.config.relearn.model_dump(mode="json")
         return parse_section(fields, Recipe, origin=self.config.board)

@@ -123,6 +123,6 @@ class Survey(runs.Run):
         seen = Seen(name, seed, found or places[0], found is not None)
         if seen.folder not in [other.folder for other in self.seen]:
             self.seen.append(seen)
-        if name.startswith("evaluate-") and found is None:
+        if name.startswith(("evaluate-", "relearn-")) and found is None:
             raise Unmade
         return seen.folder

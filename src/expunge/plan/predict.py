@@ -15,6 +15,7 @@ from expunge.plan.calibrations import calibrating
 from expunge.plan.folder import Seen, mark_of
 from expunge.plan.pace import Pace
 from expunge.plan.rates import Rates, measure
+from expunge.plan.relearning import relearn_demand, relearning
 from expunge.plan.settings import Settings, machine, settings_of
 from expunge.plan.work import (
     Encoded,
@@ -167,6 +168,9 @@ class _Foreteller:
             adapted = self.recipe.adapters.get(model, False)
             fixed, memory, how = self._evaluate(work, adapted=adapted)
             return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
+        if name.startswith("relearn-"):
+            fixed, memory, how = self._relearn()
+            return Prediction(name, seen.seed, key, fixed, fixed, 0, memory, how)
         if name == "alternates" and name not in recipe.branches:
             works = [writing(b, self.data) for b in recipe.branches.values() if b.reads_alternates]
             work = max(works, key=lambda one: sum(one.written))
@@ -230,6 +234,17 @@ class _Foreteller:
         rows = self.recipe.evaluate.max_batch
         steps = max([*work.written[:1], sum(work.written) // rows])
         return work.read * pace.read + pace.step * steps + pace.row * sum(work.written)
+
+    def _relearn(self) -> tuple[float, int, str]:
+        recipe, rates, sets = self.recipe, self.rates, self.pipeline.sets
+        assert recipe.relearn is not None
+        lengths = [len(document.tokens) for document in self.data.documents]
+        count = len(sets.members)
+        work = relearning(recipe.relearn, lengths[:count], lengths[count:][: len(sets.nonmembers)])
+        demand = relearn_demand(recipe.relearn, work, rates.shape, recipe.model.dtype)
+        seconds = OVERHEAD + rates.load[recipe.model.dtype] + work.forwards * rates.plain.read
+        how = f"{work.steps} steps, {work.trained} tokens, backward at twice the time of reading"
+        return seconds, memory_of(rates.shape, demand), how
 
     def _merge(self, config: Merge, name: str) -> tuple[float, int, str]:
         rates, shape = self.rates, self.rates.shape

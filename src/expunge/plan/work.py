@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,11 +98,9 @@ def survey(recipe: Recipe, out: Path | None, scratch: Path, mark: dict[str, str]
     for seed in recipe.seeds:
         folder.seed = seed
         for name, weights in pipeline.models(seed):
-            if name not in recipe.unscored:
-                try:
-                    pipeline.evaluate(name, weights)
-                except Unmade:
-                    continue
+            for ask in () if name in recipe.unscored else (pipeline.evaluate, pipeline.relearned):
+                with suppress(Unmade):
+                    ask(name, weights)
     return folder
 
 

@@ -7,20 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from expunge import runs
-from expunge.config import Section
+from expunge.config import Section, first_fault
 from expunge.errors import RunError
 from expunge.evaluate.balance import furthest
 from expunge.report.commits import made_by
-from expunge.report.results import (
-    Mia,
-    Mmlu,
-    ModelResults,
-    Results,
-    Share,
-    first_fault,
-    mean_term,
-    story_order,
-)
+from expunge.report.results import Mia, Mmlu, ModelResults, Results, Share, story_order
+from expunge.report.story import mean_term
 
 
 class BoardRow(Section):

@@ -13,13 +13,8 @@ from expunge.evaluate.drawing import document_of
 from expunge.evaluate.numbers import Behind, Number, mean_of, wilson
 from expunge.evaluate.paired import Pairs, paired_statistic
 from expunge.report.pieces import Items, Material
-from expunge.report.results import (
-    HALVES,
-    KINDS,
-    ModelResults,
-    Semeval,
-    models_compared,
-)
+from expunge.report.results import HALVES, KINDS, ModelResults, Semeval
+from expunge.report.story import models_compared
 
 WIDE = 0.2
 """An interval of a share that is wider than this leaves much open."""

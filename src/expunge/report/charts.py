@@ -7,7 +7,8 @@ from typing import Any
 from expunge.evaluate.compare import Comparison
 from expunge.evaluate.leaks import document_of
 from expunge.report.pieces import Cell, Figure, Material, Table
-from expunge.report.results import HALVES, ModelResults, mean_term, models_compared
+from expunge.report.results import HALVES, ModelResults
+from expunge.report.story import mean_term, models_compared
 from expunge.report.tables import term_words
 
 DOCUMENTS_DRAWN = 300

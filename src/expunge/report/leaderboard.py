@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 
 from expunge import runs
-from expunge.config import Section
+from expunge.config import Section, first_fault
 from expunge.errors import RunError
 from expunge.report.commits import joined, made_by
-from expunge.report.results import Results, Share, first_fault, mean_term
+from expunge.report.results import Results, Share
+from expunge.report.story import mean_term
 from expunge.report.tables import COLLAPSED, FAILED, NOT_MEASURED, markdown, number
 
 TARGET = "target"
@@ -53,6 +54,9 @@ class Standing(Section):
 
     mmlu: Share | None = None
     """MMLU accuracy."""
+
+    recovered: float | None = None
+    """What training on some forgotten documents brings back of the others."""
 
     nll_neutral: float | None = None
     """NLL of ordinary text, nats a token."""
@@ -102,6 +106,7 @@ def standing_of(results: Results, model: str, **known: Any) -> Standing:
         mia_auc=semeval.mia and semeval.mia.auc,
         mia_score=semeval.mia and semeval.mia.score,
         mmlu=semeval.mmlu and semeval.mmlu.accuracy,
+        recovered=found.relearn and found.relearn.recovered,
         nll_neutral=found.nll.neutral,
         final=semeval.final,
         collapsed=found.collapse.collapsed,
@@ -178,17 +183,19 @@ table.
 Each figure is the mean over the seeds ± their standard deviation; a seed on which training fails
 with these settings is FAILED and in no mean. ★ marks the Pareto front of forgetting (mean of the
 six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
-that fail and collapse on no seed. Time and memory are those of making the model from the target,
-without evaluation; time is that of a shared machine. COLLAPSED stands in place of the final score
-of a model that no longer writes language; a seed on which a method collapses is in no mean of task
-aggregate and final score, and counts as 0 in the order of methods.
+that fail and collapse on no seed. Relearned is what training on some of the forgotten documents
+brings back of the others, beyond what never-seen documents gain, as a share of their tokens that
+the model guesses; a dash where that was not tried. Time and memory are those of making the model
+from the target, without evaluation; time is that of a shared machine. COLLAPSED stands in place of
+the final score of a model that no longer writes language; a seed on which a method collapses is in
+no mean of task aggregate and final score, and counts as 0 in the order of methods.
 """
 
 _HEADER = [
     *("method", "seeds", "final ↑", "Pareto", "task aggregate ↑", "forget completion ↓"),
     *("forget knowledge ↓", "retain completion ↑", "retain knowledge ↑", "MIA AUC → 0.5"),
-    *("MIA score ↑", "MMLU ↑", "NLL of other text ↓", "minutes", "peak GB", "settings", "trials"),
-    *("note", "commit"),
+    *("MIA score ↑", "MMLU ↑", "relearned ↓", "NLL of other text ↓", "minutes", "peak GB"),
+    *("settings", "trials", "note", "commit"),
 ]
 
 
@@ -214,7 +221,7 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
             _spread(rows, field)
             for field in (
                 *("forget_sc", "forget_qa", "retain_sc", "retain_qa"),
-                *("mia_auc", "mia_score", "mmlu", "nll_neutral"),
+                *("mia_auc", "mia_score", "mmlu", "recovered", "nll_neutral"),
             )
         ),
         _mean(rows, "seconds", 60, 1),
@@ -278,7 +285,7 @@ def _made(results: Results, seed: int) -> list[dict[str, Any]]:
     return [
         stage
         for stage in results.stages
-        if not str(stage["stage"]).startswith(("evaluate-", "data", "target"))
+        if not str(stage["stage"]).startswith(("evaluate-", "relearn-", "data", "target"))
     ]
 
 

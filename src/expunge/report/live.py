@@ -143,6 +143,8 @@ def _planned(recipe: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield name, seeds if name in made else 1
         if name not in unscored:
             yield f"evaluate-{name}", seeds if name in made else 1
+            if recipe.get("relearn") is not None and name not in (recipe.get("guards") or ()):
+                yield f"relearn-{name}", seeds if name in made else 1
 
 
 def _finished(name: str, folder: Path) -> Stage | None:

@@ -15,8 +15,9 @@ from expunge.report.documents import explorer, items_table
 from expunge.report.drawing import write_figures, write_tables
 from expunge.report.pieces import Cell, Items, Material, Section, Table
 from expunge.report.rendering import render
-from expunge.report.results import Interval, Mia, Mmlu, Results, models_compared
+from expunge.report.results import Interval, Mia, Mmlu, Results
 from expunge.report.sections import sections, terms_table
+from expunge.report.story import models_compared
 from expunge.report.tables import (
     COLLAPSED,
     column_names,

@@ -5,13 +5,12 @@ What was not measured is null, never 0. `docs/results-format.md` describes every
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from expunge import runs
-from expunge.config import Section
+from expunge.config import Section, first_fault
 from expunge.errors import RunError
 from expunge.evaluate.numbers import Number, wilson
 from expunge.evaluate.semeval import final_of, mia_score_of
@@ -177,6 +176,26 @@ class Nll(Section):
     """Over the answers of the retain half."""
 
 
+class Relearned(Section):
+    """What comes back of forgotten documents after the model is trained on some of them."""
+
+    documents: int | None = None
+    """Members that it was trained on; the others are asked."""
+
+    exact: dict[str, Share | None] = Field(default_factory=dict)
+    """`forget_before`, `forget_after`, `control_before`, `control_after` → share of the tokens of
+    the other members, and of the non-members, that the model guesses (`exact_memorisation`)."""
+
+    recovered: float | None = None
+    """What the members gain more than the non-members do; near 0 where nothing is hidden."""
+
+    interval: Interval | None = None
+    """Its 95 % interval."""
+
+    n: int | None = None
+    """Members asked."""
+
+
 class Fold(Section):
     """What was measured on one side of the documents."""
 
@@ -198,6 +217,10 @@ class ModelResults(Section):
 
     nll: Nll = Nll()
     """How likely the model finds each kind of text."""
+
+    relearn: Relearned | None = None
+    """Whether what is forgotten is gone or hidden; null where the recipe does not ask, and of a
+    guard."""
 
     prompts_cut: int | None = None
     """Prompts that were longer than the context, and were cut from the left."""
@@ -266,31 +289,7 @@ def read_results(path: Path | str) -> Results:
         raise RunError(f"{path} is not a results file: {first_fault(error)}") from None
 
 
-def mean_term(semeval: Semeval, half: str, kind: str) -> float | None:
-    """Mean of the measured terms of one half and kind over the tasks; null if there is none."""
-    values = [
-        value
-        for term, value in semeval.terms.items()
-        if value is not None and term.startswith(f"{half}/") and term.endswith(f"/{kind}")
-    ]
-    return fmean(values) if values else None
-
-
-def models_compared(results: Results) -> tuple[str, str] | None:
-    """The model before and the one after (calibrated, merged, or last), if there are both."""
-    before = next((name for name in ("target", "original") if name in results.models), None)
-    later = [name for name in results.measured_models() if name not in ("original", "target")]
-    best = [name for name in ("calibrated", "merged") if name in later] or later[-1:]
-    return (before, best[0]) if before and best else None
-
-
 def story_order(names: Mapping[str, Any] | Iterable[str]) -> list[str]:
     """Model names from before to after; names that the story does not know come last."""
     story = ("original", "target", "strong", "weak", "merged")
     return sorted(names, key=lambda name: story.index(name) if name in story else len(story))
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, on one line."""
-    fault = error.errors()[0]
-    return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"

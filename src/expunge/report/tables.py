@@ -70,6 +70,7 @@ def lines(results: Results, *, intervals: bool = False) -> list[Line]:
         *known(
             "MIA KS distance ↓", lambda model: number(model.semeval.mia and model.semeval.mia.ks)
         ),
+        *known("comes back when relearned ↓", _recovered),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
         line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
         *known("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),
@@ -199,6 +200,13 @@ def _mia_interval(model: ModelResults) -> str:
     if mia is None or mia.low is None or mia.high is None:
         return NOT_MEASURED
     return f"{mia.low:.2f}–{mia.high:.2f}"
+
+
+def _recovered(model: ModelResults) -> str:
+    found = model.relearn
+    if found is None or found.recovered is None:
+        return NOT_MEASURED
+    return f"{found.recovered:.3f}" + (f" ({_ends(found.interval)})" if found.interval else "")
 
 
 def _aggregate_interval(model: ModelResults) -> str:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge.report.certainty import WIDE, half_number
-from expunge.report.results import HALVES, Mia, ModelResults, Results, mean_term, models_compared
+from expunge.report.hidden import hidden, percent, relearned
+from expunge.report.results import HALVES, Mia, ModelResults, Results
+from expunge.report.story import mean_term, models_compared
 
 KNOWN = 0.5
 """A half counts as known before from this share on: what was not known cannot be forgotten."""
@@ -87,6 +89,7 @@ def verdict(results: Results) -> list[str]:
         *_comparisons(before, after, after_name),
         *([THRESHOLDS] if graded and not after.collapse.collapsed else []),
         *_membership(after, after_name),
+        *relearned(after, after_name),
         *_gated(results, names[0]),
         *_collapses(results, after_name),
     ]
@@ -102,7 +105,9 @@ def _headline(after: ModelResults, halves: Sequence[Judged | None], name: str, g
         return (
             "There is no verdict: both halves must be measured before and after, and known before."
         )
-    claim = _claim(forget, retain, name, attack) + _shown(forget, attack)
+    claim = (
+        _claim(forget, retain, name, attack) + _shown(forget, attack) + hidden(after, forget.grade)
+    )
     if after.collapse.collapsed is None:
         return f"{claim} Whether it collapsed was not measured."
     return claim
@@ -200,7 +205,7 @@ def _comparisons(before: ModelResults, after: ModelResults, name: str) -> list[s
         for kind, words in _WORDS.items():
             was, now = (mean_term(model.semeval, half, kind) for model in (before, after))
             if was is not None and now is not None:
-                parts.append(f"{words.format(_percent(now))} (before: {_percent(was)})")
+                parts.append(f"{words.format(percent(now))} (before: {percent(was)})")
         if parts:
             sentences.append(f"On the {half} half the {name} model {' and '.join(parts)}.")
     return sentences
@@ -255,9 +260,9 @@ def _gated(results: Results, before: str) -> list[str]:
     under = [name for name, accuracy in known.items() if accuracy < least - 1e-9 and name != before]
     if not under:
         return []
-    shares = ", ".join(f"{name} {_percent(known[name] / known[before])}" for name in under)
+    shares = ", ".join(f"{name} {percent(known[name] / known[before])}" for name in under)
     return [
-        f"Of the {before} model's MMLU accuracy less than {_percent(GATE)} is left, which the "
+        f"Of the {before} model's MMLU accuracy less than {percent(GATE)} is left, which the "
         f"contest asks for: {shares}."
     ]
 
@@ -274,7 +279,3 @@ def _collapses(results: Results, told: str) -> list[str]:
         return [f"The {names[0]} model is destroyed as a language model; its scores mean nothing."]
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     return [f"The {listed} models are destroyed as language models; their scores mean nothing."]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -18,9 +18,8 @@ from expunge.unlearn.schedule import Pairing, Schedule, check_schedule, mean_ove
 from expunge.unlearn.sets import SETS
 from expunge.unlearn.snapshots import Keep
 from expunge.unlearn.steps import STEP_RULES, JointStep, Step, StepRule
-from expunge.unlearn.trainer import (
-    Optimizer,
-)
+from expunge.unlearn.trainer import Optimizer
+from expunge.unlearn.tune import Tune
 from expunge.unlearn.watch import Watch
 
 
@@ -236,3 +235,27 @@ def check_starts(branches: Mapping[str, Branch]) -> None:
                     "targets and layers"
                 )
         above.append(name)
+
+
+def check_levels(branches: Mapping[str, Branch], tune: Tune | None, *, unseen: bool) -> None:
+    """Refuse levels that no model can say, given how the target is made and whether there are
+    `unseen` texts."""
+    for name, branch in branches.items():
+        of = branch.levels and branch.levels.of
+        if of == "original" and tune is None:
+            raise ValueError(
+                f"branch '{name}' takes levels of the original, and without tune that is the "
+                "target itself; name a model that has not seen the text in levels.of"
+            )
+        if of != "unseen":
+            continue
+        if not unseen:
+            raise ValueError(
+                f"branch '{name}' takes levels of unseen texts, and data names none; give "
+                "data.neutral texts that no model has been trained on"
+            )
+        if tune and tune.neutral_per_item > 0 and tune.neutral_loss == "nll":
+            raise ValueError(
+                f"branch '{name}' takes levels of unseen texts, and tune learns them; set "
+                "tune.neutral_per_item: 0, or tune.neutral_loss: kl"
+            )

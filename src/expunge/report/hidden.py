@@ -1,0 +1,33 @@
+"""What relearning says, in plain words: is the forgotten text gone, or hidden?"""
+
+from expunge.report.results import ModelResults
+
+_SIDES = ("forget", "control")
+
+
+def hidden(model: ModelResults, grade: str) -> str:
+    """What the verdict adds where relearning brings back more than never-seen documents gain;
+    nothing where it does not, was not tried, or where little is forgotten (`grade` not)."""
+    interval = model.relearn and model.relearn.interval
+    if grade == "not" or not interval or interval.low <= 0:
+        return ""
+    return " But it is hidden, not gone: training on a few documents brings back others."
+
+
+def relearned(model: ModelResults, name: str) -> list[str]:
+    """One sentence on what it guesses of documents before and after; none if not tried."""
+    found = model.relearn
+    if found is None:
+        return []
+    shares = [found.exact.get(f"{s}_{when}") for s in _SIDES for when in ("before", "after")]
+    before, after, unseen_before, unseen_after = map(percent, shares)
+    return [
+        f"Trained on {found.documents} of the forgotten documents, the {name} model guesses "
+        f"{after} of the tokens of the others (before: {before}), and {unseen_after} of those of "
+        f"never-seen documents (before: {unseen_before})."
+    ]
+
+
+def percent(share: float | None) -> str:
+    """A share in whole hundredths, as text."""
+    return "an unknown share" if share is None else f"{100 * share:.0f} %"
