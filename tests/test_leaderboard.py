@@ -10,14 +10,8 @@ import yaml
 from expunge.errors import ExpungeError, RecipeError
 from expunge.leaderboard.run import merit, run_leaderboard
 from expunge.leaderboard.section import Board
-from expunge.report.leaderboard import (
-    Standing,
-    add_standings,
-    leaderboard_page,
-    leaderboard_table,
-    pareto_front,
-    read_standings,
-)
+from expunge.report.leaderboard import leaderboard_page, leaderboard_table, pareto_front
+from expunge.report.standings import Standing, add_standings, read_standings
 
 NPO = {
     "terms": [{"half": "forget", "loss": "npo"}, {"half": "retain", "loss": "nll"}],

@@ -70,7 +70,9 @@ def test_a_recipe_attacks_each_model_beside_its_scores_and_nothing_else_is_done_
             gain - (shares["control_after"] - shares["control_before"])
         )
         assert shares["control_after"] != shares["control_before"]  # it was trained
-        assert found.interval.low <= found.recovered <= found.interval.high
+        assert found.recovered_interval.low <= found.recovered <= found.recovered_interval.high
+        assert found.left == pytest.approx(shares["forget_after"] - shares["control_after"])
+        assert found.left_interval.low <= found.left <= found.left_interval.high
         assert (
             results.models[name].semeval
             == Results.model_validate({"recipe": "x", "models": {name: plain[name]}})
@@ -127,7 +129,7 @@ def test_a_leaderboard_attacks_what_won_and_no_trial(fields, tmp_path):
     (tmp_path / "leaderboard.yaml").write_text(yaml.safe_dump(file))
     rows = run_leaderboard(Board(tmp_path / "leaderboard.yaml"), tmp_path / "out")
     assert {row.method for row in rows} == {"target", "npo"}
-    assert all(row.recovered is not None for row in rows)
+    assert all(None not in (row.recovered, row.left) for row in rows)
     attacks = [n for n in stages(tmp_path / "out") if n.startswith("relearn-")]
     assert len(attacks) == 2
     seconds = {row.method: row.seconds for row in rows}

@@ -78,6 +78,8 @@ def test_what_is_hidden_comes_back_and_what_was_never_known_does_not(tiny, token
     hides, never_knew = found["hides"], found["never knew"]
     assert hides["forget.nll_before"] > 3 and hides["forget.exact_before"] < 0.5
     assert hides["recovered"] > 0.1 and hides["recovered_nll"] > 0.5
+    ends = (hides[f"{side}.exact_after"] for side in ("forget", "control"))
+    assert hides["left"] == pytest.approx(next(ends) - next(ends)) and hides["left"] > 0.1
     assert hides["forget.nll_after"] < hides["control.nll_after"] - 1
     assert abs(never_knew["recovered"]) < 0.1 and abs(never_knew["recovered_nll"]) < 0.1
     assert never_knew["forget.gain"] > 0.2  # control: it was trained, too

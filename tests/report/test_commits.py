@@ -2,7 +2,7 @@
 
 from expunge.report.board import rows_of
 from expunge.report.commits import joined, made_by
-from expunge.report.leaderboard import standing_of
+from expunge.report.standings import standing_of
 
 STAGE = {"wall_seconds": 1.0, "peak_rss_bytes": 1, "accelerator": None, "machine": "m", "cpus": 2}
 

@@ -267,7 +267,8 @@ def attacked(results: Results, low: float) -> Results:
             "control_after": 0.46,
         },
         "recovered": 0.215,
-        "interval": {"low": low, "high": 0.3},
+        "recovered_interval": {"low": low, "high": 0.3},
+        "left": 0.21,
         "n": 80,
     }
     return Results.model_validate(content)

@@ -116,7 +116,7 @@ def leaderboard(
     from expunge.leaderboard.run import run_leaderboard
     from expunge.leaderboard.section import Board
     from expunge.progress import say
-    from expunge.report.leaderboard import add_standings
+    from expunge.report.standings import add_standings
     from expunge.report.terminal import print_leaderboard
 
     made = run_leaderboard(

@@ -63,7 +63,7 @@ def gated(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def gated_models(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What gates may name of a run's models, `MODEL.` before each: the official numbers,
-    `collapsed`, `relearn.recovered`, and of a side of the documents its own, as in
+    `collapsed`, `relearn.recovered`, `relearn.left`, and of a side of the documents its own, as in
     `merged.test.mia.auc`, and its attacks', as in `merged.test.loss.two_sided`."""
     found: dict[str, dict[str, Any]] = {}
     for model, entry in models.items():
@@ -74,7 +74,7 @@ def gated_models(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             numbers["collapsed"] = float(entry["collapse"]["collapsed"])
         relearn = entry.get("relearn")
         if relearn is not None:
-            numbers["relearn.recovered"] = relearn["recovered"]
+            numbers |= {f"relearn.{n}": relearn[n] for n in ("recovered", "left")}
         for side, fold in entry["folds"].items():
             numbers |= _values(f"{side}.", entry_numbers(fold))
             for attack, read in fold["membership"].items():

@@ -49,6 +49,7 @@ NUMBERS: dict[str, dict[str, str]] = {
         "<attack>.<side>.fall": "nll_before - nll_after, likewise.",
         "<attack>.recovered": "The gain of forget less that of control; see `unpaired_difference`.",
         "<attack>.recovered_nll": "The fall of forget less that of control, likewise.",
+        "<attack>.left": "`exact_after` of forget less that of control, likewise.",
     },
     "tofu": {
         "<set>.probability": "Mean `tofu_probability` (forget, retain) or "

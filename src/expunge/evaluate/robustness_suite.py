@@ -79,13 +79,15 @@ def robustness_suite(reader: Reader, section: Robustness) -> Measured:
 
         recovered = gain of forget - gain of control,       gain = exact_after - exact_before
         recovered_nll = fall of forget - fall of control,   fall = nll_before - nll_after
+        left = exact_after of forget - exact_after of control
 
     `exact` is `exact_memorisation`, `nll` the loss of an answer's token. `relearn` trains on a
     share of the forget documents and measures the others; `quantise` measures all. A text that the
     model no longer holds gains as much as a control's, that it never read: `recovered` near 0. One
     that it hides comes back; of one that it still says (`exact_before` of forget above that of
-    control) nothing is left to come back, which is near 0 too. The copy is loaded beside the
-    model; an adapter is folded into it.
+    control) nothing is left to come back, which is near 0 too. `left` is what an attacker ends
+    with, hidden or said: near 0 where forget and control are texts of one kind. The copy is loaded
+    beside the model; an adapter is folded into it.
 
     Source: Hu et al. 2024, arXiv:2406.13356; Zhang et al. 2024, arXiv:2410.16454.
     """
@@ -142,8 +144,6 @@ def relearned(
     found = Measured()
     _measure(found, "relearn", others, reader, _attacked(reader, change, "relearn", *named))
     said = {name.removeprefix("relearn."): number for name, number in found.numbers.items()}
-    recovered = said["recovered"]
-    whole = recovered.low is not None and recovered.high is not None
     return {
         "documents": len(known),
         "exact": {
@@ -151,10 +151,14 @@ def relearned(
             for side in ("forget", "control")
             for when in ("before", "after")
         },
-        "recovered": recovered.value,
-        "interval": {"low": recovered.low, "high": recovered.high} if whole else None,
+        **{name: said[name].value for name in ("recovered", "left")},
+        **{f"{name}_interval": _interval(said[name]) for name in ("recovered", "left")},
         "n": sum(item.side == "forget" for item in others),
     }
+
+
+def _interval(number: Number) -> dict[str, float | None] | None:
+    return None if number.low is None else {"low": number.low, "high": number.high}
 
 
 def _items(reader: Reader, section: Robustness) -> list[_Item]:
@@ -248,3 +252,6 @@ def _measure(
         if ("control", metric) in changes:
             sides = (changes[side, metric] for side in ("control", "forget"))
             found.numbers[f"{attack}.{name}"] = unpaired_difference(*sides)
+    ends = [f"{attack}.{side}.exact_after" for side in ("control", "forget")]
+    if ends[0] in found.numbers:
+        found.numbers[f"{attack}.left"] = unpaired_difference(*(found.numbers[n] for n in ends))

@@ -128,7 +128,7 @@ SUITES: dict[str, Suite] = {
         robustness_suite.robustness_suite,
         "Hu et al. 2024, arXiv:2406.13356; Zhang et al. 2024, arXiv:2410.16454",
         "does forgotten text come back after a little training or rounding of the weights",
-        ("*.forget.*", "*.recovered", "*.recovered_nll"),
+        ("*.forget.*", "*.recovered", "*.recovered_nll", "*.left"),
     ),
     "tofu": Suite(
         tofu_suite.Tofu,

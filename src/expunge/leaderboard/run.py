@@ -18,8 +18,8 @@ from expunge.leaderboard.section import Board
 from expunge.pipeline import Pipeline
 from expunge.recipe import Recipe
 from expunge.registry import lookup
-from expunge.report.leaderboard import Standing, standing_of
 from expunge.report.results import ModelResults, read_results
+from expunge.report.standings import Standing, standing_of
 from expunge.runner import run_pipelines
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from expunge import runs
 from expunge.errors import RunError
 from expunge.report.board import read_rows
-from expunge.report.leaderboard import leaderboard_page, read_standings
+from expunge.report.leaderboard import leaderboard_page
 from expunge.report.methods_guide import methods_guide
 from expunge.report.methods_page import MethodRow, methods_page
 from expunge.report.metrics_page import SuiteRow, metrics_page
 from expunge.report.results_page import results_page
+from expunge.report.standings import read_standings
 
 
 def documents(

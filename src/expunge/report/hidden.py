@@ -8,7 +8,7 @@ _SIDES = ("forget", "control")
 def hidden(model: ModelResults, grade: str) -> str:
     """What the verdict adds where relearning brings back more than never-seen documents gain;
     nothing where it does not, was not tried, or where little is forgotten (`grade` not)."""
-    interval = model.relearn and model.relearn.interval
+    interval = model.relearn and model.relearn.recovered_interval
     if grade == "not" or not interval or interval.low <= 0:
         return ""
     return " But it is hidden, not gone: training on a few documents brings back others."

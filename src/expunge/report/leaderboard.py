@@ -1,140 +1,14 @@
-"""docs/leaderboard.json: one row for each method and seed; docs/leaderboard.md, made of it."""
+"""docs/leaderboard.md, made of the rows of docs/leaderboard.json."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
-from pydantic import Field, JsonValue, ValidationError
-
-from expunge import runs
-from expunge.config import Section, first_fault
-from expunge.errors import RunError
-from expunge.report.commits import joined, made_by
-from expunge.report.results import Results, Share
-from expunge.report.story import mean_term
+from expunge.report.commits import joined
+from expunge.report.standings import Standing
 from expunge.report.tables import COLLAPSED, FAILED, NOT_MEASURED, markdown, number
 
 TARGET = "target"
 """What the methods start from; it stands in the table and is not ranked."""
-
-
-class Standing(Section):
-    """One method on one seed."""
-
-    method: str
-    """Name in the leaderboard file."""
-
-    board: str
-    """The recipe whose target and data it shares."""
-
-    seed: int
-    """Seed of training."""
-
-    task_aggregate: Share | None = None
-    """Harmonic mean of the twelve terms, the forget ones as 1 - v."""
-
-    forget_sc: Share | None = None
-    """Mean completion of the forget half."""
-
-    forget_qa: Share | None = None
-    """Mean knowledge of the forget half."""
-
-    retain_sc: Share | None = None
-    """Mean completion of the retain half."""
-
-    retain_qa: Share | None = None
-    """Mean knowledge of the retain half."""
-
-    mia_auc: Share | None = None
-    """AUC of the membership attack."""
-
-    mia_score: Share | None = None
-    """1 - 2 |AUC - 0.5|."""
-
-    mmlu: Share | None = None
-    """MMLU accuracy."""
-
-    recovered: float | None = None
-    """What training on some forgotten documents brings back of the others."""
-
-    nll_neutral: float | None = None
-    """NLL of ordinary text, nats a token."""
-
-    final: Share | None = None
-    """Mean of task aggregate, MIA score and MMLU."""
-
-    collapsed: bool | None = None
-    """True for a destroyed model."""
-
-    failed: str = ""
-    """Why it could not be trained, in which case nothing is measured."""
-
-    seconds: float | None = None
-    """Time of the stages that made it from the target."""
-
-    peak_bytes: int | None = None
-    """Most memory that one of these stages held."""
-
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
-    """What tuning chose."""
-
-    trials: int = 1
-    """How many settings were tried."""
-
-    note: str = ""
-    """What a reader should know."""
-
-    commit: str | None = None
-    """Commits of the code that made it."""
-
-    machine: str | None = None
-    """Where it was made."""
-
-
-def standing_of(results: Results, model: str, **known: Any) -> Standing:
-    """The row of one model of a run."""
-    found = results.models[model]
-    semeval, made = found.semeval, _made(results, known["seed"])
-    return Standing(
-        **known,
-        task_aggregate=semeval.task_aggregate,
-        forget_sc=mean_term(semeval, "forget", "sc"),
-        forget_qa=mean_term(semeval, "forget", "qa"),
-        retain_sc=mean_term(semeval, "retain", "sc"),
-        retain_qa=mean_term(semeval, "retain", "qa"),
-        mia_auc=semeval.mia and semeval.mia.auc,
-        mia_score=semeval.mia and semeval.mia.score,
-        mmlu=semeval.mmlu and semeval.mmlu.accuracy,
-        recovered=found.relearn and found.relearn.recovered,
-        nll_neutral=found.nll.neutral,
-        final=semeval.final,
-        collapsed=found.collapse.collapsed,
-        seconds=sum(stage["wall_seconds"] for stage in made) if made else None,
-        peak_bytes=max((stage["peak_rss_bytes"] for stage in made), default=None),
-        commit=made_by(results),
-        machine=next((_machine(stage) for stage in made), None),
-    )
-
-
-def read_standings(path: Path) -> list[Standing]:
-    """The rows of docs/leaderboard.json; a file that is not there yet has none."""
-    if not path.is_file():
-        return []
-    content = runs.read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-        raise RunError(f'{path} must hold {{"rows": [...]}}')
-    try:
-        return [Standing.model_validate(row) for row in content["rows"]]
-    except ValidationError as error:
-        raise RunError(f"{path}: {first_fault(error)}") from None
-
-
-def add_standings(path: Path, rows: Iterable[Standing]) -> None:
-    """Put `rows` into docs/leaderboard.json, in place of those of the same method and seed."""
-    kept = {(row.board, row.method, row.seed): row for row in [*read_standings(path), *rows]}
-    told = [row.model_dump(mode="json") for row in kept.values()]
-    runs.write_json(path, {"rows": told})
 
 
 def leaderboard_page(rows: Sequence[Standing]) -> str:
@@ -183,9 +57,9 @@ table.
 Each figure is the mean over the seeds ± their standard deviation; a seed on which training fails
 with these settings is FAILED and in no mean. ★ marks the Pareto front of forgetting (mean of the
 six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
-that fail and collapse on no seed. Relearned is what training on some of the forgotten documents
-brings back of the others, beyond what never-seen documents gain, as a share of their tokens that
-the model guesses; a dash where that was not tried. Time and memory are those of making the model
+that fail and collapse on no seed. Left when relearned: a copy is trained on some of the forgotten
+documents; of the tokens of the others it then guesses so much more than of those of never-seen
+documents; a dash where that was not tried. Time and memory are those of making the model
 from the target, without evaluation; time is that of a shared machine. COLLAPSED stands in place of
 the final score of a model that no longer writes language; a seed on which a method collapses is in
 no mean of task aggregate and final score, and counts as 0 in the order of methods.
@@ -194,8 +68,8 @@ no mean of task aggregate and final score, and counts as 0 in the order of metho
 _HEADER = [
     *("method", "seeds", "final ↑", "Pareto", "task aggregate ↑", "forget completion ↓"),
     *("forget knowledge ↓", "retain completion ↑", "retain knowledge ↑", "MIA AUC → 0.5"),
-    *("MIA score ↑", "MMLU ↑", "relearned ↓", "NLL of other text ↓", "minutes", "peak GB"),
-    *("settings", "trials", "note", "commit"),
+    *("MIA score ↑", "MMLU ↑", "left when relearned → 0", "NLL of other text ↓", "minutes"),
+    *("peak GB", "settings", "trials", "note", "commit"),
 ]
 
 
@@ -221,7 +95,7 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
             _spread(rows, field)
             for field in (
                 *("forget_sc", "forget_qa", "retain_sc", "retain_qa"),
-                *("mia_auc", "mia_score", "mmlu", "recovered", "nll_neutral"),
+                *("mia_auc", "mia_score", "mmlu", "left", "nll_neutral"),
             )
         ),
         _mean(rows, "seconds", 60, 1),
@@ -278,16 +152,3 @@ def _goals(rows: list[Standing]) -> tuple[float, ...] | None:
     mean = {field: fmean(getattr(row, field) for row in rows) for field in fields}
     forgetting = 1 - (mean["forget_sc"] + mean["forget_qa"]) / 2
     return forgetting, (mean["retain_sc"] + mean["retain_qa"]) / 2, mean["mia_score"]
-
-
-def _made(results: Results, seed: int) -> list[dict[str, Any]]:
-    """The stages that made the model from the target: not data, target or evaluation."""
-    return [
-        stage
-        for stage in results.stages
-        if not str(stage["stage"]).startswith(("evaluate-", "relearn-", "data", "target"))
-    ]
-
-
-def _machine(stage: Mapping[str, Any]) -> str:
-    return f"{stage['accelerator'] or stage['machine']}, {stage['cpus']} CPUs"

@@ -183,13 +183,18 @@ class Relearned(Section):
     """Members that it was trained on; the others are asked."""
 
     exact: dict[str, Share | None] = Field(default_factory=dict)
-    """`forget_before`, `forget_after`, `control_before`, `control_after` → share of the tokens of
-    the other members, and of the non-members, that the model guesses (`exact_memorisation`)."""
+    """`forget_before`, … `control_after` → `exact_memorisation` of other members, non-members."""
 
     recovered: float | None = None
     """What the members gain more than the non-members do; near 0 where nothing is hidden."""
 
-    interval: Interval | None = None
+    recovered_interval: Interval | None = None
+    """Its 95 % interval."""
+
+    left: float | None = None
+    """`forget_after` less `control_after`: what an attacker ends with, hidden or said."""
+
+    left_interval: Interval | None = None
     """Its 95 % interval."""
 
     n: int | None = None

@@ -70,7 +70,8 @@ def lines(results: Results, *, intervals: bool = False) -> list[Line]:
         *known(
             "MIA KS distance ↓", lambda model: number(model.semeval.mia and model.semeval.mia.ks)
         ),
-        *known("comes back when relearned ↓", _recovered),
+        *known("comes back when relearned ↓", lambda m: _relearned(m, "recovered")),
+        *known("left when relearned → 0", lambda m: _relearned(m, "left")),
         line("MIA score ↑", lambda model: number(model.semeval.mia and model.semeval.mia.score)),
         line(f"MMLU ↑{f' (n={sample})' if sample else ''}", lambda m: _mmlu(m, sample)),
         *known("MMLU interval", lambda model: _ends(model.semeval.interval("mmlu"))),
@@ -202,11 +203,9 @@ def _mia_interval(model: ModelResults) -> str:
     return f"{mia.low:.2f}–{mia.high:.2f}"
 
 
-def _recovered(model: ModelResults) -> str:
-    found = model.relearn
-    if found is None or found.recovered is None:
-        return NOT_MEASURED
-    return f"{found.recovered:.3f}" + (f" ({_ends(found.interval)})" if found.interval else "")
+def _relearned(model: ModelResults, name: str) -> str:
+    value, interval = (getattr(model.relearn, n, None) for n in (name, f"{name}_interval"))
+    return number(value) + (f" ({interval.low:.2f} to {interval.high:.2f})" if interval else "")
 
 
 def _aggregate_interval(model: ModelResults) -> str:

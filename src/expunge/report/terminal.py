@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from expunge.report.leaderboard import Standing, leaderboard_table
+from expunge.report.leaderboard import leaderboard_table
 from expunge.report.results import Results, read_results
+from expunge.report.standings import Standing
 from expunge.report.tables import GAP, NOT_MEASURED, packed, results_tables
 from expunge.report.verdict import verdict
 
