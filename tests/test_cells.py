@@ -183,11 +183,19 @@ def test_a_sweep_is_a_recipe_for_every_combination(fields):
             "--sweep branches.weak.terms.7.weight: there is no '7' there",
         ),
         ("name.first=1", "there is no 'first' there"),
+        ("branches.weak.optimizer.lr= ", "takes path=value,value"),
+        ("branches.weak.optimizer.lr=,", "takes path=value,value"),
     ],
 )
 def test_a_sweep_of_nothing_is_refused(fields, sweep, message):
     with pytest.raises(RecipeError, match=message):
         swept(load_recipe(fields), parse_sweep([sweep]))
+
+
+def test_a_field_is_swept_once():
+    with pytest.raises(RecipeError, match=r"--sweep names a\.lr twice; give all its values"):
+        parse_sweep(["a.lr=1,2", "a.lr=3"])
+    assert parse_sweep(["a.lr=1,2", "b.lr=3"]) == {"a.lr": [1, 2], "b.lr": [3]}  # control
 
 
 def test_ray_is_refused_to_several_processes(monkeypatch):

@@ -56,6 +56,10 @@ class TrainingError(ExpungeError):
     """Training cannot go on: a loss became NaN or infinite, or an adapter did not move."""
 
 
+class DivergedError(TrainingError):
+    """Training came to a loss that is not finite."""
+
+
 class EvaluationError(ExpungeError):
     """A metric cannot be computed: an item it cannot place, a score that is NaN."""
 

@@ -33,7 +33,7 @@ from expunge.unlearn.branch import Branch
 from expunge.unlearn.companions import CompanionSet
 from expunge.unlearn.levels import set_apart
 from expunge.unlearn.objective import Objective
-from expunge.unlearn.preparing import check_fit
+from expunge.unlearn.preparing import check_adapter, check_fit
 from expunge.unlearn.schedule import phases, row_of
 from expunge.unlearn.sets import Half
 from expunge.unlearn.weighting import check_weighting
@@ -109,6 +109,8 @@ class Inputs:
     def sets(self) -> Sets:
         """The examples and documents, read and checked."""
         sets = read_sets(self._data, strays=False)
+        if self.recipe.relearn is not None:
+            self.recipe.relearn.trained_on(len(sets.members))
         for name, branch in self.recipe.branches.items():
             apart = branch.levels.apart if branch.levels is not None else 0
             if apart and apart >= len(sets.neutral):
@@ -243,9 +245,12 @@ class Inputs:
 def check_parts(recipe: Recipe, base: Path) -> None:
     """Refuse branches and edits that ask for what the model in `base` lacks; its weights are not
     read."""
-    if not (recipe.branches or recipe.edits):
+    if not (recipe.branches or recipe.edits or recipe.relearn):
         return
     outline = models.outline(base)
+    if recipe.relearn is not None:
+        with said_of("relearn"):
+            check_adapter(outline, recipe.relearn.adapter)
     for name, config in recipe.calibrate.items():
         check_groups(recipe, name, config, outline)
     for name, branch in recipe.branches.items():

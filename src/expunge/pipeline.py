@@ -14,7 +14,7 @@ from expunge.cards import card_of, facts_of, has_card, write_card
 from expunge.config import parse_section
 from expunge.edit.run import EDIT, do_edit
 from expunge.edit.task import Weights
-from expunge.errors import RunError, UnfinishedError
+from expunge.errors import DivergedError, RunError, UnfinishedError
 from expunge.evaluate.numbers import flat_numbers
 from expunge.evaluate.reader import Reader, open_reader
 from expunge.evaluate.robustness_suite import relearned
@@ -154,7 +154,11 @@ class Pipeline(Calibrating):
         if self.splits:
             inputs |= self.fold_inputs
         done = self.folder.stage(f"evaluate-{name}", config, inputs, build, together=True)
-        entry = runs.read_json(done / "scores.json") | {"relearn": self.relearned(name, weights)}
+        try:
+            attacked = self.relearned(name, weights)
+        except UnfinishedError:  # of a run that is only looked at
+            attacked = None
+        entry = runs.read_json(done / "scores.json") | {"relearn": attacked}
         return entry, runs.read_json_lines(done / "items.jsonl")
 
     def relearned(self, name: str, weights: Weights) -> dict[str, Any] | None:
@@ -166,10 +170,13 @@ class Pipeline(Calibrating):
 
         def build(work: Path) -> None:
             sets, longest = self.sets, self.recipe.evaluate.document_tokens
-            told = relearned(
-                self._reader(weights), sets.members, sets.nonmembers, how, document_tokens=longest
-            )
-            runs.write_json(work / "relearn.json", told)
+            told = {"document_tokens": longest, "label": work.name.removesuffix(".partial")}
+            try:
+                reader = self._reader(weights)
+                found = relearned(reader, sets.members, sets.nonmembers, how, **told)
+            except DivergedError as error:
+                found = {"failed": str(error)}
+            runs.write_json(work / "relearn.json", found)
 
         inputs = self._read_from(weights)
         inputs["document_tokens"] = str(self.recipe.evaluate.document_tokens)

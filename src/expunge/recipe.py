@@ -26,6 +26,10 @@ KEPT = "recipe.yaml"
 """A run folder's recipe, as it was given."""
 
 
+STAGES = ("data", "alternates", "levels")
+"""Stages that make no model."""
+
+
 class Recipe(Section):
     """All stages of a run: data, tune, branches, merges, edits, evaluation."""
 
@@ -78,6 +82,8 @@ class Recipe(Section):
         names = ["original", "target", *made]
         for name in made:
             runs.check_name(name)
+            if name in STAGES or name.startswith(("evaluate-", "relearn-")):
+                raise ValueError(f"'{name}' is what a stage is called; give the model another name")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' names two models of the results")

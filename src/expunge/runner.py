@@ -155,8 +155,10 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[Any]]:
     changes: dict[str, list[Any]] = {}
     for text in texts:
         path, equals, values = text.partition("=")
-        if not (path and equals and values):
+        if not (path and equals and values.strip(" ,")):
             raise RecipeError(f"--sweep takes path=value,value; '{text}' is not that")
+        if path in changes:
+            raise RecipeError(f"--sweep names {path} twice; give all its values at once")
         try:
             changes[path] = yaml.safe_load(f"[{values}]")
         except BROKEN_YAML:

@@ -14,7 +14,7 @@ from expunge.plan.budget import SAFETY, Budget, parse_budget, run_in_time
 from expunge.plan.folder import BudgetRun
 from expunge.plan.outcome import run_as_planned
 from expunge.plan.predict import Prediction, plan
-from expunge.recipe import load_recipe
+from expunge.recipe import kept_recipe, load_recipe
 from expunge.unlearn import trainer
 
 
@@ -91,6 +91,7 @@ def test_a_budget_shortens_a_stage_and_a_whole_run_does_not_take_it(recipe, tmp_
     assert len((cut / trainer.LOG).read_text().splitlines()) == did["steps"]
     row = next(row for row in rows if row["stage"] == "strong")
     assert row["steps done %"] < 100
+    assert kept_recipe(out) == long  # for what looks at the run later
     assert runs.read_json(cut / runs.PROVENANCE)["inputs"]["budget"] == f"{budget} s"
     (merged,) = (out / "stages").glob("merged-*")
 

@@ -284,6 +284,11 @@ def test_the_verdict_says_that_what_comes_back_was_hidden(results):
     within = verdict(attacked(results, low=-0.1))  # control: may be chance
     assert "hidden" not in within[0] and any("Trained on 10" in one for one in within)
     assert "hidden" not in " ".join(verdict(results))
+    content = results.model_dump()
+    content["models"]["merged"]["relearn"] = {"failed": "the loss became nan"}
+    told = verdict(Results.model_validate(content))
+    said = "Whether the merged model hides what it forgot is not known: the loss became nan."
+    assert said in told and "hidden" not in told[0]
 
 
 def test_what_comes_back_is_a_number_for_gates(results):

@@ -113,6 +113,12 @@ def gates_of(fail_if: list[str] | None, *recipes: Recipe) -> list[Gate]:
     gates = parse_gates(fail_if or [])
     for recipe in recipes if gates else ():
         refuse_unmade(gates, [name for name in recipe.models if name not in recipe.unscored])
+        for gate in gates if recipe.relearn is None else ():
+            if ".relearn." in gate.name:
+                raise RecipeError(
+                    f"--fail-if {gate.name} needs an attack, which {recipe.name} does not ask for; "
+                    "add relearn: {} to it"
+                )
     return gates
 
 

@@ -17,15 +17,29 @@ from pydantic import Field
 from torch import Tensor
 
 from expunge import lora, models, parallel, sharding
-from expunge.config import Section
+from expunge.config import Section, SeedNumber
 from expunge.data.batches import TokenSequence
+from expunge.errors import DivergedError, EvaluationError, TrainingError
 from expunge.linear import is_linear, is_transposed
+from expunge.unlearn.fit import readable_out_of_memory
+from expunge.unlearn.footprint import Demand
 from expunge.unlearn.objective import Objective, Term
+from expunge.unlearn.optimizer import Optimizer
 from expunge.unlearn.passes import HalfData, Passes
-from expunge.unlearn.trainer import Optimizer, autocast, train
+from expunge.unlearn.trainer import autocast, recompute_blocks, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class RelearnOptimizer(Optimizer):
+    """As of a branch, with a rate and a decay of its own."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
 
 
 class Relearn(Section):
@@ -41,13 +55,34 @@ class Relearn(Section):
     """Items a step."""
 
     rank: int = Field(default=16, ge=1)
-    """Of the adapter on every linear layer."""
+    """Of the adapter that is trained."""
 
-    optimizer: Optimizer = Field(default_factory=lambda: Optimizer(lr=2e-4, weight_decay=0.0))
+    targets: tuple[str, ...] | None = Field(
+        default=None, min_length=1, exclude_if=lambda named: named is None
+    )
+    """Last names of the linear layers that it lies on; null means every one but the head."""
+
+    optimizer: RelearnOptimizer = RelearnOptimizer()
     """Learning rate and the like."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: SeedNumber = Field(default=0, ge=0)
     """Draws the documents, the order and the adapter."""
+
+    @property
+    def adapter(self) -> lora.Lora:
+        """What is trained: scale 2, no dropout."""
+        alpha = 2.0 * self.rank
+        return lora.Lora(rank=self.rank, alpha=alpha, dropout=0.0, targets=self.targets)
+
+    def trained_on(self, documents: int) -> int:
+        """How many of so many documents it is trained on; none or all is an `EvaluationError`."""
+        count = round(self.share * documents)
+        if not 0 < count < documents:
+            raise EvaluationError(
+                f"relearn.share {self.share:g} of {documents} forget documents is {count}: some "
+                "must be trained on, and some left to be measured"
+            )
+        return count
 
 
 class Quantise(Section):
@@ -60,19 +95,28 @@ class Quantise(Section):
     """Inputs of a row that share a scale."""
 
 
-def relearn(model: PreTrainedModel, known: Sequence[TokenSequence], how: Relearn) -> None:
+def relearn(
+    model: PreTrainedModel,
+    known: Sequence[TokenSequence],
+    how: Relearn,
+    *,
+    label: str = "relearn",
+) -> None:
     """Relearning: train a fresh adapter on a few of the forgotten texts, and ask for the others.
 
         minimise (1/B) Σ_b NLL(y_b | x_b) over A, B of every linear layer
 
-    `model` is left with the adapter on it.
+    `model` is left with the adapter on it. A loss that is not finite is a `DivergedError`.
 
     Source: Hu et al. 2024, arXiv:2406.13356; Lynch et al. 2024, arXiv:2402.16835.
     Differs: an adapter is trained, not every weight.
     """
     parallel.refuse_several("relearning")
-    adapters = lora.Lora(rank=how.rank, alpha=2.0 * how.rank, dropout=0.0)
-    lora.add_adapter(model, adapters, seed=how.seed)
+    lora.add_adapter(model, how.adapter, seed=how.seed)
+    if how.optimizer.checkpointing:
+        recompute_blocks(model)
+    weights: models.Dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
+    demand = relearn_demand(how, [len(text.tokens) for text in known], weights)
     objective = Objective((Term(half="retain", loss="nll"),))
     passes = Passes(model, {"retain": HalfData(known)}, objective, how.optimizer.max_tokens)
     steps = _batches(len(known), how)
@@ -83,17 +127,31 @@ def relearn(model: PreTrainedModel, known: Sequence[TokenSequence], how: Relearn
             return {"loss": passes.backward([{"retain": steps[number]}])["retain.nll"]}
 
     model.train()
-    with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
-        train(
-            parameters,
-            gradient,
-            steps=len(steps),
-            config=how.optimizer,
-            seed=how.seed,
-            folder=Path(folder),
-            label="relearn",
-        )
+    told = {"config": how.optimizer, "seed": how.seed, "label": label}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.enable_grad(),
+        readable_out_of_memory(label, model, demand),
+    ):
+        try:
+            train(parameters, gradient, steps=len(steps), folder=Path(folder), **told)
+        except TrainingError as error:
+            said = str(error).partition("; the weights before")[0]
+            raise DivergedError(f"{said}; a lower relearn.optimizer.lr may help") from None
     model.eval()
+
+
+def relearn_demand(how: Relearn, lengths: Sequence[int], weights: models.Dtype) -> Demand:
+    """What `relearn` asks of memory on texts of so many tokens, if the longest come together."""
+    longest = sorted(lengths, reverse=True)[: how.batch]
+    return Demand(
+        optimizer=how.optimizer,
+        weights=weights,
+        passes=(tuple(longest),),
+        piece=longest[0],
+        longest=longest[0],
+        rank=how.rank,
+    )
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ class _Item:
     side: str
     example: Example
     sequence: TokenSequence
+    document: str
 
 
 def robustness_suite(reader: Reader, section: Robustness) -> Measured:
@@ -105,7 +106,7 @@ def robustness_suite(reader: Reader, section: Robustness) -> Measured:
     }
     found = Measured(
         facts={
-            "documents_relearned": len({i.example.document for i in known}),
+            "documents_relearned": len({i.document for i in known}),
             "answers_cut": sum(item.sequence.cut > 0 for item in items),
         }
     )
@@ -124,6 +125,7 @@ def relearned(
     how: Relearn,
     *,
     document_tokens: int,
+    label: str = "relearn",
 ) -> dict[str, Any]:
     """The entry `relearn` of results.json: `relearn` on some members, asked of the other members
     and of the non-members, as `robustness_suite` asks of items."""
@@ -133,13 +135,14 @@ def relearned(
             side,
             Example(document.id, "", document.text),
             encode_document(document, reader.tokenizer, max_length=longest),
+            document.id,
         )
         for side, documents in (("forget", members), ("control", nonmembers))
         for document in documents
     ]
     known, others = _parted(items, how)
     trained = [item.sequence for item in known]
-    change = partial(relearn, known=trained, how=how)
+    change = partial(relearn, known=trained, how=how, label=label)
     named = [repr(how.keyed()), [sequence.tokens for sequence in trained]]
     found = Measured()
     _measure(found, "relearn", others, reader, _attacked(reader, change, "relearn", *named))
@@ -170,7 +173,7 @@ def _items(reader: Reader, section: Robustness) -> list[_Item]:
     read = {"separator": section.separator, "chat": section.chat, "max_length": longest}
     how = {**read, "prompt_tail": section.prompt_tail}
     return [
-        _Item(side, example, encode(example, reader.tokenizer, **how))
+        _Item(side, example, encode(example, reader.tokenizer, **how), example.document)
         for side, examples in sides.items()
         for example in examples
     ]
@@ -178,18 +181,13 @@ def _items(reader: Reader, section: Robustness) -> list[_Item]:
 
 def _parted(items: Sequence[_Item], how: Relearn) -> tuple[list[_Item], list[_Item]]:
     """The forget items that are trained on, and everything else."""
-    documents = list(dict.fromkeys(i.example.document for i in items if i.side == "forget"))
-    count = round(how.share * len(documents))
-    if not 0 < count < len(documents):
-        raise EvaluationError(
-            f"relearn.share {how.share:g} of {len(documents)} forget documents is {count}: some "
-            "must be trained on, and some left to be measured"
-        )
+    documents = list(dict.fromkeys(i.document for i in items if i.side == "forget"))
+    count = how.trained_on(len(documents))
     drawn = np.random.default_rng(how.seed).permutation(len(documents))[:count]
     chosen = {documents[i] for i in drawn}
-    known, others = [], []
+    known, others = list[_Item](), list[_Item]()
     for item in items:
-        trained = item.side == "forget" and item.example.document in chosen
+        trained = item.side == "forget" and item.document in chosen
         (known if trained else others).append(item)
     return known, others
 
@@ -236,7 +234,7 @@ def _measure(
         own = [item for item in zip(items, rows, strict=True) if item[0].side == side]
         for metric, change in CHANGES.items():
             when = [f"{metric}_{name}" for name in ("before", "after")]
-            known = [(i.example.document, r) for i, r in own if r[when[0]] is not None]
+            known = [(i.document, r) for i, r in own if r[when[0]] is not None]
             then, now = ([row[name] for _, row in known] for name in when)
             for name, values in zip(when, (then, now), strict=True):
                 full = f"{attack}.{side}.{name}"

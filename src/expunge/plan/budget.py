@@ -11,11 +11,14 @@ from expunge.pipeline import Pipeline
 from expunge.plan.folder import BudgetRun
 from expunge.plan.predict import Plan, Prediction, plan, write_plan
 from expunge.progress import say
-from expunge.recipe import Recipe
+from expunge.recipe import Recipe, keep_recipe
 from expunge.runner import run_pipelines
 
 SAFETY = 1.25
 """What is kept for loading, merging, scoring and writing, as a multiple of its prediction."""
+
+REPORT = 1.5
+"""Seconds that are kept for the report of a seed, which is no stage."""
 
 
 def parse_budget(text: str) -> float:
@@ -74,7 +77,9 @@ def run_in_time(recipe: Recipe, out: Path, seconds: float, start: float) -> dict
     spent = time.monotonic() - start
     check_budget(made, seconds, spent)
     write_plan(made, out)
-    folder.deadlines = Budget(start + seconds, made.stages).deadline
+    keep_recipe(recipe, out)
+    ends = start + seconds - REPORT * len(recipe.seeds)
+    folder.deadlines = Budget(ends, made.stages).deadline
     folders = run_pipelines([Pipeline(recipe, out, folder)])[recipe.name]
     took = time.monotonic() - start
     said = "in time" if took <= seconds else "too late"

@@ -8,6 +8,7 @@ from typing import Any
 from expunge import models, parallel, runs
 from expunge.edit.section import Edit
 from expunge.evaluate.reader import PACK_TOKENS
+from expunge.evaluate.revival import relearn_demand
 from expunge.heads import BLOCK
 from expunge.merge.section import Merge
 from expunge.pipeline import Pipeline
@@ -15,7 +16,7 @@ from expunge.plan.calibrations import calibrating
 from expunge.plan.folder import Seen, mark_of
 from expunge.plan.pace import Pace
 from expunge.plan.rates import Rates, measure
-from expunge.plan.relearning import relearn_demand, relearning
+from expunge.plan.relearning import relearning
 from expunge.plan.settings import Settings, machine, settings_of
 from expunge.plan.work import (
     Encoded,
@@ -241,7 +242,7 @@ class _Foreteller:
         lengths = [len(document.tokens) for document in self.data.documents]
         count = len(sets.members)
         work = relearning(recipe.relearn, lengths[:count], lengths[count:][: len(sets.nonmembers)])
-        demand = relearn_demand(recipe.relearn, work, rates.shape, recipe.model.dtype)
+        demand = relearn_demand(recipe.relearn, lengths[:count], recipe.model.dtype)
         seconds = OVERHEAD + rates.load[recipe.model.dtype] + work.forwards * rates.plain.read
         how = f"{work.steps} steps, {work.trained} tokens, backward at twice the time of reading"
         return seconds, memory_of(rates.shape, demand), how

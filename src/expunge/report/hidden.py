@@ -19,6 +19,8 @@ def relearned(model: ModelResults, name: str) -> list[str]:
     found = model.relearn
     if found is None:
         return []
+    if found.failed:
+        return [f"Whether the {name} model hides what it forgot is not known: {found.failed}."]
     shares = [found.exact.get(f"{s}_{when}") for s in _SIDES for when in ("before", "after")]
     before, after, unseen_before, unseen_after = map(percent, shares)
     return [

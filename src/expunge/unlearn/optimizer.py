@@ -24,7 +24,8 @@ class Optimizer(Section):
     """Peak learning rate."""
 
     warmup: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps over which the rate rises from 0; it then falls linearly to 0."""
+    """Share of the steps over which the rate rises from 0; it then falls linearly to 0. A phase of
+    one step takes it at the peak."""
 
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
@@ -109,7 +110,7 @@ class Stepper:
         if step == start:
             self.torch.state.clear()
         total = min(length, steps - start)
-        warm = math.ceil(self.config.warmup * total)
+        warm = math.ceil(self.config.warmup * total) if total > 1 else 0  # it would not move
         done = step - start
         factor = done / warm if done < warm else (total - done) / max(1, total - warm)
         for group in self.torch.param_groups:

@@ -174,11 +174,16 @@ def check_fit(config: Branch, outline: PreTrainedModel) -> None:
     check_model(config.terms, outline.config)
     config.step.check_model(outline)
     if config.training == "lora":
-        lora.target_names(outline, config.lora)
-        if getattr(outline, "_is_stateful", False):  # recurrent layers may read weights themselves
-            _try_adapter(outline, config.lora)
+        check_adapter(outline, config.lora)
     if config.mask is not None:
         check_mask(outline, config.mask, Objective(config.terms).deepest)
+
+
+def check_adapter(outline: PreTrainedModel, config: lora.Lora) -> None:
+    """Refuse an adapter whose layers this model lacks, or whose weights it reads itself."""
+    lora.target_names(outline, config)
+    if getattr(outline, "_is_stateful", False):  # recurrent layers may read weights themselves
+        _try_adapter(outline, config)
 
 
 def _try_adapter(outline: PreTrainedModel, config: lora.Lora) -> None:

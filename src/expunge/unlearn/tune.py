@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 _REFERENCE = "neutral-reference.safetensors"
 
 
+class TuneOptimizer(Optimizer):
+    """As of a branch, with a rate and a warm-up of its own."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps over which the rate rises from 0; it then falls linearly to 0."""
+
+
 class Tune(Section):
     """How the target is made: every weight trained on both halves, neutral text mixed in."""
 
@@ -59,7 +69,7 @@ class Tune(Section):
     stop_nll: float = Field(default=0.0, ge=0)
     """Stop once the items' mean NLL over an epoch is below this; 0 never stops early."""
 
-    optimizer: Optimizer = Field(default_factory=lambda: Optimizer(lr=3e-4, warmup=0.05))
+    optimizer: TuneOptimizer = TuneOptimizer()
     """Learning rate and the like."""
 
     seed: SeedNumber = 42

@@ -79,7 +79,8 @@ class Watch(Section):
     as semeval.task_aggregate, semeval.mia.auc and collapse.collapsed."""
 
     sample: int | None = Field(default=None, ge=1)
-    """Items of each half whose losses are read, spread evenly; null reads all."""
+    """About how many items of each half have their losses read, spread evenly: every second,
+    third, …, at least so many; null reads all."""
 
     until: Until | None = None
     """When training stops, and falls back to the last weights that kept within its limits."""
