@@ -299,3 +299,19 @@ def test_what_comes_back_is_a_number_for_gates(results):
     with pytest.raises(GateError, match=said):
         check_runs(parse_gates(["merged.relearn.recovered > 0.05"]), {"run": models})
     check_runs(parse_gates(["merged.relearn.recovered > 0.5"]), {"run": models})
+
+
+def test_the_verdict_says_that_unseen_documents_were_lost_too(results):
+    content = results.model_dump()
+
+    def said(now) -> list[str]:
+        for name, nll in (("target", 2.69), ("merged", now)):
+            content["models"][name]["nll"]["nonmembers"] = nll
+        told = verdict(Results.model_validate(content))
+        return [one for one in told if "lost as well" in one]
+
+    assert said(9.48) == [
+        "Documents that no model has read were lost as well: the merged model's NLL of them is "
+        "9.48 nats a token (before: 2.69), so that a comparison with them says little."
+    ]
+    assert said(3.6) == [] and said(None) == []  # control: within a nat, and not measured

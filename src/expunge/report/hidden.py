@@ -1,8 +1,12 @@
-"""What relearning says, in plain words: is the forgotten text gone, or hidden?"""
+"""What forgetting was bought with, in plain words: is the text gone or hidden, is more lost?"""
 
 from expunge.report.results import ModelResults
 
 _SIDES = ("forget", "control")
+
+LOST = 1.0
+"""Nats a token by which the NLL of unseen documents may rise before the verdict says so: e times
+as unlikely, each token."""
 
 
 def hidden(model: ModelResults, grade: str) -> str:
@@ -27,6 +31,18 @@ def relearned(model: ModelResults, name: str) -> list[str]:
         f"Trained on {found.documents} of the forgotten documents, the {name} model guesses "
         f"{after} of the tokens of the others (before: {before}), and {unseen_after} of those of "
         f"never-seen documents (before: {unseen_before})."
+    ]
+
+
+def lost_unseen(before: ModelResults, after: ModelResults, name: str) -> list[str]:
+    """One sentence where documents that were never read have become unlikely, too: then membership
+    is balanced between two kinds of text that are both lost."""
+    was, now = before.nll.nonmembers, after.nll.nonmembers
+    if was is None or now is None or now - was <= LOST:
+        return []
+    return [
+        f"Documents that no model has read were lost as well: the {name} model's NLL of them is "
+        f"{now:.2f} nats a token (before: {was:.2f}), so that a comparison with them says little."
     ]
 
 

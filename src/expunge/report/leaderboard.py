@@ -59,7 +59,9 @@ with these settings is FAILED and in no mean. ★ marks the Pareto front of forg
 six forget terms, inverted), retention (mean of the six retain terms) and MIA score, among methods
 that fail and collapse on no seed. Left when relearned: a copy is trained on some of the forgotten
 documents; of the tokens of the others it then guesses so much more than of those of never-seen
-documents; a dash where that was not tried. Time and memory are those of making the model
+documents; a dash where that was not tried. The NLL of unseen documents, which are like the
+forgotten ones, should stay where the target has it: a method may look balanced because it has lost
+those as well. Time and memory are those of making the model
 from the target, without evaluation; time is that of a shared machine. COLLAPSED stands in place of
 the final score of a model that no longer writes language; a seed on which a method collapses is in
 no mean of task aggregate and final score, and counts as 0 in the order of methods.
@@ -68,8 +70,8 @@ no mean of task aggregate and final score, and counts as 0 in the order of metho
 _HEADER = [
     *("method", "seeds", "final ↑", "Pareto", "task aggregate ↑", "forget completion ↓"),
     *("forget knowledge ↓", "retain completion ↑", "retain knowledge ↑", "MIA AUC → 0.5"),
-    *("MIA score ↑", "MMLU ↑", "left when relearned → 0", "NLL of other text ↓", "minutes"),
-    *("peak GB", "settings", "trials", "note", "commit"),
+    *("MIA score ↑", "MMLU ↑", "left when relearned → 0", "NLL of unseen documents ↓"),
+    *("NLL of other text ↓", "minutes", "peak GB", "settings", "trials", "note", "commit"),
 ]
 
 
@@ -95,7 +97,7 @@ def _cells(name: str, rows: list[Standing], on_front: bool) -> list[str]:
             _spread(rows, field)
             for field in (
                 *("forget_sc", "forget_qa", "retain_sc", "retain_qa"),
-                *("mia_auc", "mia_score", "mmlu", "left", "nll_neutral"),
+                *("mia_auc", "mia_score", "mmlu", "left", "nll_nonmembers", "nll_neutral"),
             )
         ),
         _mean(rows, "seconds", 60, 1),

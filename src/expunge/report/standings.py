@@ -59,6 +59,9 @@ class Standing(Section):
     nll_neutral: float | None = None
     """NLL of ordinary text, nats a token."""
 
+    nll_nonmembers: float | None = None
+    """NLL of documents like the forgotten ones that no model has read, nats a token."""
+
     final: Share | None = None
     """Mean of task aggregate, MIA score and MMLU."""
 
@@ -107,6 +110,7 @@ def standing_of(results: Results, model: str, **known: Any) -> Standing:
         recovered=found.relearn and found.relearn.recovered,
         left=found.relearn and found.relearn.left,
         nll_neutral=found.nll.neutral,
+        nll_nonmembers=found.nll.nonmembers,
         final=semeval.final,
         collapsed=found.collapse.collapsed,
         seconds=sum(stage["wall_seconds"] for stage in made) if made else None,

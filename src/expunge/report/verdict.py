@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expunge.report.certainty import WIDE, half_number
-from expunge.report.hidden import hidden, percent, relearned
+from expunge.report.hidden import hidden, lost_unseen, percent, relearned
 from expunge.report.results import HALVES, Mia, ModelResults, Results
 from expunge.report.story import mean_term, models_compared
 
@@ -89,6 +89,7 @@ def verdict(results: Results) -> list[str]:
         *_comparisons(before, after, after_name),
         *([THRESHOLDS] if graded and not after.collapse.collapsed else []),
         *_membership(after, after_name),
+        *lost_unseen(before, after, after_name),
         *relearned(after, after_name),
         *_gated(results, names[0]),
         *_collapses(results, after_name),
