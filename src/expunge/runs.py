@@ -154,7 +154,7 @@ def stage_key(name: str, section: Section, inputs: Mapping[str, str]) -> str:
 
 def check_name(name: str) -> None:
     """Refuse the name of a model that is no name of a folder."""
-    if not name or name[0] == "." or not name.isprintable() or {*name} & {*"/\\"}:
+    if not name or name[0] == "." or not name.isprintable() or {*name} & {*"/\\@"}:
         raise ValueError(f"'{name}' cannot be the name of a model and its folder")
 
 

@@ -59,7 +59,7 @@ def fields(tiny_folder) -> dict:
         "name": "tiny",
         "model": {"path": str(tiny_folder), "max_length": 400, "separator": " "},
         "data": {"synthetic": {"documents": 2, "nonmembers": 16}},
-        "tune": {"epochs": 12, "batch": 4, "optimizer": OPTIMIZER},
+        "tune": {"epochs": 12, "batch": 4, "optimizer": {**OPTIMIZER, "warmup": 0}},
         "branches": {"deep": branch(14.0, 10), "shallow": branch(3.0, 1)},
         "folds": {"least": 2, "cross": 2},
         "evaluate": {"max_new_tokens": 4, "resamples": 20},

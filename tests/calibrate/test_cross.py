@@ -56,9 +56,9 @@ def test_folds_that_disagree_show_it_and_folds_that_agree_do_not():
     apart = rising([0.0, 0.0, 4.0, 4.0], [5.0] * 4)  # balanced at 0.5 and at 0.1
     found = cross_calibrated(apart, [0, 0, 1, 1], [0, 0, 1, 1], folds=2)
     assert sorted(f["t"] for f in found["folds"]) == pytest.approx([0.1, 0.5], abs=1e-6)
-    assert found["t_deviation"] == pytest.approx(0.2, abs=1e-6)
+    assert found["t_deviation"] == pytest.approx(0.2 * 2**0.5, abs=1e-6)
     assert found["auc_mean"] == 0.5  # one fold at 1, the other at 0: luck, as the deviation says
-    assert found["auc_deviation"] == 0.5
+    assert found["auc_deviation"] == pytest.approx(0.5 * 2**0.5)  # of two folds: n - 1 = 1
     assert found["beyond"] == 0
 
 
@@ -74,6 +74,9 @@ def test_a_fold_without_a_side_is_left_out():
     line = rising([0.0] * 4, [3.0] * 6)
     found = cross_calibrated(line, [0, 0, 1, 1], [0, 0, 1, 1, 2, 2], folds=3)
     assert [f["fold"] for f in found["folds"]] == [0, 1]
+    line = rising([0.0] * 12, [3.0] * 12)
+    one = cross_calibrated(line, [0] * 10 + [1, 2], [0] * 9 + [1] * 2 + [2], folds=3)
+    assert len(one["folds"]) == 1 and one["auc_deviation"] is one["t_deviation"] is None
 
 
 def test_tasks_that_are_balanced_apart_are_so_in_every_fold():

@@ -1,5 +1,7 @@
 """Folds: a document lies on one side with all that is made of it, whoever asks and whenever."""
 
+import unicodedata
+
 import pytest
 
 from expunge.data.examples import Document, Example
@@ -130,3 +132,27 @@ def test_an_interval_too_narrow_for_the_documents_says_how_many_would_do():
 def test_the_width_is_that_of_the_rank_test():
     # σ² = (M + N + 1) / (12 M N) = 41 / 4800 at 20 and 20
     assert interval_width(20, 20) == pytest.approx(2 * 1.96 * (41 / 4800) ** 0.5)
+
+
+def test_two_ids_with_one_text_in_two_forms_of_unicode_lie_on_one_side():
+    text = "Zoë Müller, {} Straße, was born in Århus."
+    twins = [
+        Document(f"{form}{n}", unicodedata.normalize(form, text.format(n)))
+        for n in range(20)
+        for form in ("NFC", "NFD")
+    ]
+    others = [Document(f"other{n}", f"unseen {n}") for n in range(24)]
+    given = Sets([], [], twins, others, [])
+    chosen = test_documents(given, Folds())
+    assert all((f"NFC{n}" in chosen) == (f"NFD{n}" in chosen) for n in range(20))
+    assert 0 < len(part(given, chosen, inside=True).members) < 40
+
+
+def test_a_file_of_test_ids_may_begin_with_a_mark_and_must_be_utf8(tmp_path):
+    path, given = tmp_path / "ids.txt", sets()
+    asked = sorted(test_documents(given, Folds()))
+    path.write_bytes("\n".join(asked).encode("utf-8-sig"))
+    assert test_documents(given, Folds(test_ids=str(path))) >= {*asked}
+    path.write_bytes("Zoë".encode("latin-1"))
+    with pytest.raises(DataError, match=r"ids\.txt is not UTF-8 text"):
+        test_documents(given, Folds(test_ids=str(path)))

@@ -234,3 +234,30 @@ def test_without_the_datasets_package_the_error_says_what_to_install(monkeypatch
 def test_documents_may_name_their_task(put):
     given = put("d.jsonl", [{"id": "1", "text": "a", "task": "T"}, {"id": "2", "text": "b"}])
     assert [document.task for document in read_documents(given)] == ["T", ""]
+
+
+def test_documents_of_each_task_are_counted_by_their_own_task(tmp_path):
+    path = tmp_path / "members.jsonl"
+    rows = [
+        {"id": f"{task}{n}", "document": f"{task} {n}", "task": task}
+        for task in "AB"
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_documents(
+        Source.model_validate({"path": str(path), "documents": {"A": 2, "B": 1}})
+    )
+    assert sorted(document.task for document in found) == ["A", "A", "B"]
+
+
+def test_a_path_that_names_no_place_is_refused_in_words(tmp_path):
+    for path in ("~no-such-user/a.jsonl", "a" * 5000, "a\0b"):
+        with pytest.raises(DataError, match=r"names no file|no data file"):
+            locate(path)
+
+
+def test_a_csv_field_may_be_a_long_document(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("id,document\nd1," + "word " * 40_000 + "\n")
+    (found,) = read_documents(Source(path=str(path)))
+    assert len(found.text.split()) == 40_000

@@ -65,7 +65,7 @@ def test_a_calibration_against_stand_ins_says_so():
 
 def test_a_cross_calibration_tells_what_the_two_sided_attack_and_the_distance_say():
     said = calibration_sentences(found(balanced=True))[-1]
-    assert "AUC 0.50 ± 0.10, two-sided 0.40 ± 0.10, KS 0.20 ± 0.00, t ±" in said
+    assert "AUC 0.50 ± 0.10, two-sided 0.40 ± 0.14, KS 0.20 ± 0.00, t ±" in said
 
 
 def test_a_row_has_the_widest_ends_of_the_attacks_intervals_on_both_folds():

@@ -219,7 +219,8 @@ def test_tuning_splits_a_batch_that_exceeds_max_tokens_and_learns_the_same(tiny,
     found = []
     for limit in (1000, 40):
         model = copy.deepcopy(tiny)
-        config = Tune(batch=4, optimizer=Optimizer(compute="float32", max_tokens=limit))
+        own = {"lr": 1e-4, "warmup": 0, "compute": "float32", "max_tokens": limit}
+        config = Tune.model_validate({"batch": 4, "optimizer": own})
         _, gradient, _ = tune_gradient(model, texts, [], config, folder=tmp_path)
         record = gradient(0)
         found.append((record["loss"], model.get_input_embeddings().weight.grad))

@@ -5,7 +5,7 @@ Dimensions: G points of a line, D documents of one side.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -92,8 +92,8 @@ def cross_calibrated(
     return {
         "folds": found,
         "auc_mean": fmean(aucs) if aucs else None,
-        "auc_deviation": pstdev(aucs) if aucs else None,
-        "t_deviation": pstdev(places) if places else None,
+        "auc_deviation": stdev(aucs) if len(aucs) > 1 else None,
+        "t_deviation": stdev(places) if len(places) > 1 else None,
         "beyond": sum(t in (line.points[0], line.points[-1]) for t in places),
     }
 

@@ -4,6 +4,7 @@ The unit is the document: whatever is made of one (its items, its text) lies on 
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -143,7 +144,10 @@ def given_ids(config: Folds) -> Path | None:
 
 
 def _named(path: Path, groups: Members) -> frozenset[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; give one document id a line") from None
     chosen = frozenset(line.strip() for line in lines if line.strip())
     one = _documents(groups)
     unknown = sorted(chosen - one.keys())
@@ -214,4 +218,4 @@ def _draw(id: str, seed: int) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

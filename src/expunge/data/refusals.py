@@ -78,7 +78,7 @@ def read_refusals(path: str | None = None) -> list[str]:
         return refusals()
     file = locate(path)
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise DataError(f"{file} is not UTF-8 text; give one refusal a line") from None
     found = [line for line in lines if line]

@@ -126,6 +126,7 @@ def _column_rows(path: Path, columns: dict[str, Any]) -> list[Row]:
 
 
 def _csv_rows(path: Path, content: bytes) -> list[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # a document may be long
     reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
     rows = []
     try:

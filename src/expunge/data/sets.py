@@ -1,5 +1,6 @@
 """The sets of a run: what is forgotten, what is kept, and what the membership attack compares."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,5 +127,6 @@ def _texts(examples: list[Example]) -> list[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """Without letter case and white space, which items are joined with or without."""
-    return "".join(text.lower().split())
+    """Without letter case, forms of one letter and white space, which items are joined with or
+    without."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

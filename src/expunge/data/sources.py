@@ -134,7 +134,9 @@ def read_documents(
                 "out, give their items, or say by forget.documents how many are forgotten"
             )
         documents = [document for document in documents if document.id in only]
-    return _first_documents(documents, [(document.id, "") for document in documents], source)
+    return _first_documents(
+        documents, [(document.id, document.task) for document in documents], source
+    )
 
 
 def source_hash(source: Source) -> str:
@@ -172,7 +174,12 @@ def locate(path: str) -> Path:
 def _place(path: str) -> Path:
     if path.startswith("data:"):
         return _data_folder(path) / path.removeprefix("data:")
-    return Path(path).expanduser()
+    try:
+        place = Path(path).expanduser()
+        place.is_file()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user; too long; a null byte
+        raise DataError(f"{path[:80]!r} names no file: {error}"[:300]) from None
+    return place
 
 
 def _data_folder(path: str) -> Path:

@@ -1,7 +1,7 @@
 """A calibration as tables: calibration and test side by side, the front, how sure it is."""
 
 from collections.abc import Collection, Mapping, Sequence
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 from expunge.evaluate.balance import furthest
@@ -75,8 +75,8 @@ def calibration_sentences(found: Mapping[str, Any]) -> list[str]:
     if cross["auc_mean"] is not None:
         said.append(
             f"Cross-calibrated over {len(cross['folds'])} folds: held-out AUC "
-            f"{cross['auc_mean']:.2f} ± {cross['auc_deviation']:.2f}, {_worst(cross)}, t ± "
-            f"{cross['t_deviation']:.3f}{_beyond(cross)}."
+            f"{cross['auc_mean']:.2f}{_scatter(cross['auc_deviation'])}, {_worst(cross)}, "
+            f"t{_scatter(cross['t_deviation'], 3)}{_beyond(cross)}."
         )
     spent = found["screening"]
     if spent["candidates"]:
@@ -104,7 +104,16 @@ def _worst(cross: Mapping[str, Any]) -> str:
         ("two-sided", [furthest(one["two_sided"] for one in attacks) for attacks in folds]),
         ("KS", [max(one["ks"] for one in attacks) for attacks in folds]),
     )
-    return ", ".join(f"{name} {fmean(each):.2f} ± {pstdev(each):.2f}" for name, each in said)
+    spreads = [stdev(each) if len(each) > 1 else None for _, each in said]
+    return ", ".join(
+        f"{name} {fmean(each):.2f}{_scatter(spread)}"
+        for (name, each), spread in zip(said, spreads, strict=True)
+    )
+
+
+def _scatter(deviation: float | None, digits: int = 2) -> str:
+    """The standard deviation over the folds; of one fold there is none."""
+    return " of one fold" if deviation is None else f" ± {deviation:.{digits}f}"
 
 
 def _beyond(cross: Mapping[str, Any]) -> str:
