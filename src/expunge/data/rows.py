@@ -185,3 +185,13 @@ READERS: dict[str, Callable[[Path, bytes], list[Row]]] = {
     ".json": _json_rows,
     ".csv": _csv_rows,
 }
+
+
+def file_path(path: str) -> Path:
+    """The place that a path names, `~` and all; one that can name none is a `DataError`."""
+    place = Path(path)
+    try:
+        place.expanduser().is_file()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user; too long; a null byte
+        raise DataError(f"{path[:80]!r} names no file: {error}"[:300]) from None
+    return place.expanduser()

@@ -16,7 +16,7 @@ from expunge.config import Section, parse_section
 from expunge.data import messages
 from expunge.data.examples import Document, Example, check_unique_ids
 from expunge.data.hub import hub_rows
-from expunge.data.rows import Row, read_rows
+from expunge.data.rows import Row, file_path, read_rows
 from expunge.errors import DataError
 from expunge.registry import did_you_mean
 from expunge.runs import hash_file
@@ -134,9 +134,7 @@ def read_documents(
                 "out, give their items, or say by forget.documents how many are forgotten"
             )
         documents = [document for document in documents if document.id in only]
-    return _first_documents(
-        documents, [(document.id, document.task) for document in documents], source
-    )
+    return _first_documents(documents, [(one.id, one.task) for one in documents], source)
 
 
 def source_hash(source: Source) -> str:
@@ -174,12 +172,7 @@ def locate(path: str) -> Path:
 def _place(path: str) -> Path:
     if path.startswith("data:"):
         return _data_folder(path) / path.removeprefix("data:")
-    try:
-        place = Path(path).expanduser()
-        place.is_file()
-    except (RuntimeError, OSError, ValueError) as error:  # no such user; too long; a null byte
-        raise DataError(f"{path[:80]!r} names no file: {error}"[:300]) from None
-    return place
+    return file_path(path)
 
 
 def _data_folder(path: str) -> Path:
